@@ -1,0 +1,199 @@
+#include "ops/cpu/panel/panel_conv.h"
+
+#include <algorithm>
+#include <cassert>
+
+#include "ops/cpu/panel/direct_conv.h"
+
+namespace gantry::cpu {
+namespace {
+
+// Scratch parts start on a cache line.
+int64_t RoundUp(int64_t floats) { return (floats + 15) / 16 * 16; }
+
+// A plain image on the input's side is used as it is where padding its channels to 16 would multiply the work.
+bool UsesPlainInput(const ConvGeometry& g, const ConvOptions& options) {
+  return options.input_format == ImageFormat::kPlain &&
+         PanelCount(g.in_channels * g.taps()) < PanelCount(g.in_channels) * g.taps();
+}
+
+int64_t InputFloats(const ConvGeometry& g) { return RoundUp(PanelFloats(g.batch, g.in_channels, g.in_h, g.in_w)); }
+int64_t OutputFloats(const ConvGeometry& g) { return RoundUp(PanelFloats(g.batch, g.out_channels, g.out_h, g.out_w)); }
+
+// Hands out the parts of the scratch, in one order for ScratchFloats and for the run.
+class Scratch {
+ public:
+  explicit Scratch(float* start) : next_(start) {}
+  float* Take(int64_t floats) {
+    float* part = next_;
+    next_ += RoundUp(floats);
+    return part;
+  }
+
+ private:
+  float* next_;
+};
+
+}  // namespace
+
+std::string_view Name(Direction direction) {
+  switch (direction) {
+    case Direction::kForward: return "forward";
+    case Direction::kInputGradient: return "input gradient";
+    case Direction::kWeightGradient: return "weight gradient";
+  }
+  return "unknown";
+}
+
+std::string_view Name(Algorithm algorithm) {
+  switch (algorithm) {
+    case Algorithm::kDirect: return "direct";
+  }
+  return "unknown";
+}
+
+bool PanelConv::Supports(const ConvGeometry& geometry, Direction direction, const ConvOptions& options) {
+  return Create(geometry, direction, options).ok();
+}
+
+absl::StatusOr<PanelConv> PanelConv::Create(const ConvGeometry& g, Direction direction, const ConvOptions& options) {
+  const int64_t sizes[] = {g.batch,    g.in_channels, g.out_channels, g.in_h,     g.in_w,       g.out_h,     g.out_w,
+                           g.kernel_h, g.kernel_w,    g.stride_h,     g.stride_w, g.dilation_h, g.dilation_w};
+  constexpr int64_t kLargest = int64_t{1} << 24;
+  for (int64_t size : sizes) {
+    if (size < 1 || size > kLargest) {
+      return absl::InvalidArgumentError(absl::StrFormat("convolution size %d is outside [1, %d]", size, kLargest));
+    }
+  }
+  if (std::min(g.pad_top, g.pad_left) < -kLargest || std::max(g.pad_top, g.pad_left) > kLargest) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("convolution pads %d, %d are outside [-%d, %d]", g.pad_top, g.pad_left, kLargest, kLargest));
+  }
+  // Every buffer must be indexable; the product is checked in double, which cannot overflow.
+  const double floats[] = {1.0 * g.batch * (g.in_channels + 15.0) * g.in_h * g.in_w,
+                           1.0 * g.batch * (g.out_channels + 15.0) * g.out_h * g.out_w,
+                           1.0 * (g.in_channels + 15.0) * (g.out_channels + 15.0) * g.kernel_h * g.kernel_w,
+                           1.0 * (g.in_channels + 15.0) * g.kernel_h * g.kernel_w * g.batch * 16};
+  for (double count : floats) {
+    if (count > 1e15) return absl::InvalidArgumentError(absl::StrFormat("a convolution operand has %g elements", count));
+  }
+  if (!IsaAvailable(options.isa)) {
+    return absl::UnimplementedError(
+        absl::StrFormat("this machine or build cannot run the %s panel kernels", Name(options.isa)));
+  }
+  return PanelConv(g, direction, options);
+}
+
+int64_t PanelConv::PackedWeightFloats() const {
+  const bool plain = UsesPlainInput(geometry_, options_);
+  switch (direction_) {
+    case Direction::kForward:
+      return plain ? direct::PlainForwardWeightFloats(geometry_) : direct::ForwardWeightFloats(geometry_);
+    case Direction::kInputGradient:
+      return plain ? direct::PlainInputGradientWeightFloats(geometry_) : direct::InputGradientWeightFloats(geometry_);
+    case Direction::kWeightGradient: return 0;
+  }
+  return 0;
+}
+
+void PanelConv::PackWeights(const float* weights, float* packed, int thread_count) const {
+  const bool plain = UsesPlainInput(geometry_, options_);
+  if (direction_ == Direction::kForward) {
+    (plain ? direct::PackPlainForward : direct::PackForward)(geometry_, weights, packed, thread_count);
+  } else if (direction_ == Direction::kInputGradient) {
+    (plain ? direct::PackPlainInputGradient : direct::PackInputGradient)(geometry_, weights, packed, thread_count);
+  }
+}
+
+int64_t PanelConv::ScratchFloats(int thread_count) const {
+  const bool plain = UsesPlainInput(geometry_, options_);
+  int64_t floats = 0;
+  if (options_.input_format == ImageFormat::kPlain && !plain) floats += InputFloats(geometry_);
+  if (options_.output_format == ImageFormat::kPlain) floats += OutputFloats(geometry_);
+  switch (direction_) {
+    case Direction::kForward:
+      if (plain) floats += direct::PlainForwardScratchFloats(geometry_, thread_count);
+      break;
+    case Direction::kInputGradient:
+      if (plain) floats += direct::PlainInputGradientScratchFloats(geometry_, thread_count);
+      break;
+    case Direction::kWeightGradient:
+      floats += plain ? direct::PlainWeightGradientScratchFloats(geometry_)
+                      : direct::WeightGradientScratchFloats(geometry_);
+      break;
+  }
+  return RoundUp(floats);
+}
+
+void PanelConv::Forward(const float* input, const float* packed_weights, const Epilogue& epilogue, float* output,
+                        float* scratch, int thread_count) const {
+  assert(direction_ == Direction::kForward);
+  const ConvGeometry& g = geometry_;
+  const PanelKernels& kernels = KernelsFor(options_.isa);
+  Scratch parts(scratch);
+  const bool plain = UsesPlainInput(g, options_);
+  if (options_.input_format == ImageFormat::kPlain && !plain) {
+    float* panels = parts.Take(InputFloats(g));
+    PlainToPanel(input, g.batch, g.in_channels, g.in_h, g.in_w, panels, thread_count);
+    input = panels;
+  }
+  const bool plain_output = options_.output_format == ImageFormat::kPlain;
+  float* result = plain_output ? parts.Take(OutputFloats(g)) : output;
+  if (plain) {
+    direct::PlainForward(g, kernels, input, packed_weights, epilogue, result,
+                         parts.Take(direct::PlainForwardScratchFloats(g, thread_count)), thread_count);
+  } else {
+    direct::Forward(g, kernels, input, packed_weights, epilogue, result, thread_count);
+  }
+  if (plain_output) PanelToPlain(result, g.batch, g.out_channels, g.out_h, g.out_w, output, thread_count);
+}
+
+void PanelConv::InputGradient(const float* output_gradient, const float* packed_weights, const Epilogue& epilogue,
+                              float* input_gradient, float* scratch, int thread_count) const {
+  assert(direction_ == Direction::kInputGradient);
+  const ConvGeometry& g = geometry_;
+  const PanelKernels& kernels = KernelsFor(options_.isa);
+  Scratch parts(scratch);
+  if (options_.output_format == ImageFormat::kPlain) {
+    float* panels = parts.Take(OutputFloats(g));
+    PlainToPanel(output_gradient, g.batch, g.out_channels, g.out_h, g.out_w, panels, thread_count);
+    output_gradient = panels;
+  }
+  if (UsesPlainInput(g, options_)) {
+    direct::PlainInputGradient(g, kernels, output_gradient, packed_weights, epilogue, input_gradient,
+                               parts.Take(direct::PlainInputGradientScratchFloats(g, thread_count)), thread_count);
+    return;
+  }
+  const bool plain_result = options_.input_format == ImageFormat::kPlain;
+  float* result = plain_result ? parts.Take(InputFloats(g)) : input_gradient;
+  direct::InputGradient(g, kernels, output_gradient, packed_weights, epilogue, result, thread_count);
+  if (plain_result) PanelToPlain(result, g.batch, g.in_channels, g.in_h, g.in_w, input_gradient, thread_count);
+}
+
+void PanelConv::WeightGradient(const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
+                               float* scratch, int thread_count) const {
+  assert(direction_ == Direction::kWeightGradient);
+  const ConvGeometry& g = geometry_;
+  const PanelKernels& kernels = KernelsFor(options_.isa);
+  Scratch parts(scratch);
+  const bool plain = UsesPlainInput(g, options_);
+  if (options_.input_format == ImageFormat::kPlain && !plain) {
+    float* panels = parts.Take(InputFloats(g));
+    PlainToPanel(input, g.batch, g.in_channels, g.in_h, g.in_w, panels, thread_count);
+    input = panels;
+  }
+  if (options_.output_format == ImageFormat::kPlain) {
+    float* panels = parts.Take(OutputFloats(g));
+    PlainToPanel(output_gradient, g.batch, g.out_channels, g.out_h, g.out_w, panels, thread_count);
+    output_gradient = panels;
+  }
+  if (plain) {
+    direct::PlainWeightGradient(g, kernels, input, output_gradient, accumulate, weight_gradient,
+                                parts.Take(direct::PlainWeightGradientScratchFloats(g)), thread_count);
+  } else {
+    direct::WeightGradient(g, kernels, input, output_gradient, accumulate, weight_gradient,
+                           parts.Take(direct::WeightGradientScratchFloats(g)), thread_count);
+  }
+}
+
+}  // namespace gantry::cpu

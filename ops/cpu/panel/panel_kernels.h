@@ -1,0 +1,40 @@
+// The inner loops of the panel kernels, one table per instruction set. All pointers are to f32; rows of 16 floats are
+// 64-byte aligned. Nothing here allocates or starts threads.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cpu/panel/panel_isa.h"
+
+namespace gantry::cpu {
+
+// What happens to a finished result: + bias[channel], then v > 0 ? v : slope * v.
+struct Epilogue {
+  const float* bias = nullptr;  // null: no bias
+  float slope = 1.0f;           // 1: no activation, 0: relu
+};
+
+// Panels of 16 k that one gemm call sums: B is then 16 KiB and stays in the first-level cache over the rows of A.
+inline constexpr int64_t kChunkPanels = 16;
+
+struct PanelKernels {
+  // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][row * 16 + k] * b[b_offsets[i] + k * 16 + 0..16),
+  // then bias[0..16) where bias is not null and the activation where slope != 1. Rows of c are 16 floats apart.
+  void (*gemm)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, const int64_t* b_offsets,
+               int64_t k_count, float* c, bool accumulate, const float* bias, float slope);
+  // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16), rows <= 16.
+  void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
+                          int64_t k_count, float* c, bool accumulate);
+};
+
+// The table of `isa`, which must be available.
+const PanelKernels& KernelsFor(Isa isa);
+
+// One per translation unit; reached through KernelsFor.
+extern const PanelKernels kPortableKernels;
+#if defined(GANTRY_PANEL_X86)
+extern const PanelKernels kAvx2Kernels;
+extern const PanelKernels kAvx512Kernels;
+#endif
+
+}  // namespace gantry::cpu

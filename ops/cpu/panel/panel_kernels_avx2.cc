@@ -1,0 +1,18 @@
+#include "ops/cpu/panel/panel_kernels.h"
+
+namespace gantry::cpu {
+namespace {
+
+constexpr int kVectorFloats = 8;
+constexpr int kTileRows = 6;
+
+#include "ops/cpu/panel/gemm_kernels.inc"
+
+}  // namespace
+
+const PanelKernels kAvx2Kernels = {
+    .gemm = Gemm,
+    .gemm_transposed = GemmTransposed,
+};
+
+}  // namespace gantry::cpu

@@ -1,0 +1,18 @@
+#include "ops/cpu/panel/panel_kernels.h"
+
+namespace gantry::cpu {
+namespace {
+
+constexpr int kVectorFloats = 16;
+constexpr int kTileRows = 16;
+
+#include "ops/cpu/panel/gemm_kernels.inc"
+
+}  // namespace
+
+const PanelKernels kAvx512Kernels = {
+    .gemm = Gemm,
+    .gemm_transposed = GemmTransposed,
+};
+
+}  // namespace gantry::cpu

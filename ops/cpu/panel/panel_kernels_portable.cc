@@ -1,0 +1,18 @@
+#include "ops/cpu/panel/panel_kernels.h"
+
+namespace gantry::cpu {
+namespace {
+
+constexpr int kVectorFloats = 4;
+constexpr int kTileRows = 2;
+
+#include "ops/cpu/panel/gemm_kernels.inc"
+
+}  // namespace
+
+const PanelKernels kPortableKernels = {
+    .gemm = Gemm,
+    .gemm_transposed = GemmTransposed,
+};
+
+}  // namespace gantry::cpu

@@ -1,0 +1,346 @@
+// The panel convolutions against a plain loop in double, in all directions, formats, algorithms and instruction sets.
+#include "ops/cpu/panel/panel_conv.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace gantry::cpu {
+namespace {
+
+constexpr float kCanary = 12345.0f;
+
+// 64-byte aligned floats, filled with NaN, with a guard behind them that shows writes past the end.
+class Floats {
+ public:
+  explicit Floats(int64_t count) : count_(count), data_(Allocate(count + 16), &std::free) {
+    std::fill_n(data_.get(), count, std::nanf(""));
+    std::fill_n(data_.get() + count, 16, kCanary);
+  }
+  ~Floats() {
+    for (int64_t i = 0; i < 16; ++i) EXPECT_EQ(data_.get()[count_ + i], kCanary) << "written past the end";
+  }
+  Floats(Floats&&) = delete;
+  float* data() { return data_.get(); }
+  float& operator[](int64_t i) { return data_.get()[i]; }
+  int64_t count() const { return count_; }
+
+ private:
+  static float* Allocate(int64_t count) {
+    return static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>((count * 4 + 63) / 64 * 64)));
+  }
+  int64_t count_;
+  std::unique_ptr<float, decltype(&std::free)> data_;
+};
+
+std::vector<float> Random(int64_t count, std::mt19937& random) {
+  std::normal_distribution<float> normal;
+  std::vector<float> values(count);
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// Calls visit(input index, output index, weight index) for every product of the convolution.
+template <typename Visit>
+void ForEachProduct(const ConvGeometry& g, const Visit& visit) {
+  for (int64_t n = 0; n < g.batch; ++n) {
+    for (int64_t o = 0; o < g.out_channels; ++o) {
+      for (int64_t y = 0; y < g.out_h; ++y) {
+        for (int64_t x = 0; x < g.out_w; ++x) {
+          const int64_t output = ((n * g.out_channels + o) * g.out_h + y) * g.out_w + x;
+          for (int64_t c = 0; c < g.in_channels; ++c) {
+            for (int64_t ky = 0; ky < g.kernel_h; ++ky) {
+              for (int64_t kx = 0; kx < g.kernel_w; ++kx) {
+                const int64_t in_y = y * g.stride_h - g.pad_top + ky * g.dilation_h;
+                const int64_t in_x = x * g.stride_w - g.pad_left + kx * g.dilation_w;
+                if (in_y < 0 || in_y >= g.in_h || in_x < 0 || in_x >= g.in_w) continue;
+                visit(((n * g.in_channels + c) * g.in_h + in_y) * g.in_w + in_x, output,
+                      ((o * g.in_channels + c) * g.kernel_h + ky) * g.kernel_w + kx);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+struct Problem {
+  ConvGeometry g;
+  std::vector<float> input, weights, output;  // `output` is the output gradient where that is an operand
+
+  Problem(const ConvGeometry& geometry, std::mt19937& random)
+      : g(geometry),
+        input(Random(g.batch * g.in_channels * g.in_h * g.in_w, random)),
+        weights(Random(g.weight_count(), random)),
+        output(Random(g.batch * g.out_channels * g.out_h * g.out_w, random)) {}
+
+  // The result in double and, per element, the sum of the magnitudes that rounding scales with.
+  void Solve(Direction direction, std::vector<double>& result, std::vector<double>& scale) const {
+    const auto size = direction == Direction::kForward         ? output.size()
+                      : direction == Direction::kInputGradient ? input.size()
+                                                               : weights.size();
+    result.assign(size, 0.0);
+    scale.assign(size, 0.0);
+    ForEachProduct(g, [&](int64_t in, int64_t out, int64_t weight) {
+      const double product = direction == Direction::kForward         ? 1.0 * input[in] * weights[weight]
+                             : direction == Direction::kInputGradient ? 1.0 * output[out] * weights[weight]
+                                                                      : 1.0 * input[in] * output[out];
+      const int64_t at = direction == Direction::kForward ? out : direction == Direction::kInputGradient ? in : weight;
+      result[at] += product;
+      scale[at] += std::abs(product);
+    });
+  }
+};
+
+std::string Describe(const ConvGeometry& g) {
+  return absl::StrFormat("n%d c%d o%d in %dx%d out %dx%d k%dx%d s%dx%d p%d,%d d%dx%d", g.batch, g.in_channels,
+                         g.out_channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.stride_h, g.stride_w,
+                         g.pad_top, g.pad_left, g.dilation_h, g.dilation_w);
+}
+
+// Runs `direction` with operands in the formats of `options`; `bias` and `slope` are the epilogue of the image directions.
+std::vector<float> Compute(const Problem& p, Direction direction, const ConvOptions& options, const std::vector<float>& bias,
+                       float slope, int threads) {
+  const ConvGeometry& g = p.g;
+  absl::StatusOr<PanelConv> conv = PanelConv::Create(g, direction, options);
+  EXPECT_TRUE(conv.ok()) << conv.status();
+  const int64_t input_count = options.input_format == ImageFormat::kPanel
+                                  ? PanelFloats(g.batch, g.in_channels, g.in_h, g.in_w)
+                                  : static_cast<int64_t>(p.input.size());
+  const int64_t output_count = options.output_format == ImageFormat::kPanel
+                                   ? PanelFloats(g.batch, g.out_channels, g.out_h, g.out_w)
+                                   : static_cast<int64_t>(p.output.size());
+  Floats input(input_count), output(output_count), packed(conv->PackedWeightFloats());
+  Floats scratch(conv->ScratchFloats(threads)), weights(g.weight_count());
+  const Epilogue epilogue{bias.empty() ? nullptr : bias.data(), slope};
+  if (direction != Direction::kInputGradient) {
+    if (options.input_format == ImageFormat::kPanel) {
+      PlainToPanel(p.input.data(), g.batch, g.in_channels, g.in_h, g.in_w, input.data(), threads);
+    } else {
+      std::copy(p.input.begin(), p.input.end(), input.data());
+    }
+  }
+  if (direction != Direction::kForward) {
+    if (options.output_format == ImageFormat::kPanel) {
+      PlainToPanel(p.output.data(), g.batch, g.out_channels, g.out_h, g.out_w, output.data(), threads);
+    } else {
+      std::copy(p.output.begin(), p.output.end(), output.data());
+    }
+  }
+  if (direction != Direction::kWeightGradient) {
+    std::copy(p.weights.begin(), p.weights.end(), weights.data());
+    conv->PackWeights(weights.data(), packed.data(), threads);
+  }
+  const auto plain = [&](Floats& image, ImageFormat format, int64_t channels, int64_t h, int64_t w) {
+    std::vector<float> result(g.batch * channels * h * w);
+    if (format == ImageFormat::kPanel) {
+      for (int64_t pixel = 0; pixel < h * w; ++pixel) {
+        for (int64_t n = 0; n < g.batch; ++n) {
+          for (int64_t c = channels; c < PanelCount(channels) * 16; ++c) {
+            EXPECT_EQ(image[((pixel * PanelCount(channels) + c / 16) * g.batch + n) * 16 + c % 16], 0.0f) << "channel tail";
+          }
+        }
+      }
+      PanelToPlain(image.data(), g.batch, channels, h, w, result.data(), 1);
+    } else {
+      std::copy_n(image.data(), result.size(), result.begin());
+    }
+    return result;
+  };
+  switch (direction) {
+    case Direction::kForward:
+      conv->Forward(input.data(), packed.data(), epilogue, output.data(), scratch.data(), threads);
+      return plain(output, options.output_format, g.out_channels, g.out_h, g.out_w);
+    case Direction::kInputGradient:
+      conv->InputGradient(output.data(), packed.data(), epilogue, input.data(), scratch.data(), threads);
+      return plain(input, options.input_format, g.in_channels, g.in_h, g.in_w);
+    case Direction::kWeightGradient:
+      conv->WeightGradient(input.data(), output.data(), false, weights.data(), scratch.data(), threads);
+      return std::vector<float>(weights.data(), weights.data() + weights.count());
+  }
+  return {};
+}
+
+// Largest |f32 - double| over the sum of magnitudes that a result may show.
+constexpr double kTolerance = 2e-6;
+
+void Check(const Problem& p, Direction direction, const ConvOptions& options, bool with_epilogue, int threads,
+           std::mt19937& random) {
+  std::vector<double> expected, scale;
+  p.Solve(direction, expected, scale);
+  std::vector<float> bias;
+  float slope = 1.0f;
+  if (with_epilogue && direction != Direction::kWeightGradient) {
+    const int64_t channels = direction == Direction::kForward ? p.g.out_channels : p.g.in_channels;
+    const int64_t plane = static_cast<int64_t>(expected.size()) / channels / p.g.batch;
+    bias = Random(channels, random);
+    slope = 0.2f;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const double shift = bias[static_cast<int64_t>(i) / plane % channels];
+      const double value = expected[i] + shift;
+      scale[i] += std::abs(shift);
+      expected[i] = value > 0 ? value : slope * value;
+    }
+  }
+  const std::vector<float> actual = Compute(p, direction, options, bias, slope, threads);
+  ASSERT_EQ(actual.size(), expected.size());
+  for (size_t i = 0; i < actual.size(); ++i) {
+    ASSERT_NEAR(actual[i], expected[i], kTolerance * scale[i] + 1e-30)
+        << Name(direction) << " " << Name(options.algorithm) << " " << Name(options.isa) << " element " << i << " "
+        << Describe(p.g) << " threads " << threads;
+  }
+}
+
+std::vector<Isa> AvailableIsas() {
+  std::vector<Isa> isas;
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512}) {
+    if (IsaAvailable(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
+
+ConvGeometry RandomGeometry(std::mt19937& random) {
+  const auto pick = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  for (;;) {
+    ConvGeometry g{.batch = pick(0, 3) == 0 ? pick(1, 70) : pick(1, 9),
+                   .in_channels = pick(1, 40),
+                   .out_channels = pick(1, 40),
+                   .in_h = pick(1, 9),
+                   .in_w = pick(1, 9),
+                   .kernel_h = pick(1, 4),
+                   .kernel_w = pick(1, 5),
+                   .stride_h = pick(1, 3),
+                   .stride_w = pick(1, 3),
+                   .pad_top = pick(0, 2),
+                   .pad_left = pick(0, 3),
+                   .dilation_h = pick(1, 2),
+                   .dilation_w = pick(1, 3)};
+    const int64_t height = g.in_h + g.pad_top + pick(0, 2) - (g.kernel_h - 1) * g.dilation_h;
+    const int64_t width = g.in_w + g.pad_left + pick(0, 3) - (g.kernel_w - 1) * g.dilation_w;
+    if (height < 1 || width < 1) continue;
+    g.out_h = (height - 1) / g.stride_h + 1;
+    g.out_w = (width - 1) / g.stride_w + 1;
+    if (g.flops() < 2e7) return g;
+  }
+}
+
+constexpr Direction kDirections[] = {Direction::kForward, Direction::kInputGradient, Direction::kWeightGradient};
+
+TEST(PanelLayoutTest, ReorderMatchesDefinition) {
+  std::mt19937 random(1);
+  for (const auto& [batch, channels, height, width] :
+       {std::array<int64_t, 4>{1, 1, 1, 1}, {3, 17, 5, 7}, {64, 3, 4, 4}, {2, 48, 1, 33}, {70, 16, 2, 3}}) {
+    const std::vector<float> plain = Random(batch * channels * height * width, random);
+    Floats panel(PanelFloats(batch, channels, height, width));
+    PlainToPanel(plain.data(), batch, channels, height, width, panel.data(), 2);
+    for (int64_t n = 0; n < batch; ++n) {
+      for (int64_t c = 0; c < PanelCount(channels) * 16; ++c) {
+        for (int64_t p = 0; p < height * width; ++p) {
+          const float expected = c < channels ? plain[(n * channels + c) * height * width + p] : 0.0f;
+          ASSERT_EQ(panel[((p * PanelCount(channels) + c / 16) * batch + n) * 16 + c % 16], expected);
+        }
+      }
+    }
+    std::vector<float> back(plain.size());
+    PanelToPlain(panel.data(), batch, channels, height, width, back.data(), 2);
+    EXPECT_EQ(back, plain);
+  }
+}
+
+TEST(PanelConvTest, DirectMatchesPlainLoopOnRandomGeometries) {
+  std::mt19937 random(2);
+  for (Isa isa : AvailableIsas()) {
+    for (int trial = 0; trial < 60; ++trial) {
+      const Problem problem(RandomGeometry(random), random);
+      ConvOptions options{.isa = isa};
+      if (trial % 4 == 1) options.input_format = ImageFormat::kPlain;
+      if (trial % 4 == 2) options.output_format = ImageFormat::kPlain;
+      if (trial % 8 == 3) options.input_format = options.output_format = ImageFormat::kPlain;
+      for (Direction direction : kDirections) Check(problem, direction, options, trial % 2 == 0, 1 + trial % 3, random);
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(PanelConvTest, PlainImagesOfFewChannels) {
+  std::mt19937 random(3);
+  for (Isa isa : AvailableIsas()) {
+    for (int64_t channels : {1, 3, 5}) {
+      for (int64_t kernel : {3, 4}) {
+        const Problem problem({.batch = 9, .in_channels = channels, .out_channels = 33, .in_h = 10, .in_w = 12, .out_h = 5,
+                               .out_w = 6, .kernel_h = kernel, .kernel_w = kernel, .stride_h = 2, .stride_w = 2,
+                               .pad_top = 1, .pad_left = 1},
+                              random);
+        for (Direction direction : kDirections) {
+          Check(problem, direction, {.input_format = ImageFormat::kPlain, .isa = isa}, kernel == 4, 2, random);
+        }
+      }
+    }
+  }
+}
+
+TEST(PanelConvTest, HeadOfOneChannelAndFirstLayerOfAGenerator) {
+  std::mt19937 random(4);
+  const Problem head({.batch = 17, .in_channels = 64, .out_channels = 1, .in_h = 4, .in_w = 4, .kernel_h = 4, .kernel_w = 4},
+                     random);
+  const Problem first({.batch = 17, .in_channels = 80, .out_channels = 100, .in_h = 4, .in_w = 4, .kernel_h = 4, .kernel_w = 4},
+                      random);
+  for (Isa isa : AvailableIsas()) {
+    for (Direction direction : kDirections) {
+      Check(head, direction, {.output_format = ImageFormat::kPlain, .isa = isa}, true, 2, random);
+      Check(first, direction, {.output_format = ImageFormat::kPlain, .isa = isa}, true, 2, random);
+    }
+  }
+}
+
+TEST(PanelConvTest, WeightGradientAccumulates) {
+  std::mt19937 random(5);
+  const Problem problem({.batch = 5, .in_channels = 3, .out_channels = 20, .in_h = 6, .in_w = 6, .out_h = 3, .out_w = 3,
+                         .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1},
+                        random);
+  for (ImageFormat format : {ImageFormat::kPlain, ImageFormat::kPanel}) {
+    const ConvOptions options{.input_format = format, .output_format = ImageFormat::kPlain};
+    const std::vector<float> once = Compute(problem, Direction::kWeightGradient, options, {}, 1.0f, 1);
+    const PanelConv conv = *PanelConv::Create(problem.g, Direction::kWeightGradient, options);
+    std::vector<float> input = problem.input;
+    if (format == ImageFormat::kPanel) {
+      input.resize(PanelFloats(5, 3, 6, 6));
+      PlainToPanel(problem.input.data(), 5, 3, 6, 6, input.data(), 1);
+    }
+    Floats scratch(conv.ScratchFloats(2)), sum(problem.g.weight_count());
+    std::fill_n(sum.data(), sum.count(), 10.0f);
+    conv.WeightGradient(input.data(), problem.output.data(), true, sum.data(), scratch.data(), 2);
+    for (int64_t i = 0; i < sum.count(); ++i) ASSERT_EQ(sum[i], 10.0f + once[i]);
+  }
+}
+
+TEST(PanelConvTest, ThreadsDoNotChangeABit) {
+  std::mt19937 random(6);
+  for (int trial = 0; trial < 12; ++trial) {
+    const Problem problem(RandomGeometry(random), random);
+    const ConvOptions options{.input_format = trial % 2 == 0 ? ImageFormat::kPlain : ImageFormat::kPanel};
+    for (Direction direction : kDirections) {
+      EXPECT_EQ(Compute(problem, direction, options, {}, 0.1f, 1), Compute(problem, direction, options, {}, 0.1f, 5));
+    }
+  }
+}
+
+TEST(PanelConvTest, RejectsImpossibleSizes) {
+  EXPECT_EQ(PanelConv::Create({.batch = 0}, Direction::kForward, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(PanelConv::Create({.stride_h = -1}, Direction::kForward, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(PanelConv::Create({.batch = 1 << 20, .in_channels = 1 << 20, .in_h = 1 << 20}, Direction::kForward, {})
+                .status()
+                .code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+}  // namespace
+}  // namespace gantry::cpu

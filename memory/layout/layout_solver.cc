@@ -1,0 +1,101 @@
+#include "memory/layout/layout_solver.h"
+
+#include <algorithm>
+#include <limits>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/time/clock.h"
+#include "memory/layout/layout_check.h"
+#include "memory/layout/layout_greedy.h"
+#include "memory/layout/layout_items.h"
+#include "memory/status.h"
+
+namespace gantry {
+namespace {
+
+// The best layout so far and what may still be spent.
+class Attempt {
+ public:
+  Attempt(const LayoutItems& items, const LayoutOptions& options)
+      : items_(items),
+        options_(options),
+        goal_(std::max(items.lower_bound, options.capacity.value_or(0))),
+        deadline_(options.time_limit ? absl::Now() + *options.time_limit : absl::InfiniteFuture()) {}
+
+  bool done() const {
+    return best_.height <= goal_ || work_ >= options_.work_limit ||
+           (options_.time_limit && absl::Now() >= deadline_);
+  }
+
+  void TryGreedyOrders() {
+    for (const GreedyFit fit : {GreedyFit::kBest, GreedyFit::kFirst}) {
+      for (const GreedyOrder order : {GreedyOrder::kSize, GreedyOrder::kDuration, GreedyOrder::kArea, GreedyOrder::kStart,
+                                      GreedyOrder::kEnd, GreedyOrder::kLoad}) {
+        const bool first = best_.offsets.empty();
+        if (!first && done()) return;
+        const int64_t ceiling = first ? std::numeric_limits<int64_t>::max() : best_.height - 1;
+        GreedyResult result = PlaceGreedily(items_, MakeGreedyOrder(items_, order), fit, ceiling, work_);
+        if (!result.complete) continue;
+        best_.offsets = std::move(result.offsets);
+        best_.height = result.height;
+        best_.method = absl::StrCat("greedy ", ToAbsl(GreedyOrderName(order)),
+                                    fit == GreedyFit::kBest ? " best-fit" : " first-fit");
+      }
+    }
+  }
+
+  // The best layout, its offsets given to buffers instead of items.
+  Layout TakeLayout() {
+    Layout layout = std::move(best_);
+    std::vector<int64_t> offsets;
+    offsets.reserve(items_.item_of_buffer.size());
+    for (const int32_t item : items_.item_of_buffer) offsets.push_back(item < 0 ? 0 : layout.offsets[item]);
+    layout.offsets = std::move(offsets);
+    layout.lower_bound = items_.lower_bound;
+    layout.optimal = layout.height == layout.lower_bound;
+    layout.work = work_;
+    return layout;
+  }
+
+ private:
+  const LayoutItems& items_;
+  const LayoutOptions& options_;
+  const int64_t goal_;
+  const absl::Time deadline_;
+  Layout best_{.height = std::numeric_limits<int64_t>::max()};
+  int64_t work_ = 0;
+};
+
+// kInvalidArgument if two buffers with fixed offsets, their own or their alias group's, collide.
+absl::Status CheckFixedOffsets(const LayoutProblem& problem, const LayoutItems& items) {
+  if (!items.has_fixed) return absl::OkStatus();
+  LayoutProblem fixed;
+  std::vector<int64_t> offsets;
+  for (size_t i = 0; i < problem.buffers.size(); ++i) {
+    const int32_t item = items.item_of_buffer[i];
+    if (item < 0 || items.items[item].fixed_offset < 0) continue;
+    fixed.buffers.push_back(problem.buffers[i]);
+    fixed.names.push_back(problem.Name(i));
+    offsets.push_back(items.items[item].fixed_offset);
+  }
+  return Annotate(CheckLayoutOffsets(fixed, offsets), "fixed offsets");
+}
+
+}  // namespace
+
+absl::StatusOr<Layout> SolveLayout(const LayoutProblem& problem, const LayoutOptions& options) {
+  GANTRY_RETURN_IF_ERROR(ValidateLayoutProblem(problem));
+  const LayoutItems items = MakeLayoutItems(problem);
+  GANTRY_RETURN_IF_ERROR(CheckFixedOffsets(problem, items));
+  Attempt attempt(items, options);
+  attempt.TryGreedyOrders();
+  Layout layout = attempt.TakeLayout();
+  for (size_t i = 0; i < problem.buffers.size(); ++i) {
+    if (items.item_of_buffer[i] < 0) layout.offsets[i] = problem.buffers[i].fixed_offset.value_or(0);
+  }
+  return layout;
+}
+
+}  // namespace gantry

@@ -20,7 +20,9 @@ const T* FindTyped(const Attributes& attributes, std::string_view name) {
 
 absl::Status CheckRange(std::string_view name, int64_t value, int64_t min, int64_t max) {
   if (value >= min && value <= max) return absl::OkStatus();
-  if (max == kNoLimit) return absl::InvalidArgumentError(absl::StrFormat("attribute '%s' is %d; it must be at least %d", name, value, min));
+  if (max == kNoLimit)
+    return absl::InvalidArgumentError(
+        absl::StrFormat("attribute '%s' is %d; it must be at least %d", name, value, min));
   return absl::InvalidArgumentError(
       absl::StrFormat("attribute '%s' is %d; it must be from %d to %d", name, value, min, max));
 }
@@ -37,7 +39,8 @@ std::string Describe(Inputs inputs) {
 
 absl::Status CheckShape(const Shape& shape) {
   if (shape.rank() > kMaxRank) {
-    return absl::InvalidArgumentError(absl::StrFormat("a shape of %d dimensions; at most %d are supported", shape.rank(), kMaxRank));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("a shape of %d dimensions; at most %d are supported", shape.rank(), kMaxRank));
   }
   int64_t count = 1;
   for (int axis = 0; axis < shape.rank(); ++axis) {
@@ -46,8 +49,8 @@ absl::Status CheckShape(const Shape& shape) {
     }
     const int64_t dim = std::max<int64_t>(shape[axis], 1);
     if (dim > kMaxElements / count) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("shape %s has more than %d elements, the most a tensor may have", shape.ToString(), kMaxElements));
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "shape %s has more than %d elements, the most a tensor may have", shape.ToString(), kMaxElements));
     }
     count *= dim;
   }
@@ -137,11 +140,12 @@ absl::StatusOr<std::string> StringAttribute(const Attributes& attributes, std::s
   if (std::find(allowed.begin(), allowed.end(), *value) != allowed.end()) return *value;
   std::string names;
   for (std::string_view one : allowed) absl::StrAppend(&names, names.empty() ? "" : ", ", ToAbsl(one));
-  return absl::InvalidArgumentError(absl::StrFormat("attribute '%s' is '%s'; known are %s", name, value->substr(0, 64), names));
+  return absl::InvalidArgumentError(
+      absl::StrFormat("attribute '%s' is '%s'; known are %s", name, value->substr(0, 64), names));
 }
 
-absl::StatusOr<std::vector<int64_t>> IntsAttribute(const Attributes& attributes, std::string_view name, int size, int64_t min,
-                                                   int64_t max) {
+absl::StatusOr<std::vector<int64_t>> IntsAttribute(const Attributes& attributes, std::string_view name, int size,
+                                                   int64_t min, int64_t max) {
   const auto* values = FindTyped<std::vector<int64_t>>(attributes, name);
   if (values == nullptr) return Missing(name, "a list of integers");
   const auto count = static_cast<int>(std::min<size_t>(values->size(), 1000));
@@ -184,7 +188,8 @@ absl::StatusOr<std::vector<int>> AxesAttribute(const Attributes& attributes, std
   }
   std::sort(axes.begin(), axes.end());
   if (std::adjacent_find(axes.begin(), axes.end()) != axes.end()) {
-    return absl::InvalidArgumentError(absl::StrFormat("attribute '%s' names an axis twice: [%s]", name, absl::StrJoin(given, ",")));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("attribute '%s' names an axis twice: [%s]", name, absl::StrJoin(given, ",")));
   }
   return axes;
 }

@@ -95,5 +95,6 @@ std::vector<OpDefinition> NormalizationOps();
 std::vector<OpDefinition> IndexOps();
 std::vector<OpDefinition> RandomOps();
 std::vector<OpDefinition> OptimizerOps();
+std::vector<OpDefinition> PanelOps();
 
 }  // namespace gantry

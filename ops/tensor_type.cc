@@ -69,11 +69,11 @@ absl::StatusOr<Shape> BroadcastShapes(const Shape& a, const Shape& b) {
   return Shape(std::move(dims));
 }
 
-std::string_view Name(Layout layout) { return layout == Layout::kPlain ? "plain" : "panel"; }
+std::string_view Name(TensorLayout layout) { return layout == TensorLayout::kPlain ? "plain" : "panel"; }
 
 int64_t TensorType::size_bytes() const {
   const auto element_bytes = static_cast<int64_t>(SizeBytes(dtype));
-  if (layout == Layout::kPanel) {
+  if (layout == TensorLayout::kPanel) {
     return element_bytes * shape[0] * ((shape[1] + 15) / 16 * 16) * shape[2] * shape[3];
   }
   return element_bytes * shape.element_count();
@@ -81,7 +81,7 @@ int64_t TensorType::size_bytes() const {
 
 std::string TensorType::ToString() const {
   std::string text = absl::StrCat(ToAbsl(Name(dtype)), shape.ToString());
-  if (layout != Layout::kPlain) absl::StrAppend(&text, ":", ToAbsl(Name(layout)));
+  if (layout != TensorLayout::kPlain) absl::StrAppend(&text, ":", ToAbsl(Name(layout)));
   return text;
 }
 

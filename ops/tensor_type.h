@@ -51,16 +51,16 @@ absl::StatusOr<int> NormalizeAxis(int64_t axis, int rank);
 absl::StatusOr<Shape> BroadcastShapes(const Shape& a, const Shape& b);
 
 // How the elements of a shape lie in memory.
-enum class Layout : uint8_t {
+enum class TensorLayout : uint8_t {
   kPlain,  // row-major
   kPanel,  // [N,C,H,W] f32 as [H][W][ceil(C/16)][N][16], the channel tail zero (ops/cpu/panel/panel_layout.h)
 };
-std::string_view Name(Layout layout);
+std::string_view Name(TensorLayout layout);
 
 struct TensorType {
   DataType dtype = DataType::kF32;
   Shape shape;
-  Layout layout = Layout::kPlain;
+  TensorLayout layout = TensorLayout::kPlain;
 
   int64_t element_count() const { return shape.element_count(); }
   // Bytes of memory, padding of the layout included.

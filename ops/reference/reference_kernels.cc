@@ -19,7 +19,7 @@ class ReferenceLibrary final : public KernelLibrary {
   absl::StatusOr<std::unique_ptr<Kernel>> Make(const KernelRequest& request) const override {
     for (std::span<const TensorType> types : {request.inputs, request.outputs}) {
       for (const TensorType& type : types) {
-        if (type.layout != Layout::kPlain) return std::unique_ptr<Kernel>();
+        if (type.layout != TensorLayout::kPlain) return std::unique_ptr<Kernel>();
       }
     }
     const auto maker = makers_.find(request.op.name);

@@ -110,6 +110,10 @@ void Program::NameValue(ValueId value, std::string_view name) {
   }
 }
 
+void Program::SetLayout(ValueId value, TensorLayout layout) {
+  if (value >= 0 && value < static_cast<ValueId>(values_.size())) values_[value].type.layout = layout;
+}
+
 int Program::Label(std::string_view text) {
   const auto label = std::find(labels_.begin(), labels_.end(), text);
   if (label != labels_.end()) return static_cast<int>(label - labels_.begin());
@@ -208,6 +212,7 @@ void ProgramCopier::Copy(OpId id) {
   const std::vector<ValueId> outputs = target_.Emit(op.definition->name, inputs, op.attributes);
   for (size_t index = 0; index < op.outputs.size(); ++index) {
     map_[op.outputs[index]] = outputs[index];
+    target_.SetLayout(outputs[index], source_.TypeOf(op.outputs[index]).layout);
     target_.NameValue(outputs[index], source_.values()[op.outputs[index]].name);
   }
 }

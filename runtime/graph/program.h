@@ -84,6 +84,9 @@ class Program final : public Builder {
   // Gives a computed value a name for dumps and errors; an existing name stays.
   void NameValue(ValueId value, std::string_view name);
 
+  // The memory layout of a computed value, plain unless lowering says otherwise.
+  void SetLayout(ValueId value, TensorLayout layout);
+
   // Labels of the ops emitted from now on.
   void SetPhase(std::string_view phase) { phase_ = Label(phase); }
   void SetNetwork(std::string_view network) { network_ = Label(network); }

@@ -1,0 +1,199 @@
+#include <map>
+
+#include "runtime/plan/plan.h"
+
+namespace gantry {
+namespace {
+
+// Who wrote each byte of the arena last, as disjoint intervals. A writer is a content number.
+class Ownership {
+ public:
+  explicit Ownership(int64_t bytes) { intervals_[0] = {bytes, -1}; }
+
+  void Write(int64_t begin, int64_t end, int content) {
+    if (begin == end) return;
+    Split(begin);
+    Split(end);
+    intervals_.erase(intervals_.lower_bound(begin), intervals_.lower_bound(end));
+    intervals_[begin] = {end, content};
+  }
+
+  // The first content in [begin, end) that is not `content`, or `content` where it has all of it.
+  int Intruder(int64_t begin, int64_t end, int content) const {
+    if (begin == end) return content;
+    for (auto place = std::prev(intervals_.upper_bound(begin)); place != intervals_.end() && place->first < end; ++place) {
+      if (place->second.content != content) return place->second.content;
+    }
+    return content;
+  }
+
+ private:
+  struct Interval {
+    int64_t end;
+    int content;
+  };
+  void Split(int64_t at) {
+    const auto after = intervals_.upper_bound(at);
+    if (after == intervals_.begin()) return;
+    const auto place = std::prev(after);
+    if (place->first == at || place->second.end <= at) return;
+    const Interval tail = place->second;
+    place->second.end = at;
+    intervals_[at] = tail;
+  }
+  std::map<int64_t, Interval> intervals_;
+};
+
+class Verifier {
+ public:
+  explicit Verifier(const Plan& plan)
+      : plan_(plan), program_(plan.program), owner_(plan.arena_bytes), content_(program_.values().size(), -1) {}
+
+  absl::Status Run() {
+    for (ValueId input : program_.inputs()) GANTRY_RETURN_IF_ERROR(Place(input, "input"));
+    for (const State& state : program_.states()) GANTRY_RETURN_IF_ERROR(Place(state.first, "state"));
+    std::vector<bool> done(program_.ops().size(), false);
+    for (const PlannedOp& step : plan_.schedule) {
+      if (step.op < 0 || step.op >= static_cast<OpId>(done.size()) || done[step.op]) {
+        return absl::InternalError(absl::StrFormat("the schedule runs op %d twice, or it does not exist", step.op));
+      }
+      done[step.op] = true;
+      GANTRY_RETURN_IF_ERROR(Annotate(RunOp(step), program_.Describe(step.op)));
+    }
+    for (size_t op = 0; op < done.size(); ++op) {
+      if (!done[op]) return absl::InternalError(absl::StrFormat("%s is not in the schedule", program_.Describe(op)));
+    }
+    for (const NamedValue& output : program_.outputs()) {
+      GANTRY_RETURN_IF_ERROR(Annotate(Read(output.value), absl::StrCat("output ", output.name)));
+    }
+    for (const State& state : program_.states()) {
+      GANTRY_RETURN_IF_ERROR(Annotate(Read(state.last), absl::StrCat("state ", state.name)));
+      if (plan_.offsets[state.first] != plan_.offsets[state.last]) {
+        return absl::InternalError(absl::StrFormat("state %s begins at offset %d and ends at %d", state.name,
+                                                   plan_.offsets[state.first], plan_.offsets[state.last]));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  std::string NameOf(ValueId value) const {
+    const std::string& name = program_.values()[value].name;
+    return absl::StrCat("value ", value, name.empty() ? "" : " ", name, " ", program_.TypeOf(value).ToString());
+  }
+
+  absl::Status CheckRange(int64_t offset, int64_t bytes, std::string_view what) const {
+    if (offset < 0 || offset % 64 != 0 || offset + bytes > plan_.arena_bytes) {
+      return absl::InternalError(absl::StrFormat("%s: %d bytes at offset %d are unaligned or outside the arena of %d bytes",
+                                                 what, bytes, offset, plan_.arena_bytes));
+    }
+    return absl::OkStatus();
+  }
+
+  // `value` gets content of its own.
+  absl::Status Place(ValueId value, std::string_view what) {
+    const int64_t offset = plan_.offsets[value];
+    const int64_t bytes = program_.TypeOf(value).size_bytes();
+    if (offset == kNoOffset && what == "input") return absl::OkStatus();  // an input that nobody reads has no place
+    GANTRY_RETURN_IF_ERROR(CheckRange(offset, bytes, NameOf(value)));
+    for (ValueId other : made_together_) {
+      const int64_t begin = plan_.offsets[other];
+      if (begin < offset + bytes && offset < begin + program_.TypeOf(other).size_bytes()) {
+        return absl::InternalError(absl::StrFormat("%s overlaps %s", NameOf(value), NameOf(other)));
+      }
+    }
+    made_together_.push_back(value);
+    content_[value] = value;
+    owner_.Write(offset, offset + bytes, value);
+    return absl::OkStatus();
+  }
+
+  absl::Status Read(ValueId value) const {
+    if (content_[value] < 0) return absl::InternalError(absl::StrFormat("%s is read before it is made", NameOf(value)));
+    const int64_t offset = plan_.offsets[value];
+    const int intruder = owner_.Intruder(offset, offset + program_.TypeOf(value).size_bytes(), content_[value]);
+    if (intruder == content_[value]) return absl::OkStatus();
+    return absl::InternalError(absl::StrFormat("%s at offset %d has been overwritten by %s", NameOf(value), offset,
+                                               intruder < 0 ? "nobody, it is undefined"
+                                               : intruder >= static_cast<int>(content_.size())
+                                                   ? "scratch"
+                                                   : NameOf(intruder)));
+  }
+
+  absl::Status RunOp(const PlannedOp& step) {
+    const Op& op = program_.ops()[step.op];
+    for (ValueId input : op.inputs) GANTRY_RETURN_IF_ERROR(Read(input));
+    made_together_.clear();
+    if (op.definition->is_view) {
+      const ValueId input = op.inputs[0], output = op.outputs[0];
+      if (plan_.offsets[input] != plan_.offsets[output] ||
+          program_.TypeOf(input).size_bytes() != program_.TypeOf(output).size_bytes()) {
+        return absl::InternalError("a view lies elsewhere than what it views");
+      }
+      content_[output] = content_[input];
+      return absl::OkStatus();
+    }
+    if (step.kernel == nullptr) return absl::InternalError("has no kernel");
+    const auto scratch = static_cast<int64_t>(step.kernel->scratch_bytes());
+    if (scratch > 0) GANTRY_RETURN_IF_ERROR(CheckRange(step.scratch_offset, scratch, "scratch"));
+    // Scratch must spare what the op reads and writes; outputs must spare inputs but where the op allows it.
+    const int updates = op.definition->updates == nullptr
+                            ? 0
+                            : op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
+    for (size_t i = 0; i < op.inputs.size(); ++i) {
+      const int64_t begin = plan_.offsets[op.inputs[i]];
+      const int64_t end = begin + program_.TypeOf(op.inputs[i]).size_bytes();
+      if (scratch > 0 && begin < step.scratch_offset + scratch && step.scratch_offset < end) {
+        return absl::InternalError(absl::StrFormat("its scratch overlaps its input %s", NameOf(op.inputs[i])));
+      }
+      for (size_t o = 0; o < op.outputs.size(); ++o) {
+        const int64_t out_begin = plan_.offsets[op.outputs[o]];
+        const int64_t out_end = out_begin + program_.TypeOf(op.outputs[o]).size_bytes();
+        if (begin >= out_end || out_begin >= end) continue;
+        bool allowed = begin == out_begin && static_cast<int>(o) < updates && o == i;
+        for (const Alias& alias : op.definition->in_place) {
+          allowed = allowed || (begin == out_begin && end == out_end && alias.output == static_cast<int>(o) &&
+                                op.inputs[alias.input] == op.inputs[i]);
+        }
+        if (!allowed) {
+          return absl::InternalError(
+              absl::StrFormat("its output %s overlaps its input %s", NameOf(op.outputs[o]), NameOf(op.inputs[i])));
+        }
+      }
+    }
+    if (scratch > 0) owner_.Write(step.scratch_offset, step.scratch_offset + scratch, static_cast<int>(content_.size()));
+    for (size_t o = 0; o < op.outputs.size(); ++o) {
+      GANTRY_RETURN_IF_ERROR(Place(op.outputs[o], "output"));
+      if (static_cast<int>(o) < updates && plan_.offsets[op.outputs[o]] != plan_.offsets[op.inputs[o]]) {
+        return absl::InternalError(absl::StrFormat("%s is not updated in place", NameOf(op.inputs[o])));
+      }
+    }
+    // An output over the op's own scratch would be found as soon as someone reads it only if scratch were written later.
+    for (ValueId output : op.outputs) {
+      const int64_t begin = plan_.offsets[output];
+      if (scratch > 0 && begin < step.scratch_offset + scratch &&
+          step.scratch_offset < begin + program_.TypeOf(output).size_bytes()) {
+        return absl::InternalError(absl::StrFormat("its scratch overlaps its output %s", NameOf(output)));
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  const Plan& plan_;
+  const Program& program_;
+  Ownership owner_;
+  std::vector<int> content_;  // per value: whose bytes it reads
+  std::vector<ValueId> made_together_;
+};
+
+}  // namespace
+
+absl::Status VerifyPlan(const Plan& plan) {
+  if (plan.offsets.size() != plan.program.values().size()) {
+    return absl::InternalError(absl::StrFormat("the plan has %d offsets for %d values", plan.offsets.size(),
+                                               plan.program.values().size()));
+  }
+  return Verifier(plan).Run();
+}
+
+}  // namespace gantry

@@ -183,4 +183,9 @@ ValueId Dropout(Builder& b, ValueId x, ValueId state, int64_t stream, double rat
 // gradient_scale multiplies every gradient first (clipping, accumulation).
 ValueId SumSquares(Builder& b, std::span<const ValueId> tensors);
 
+// --- control.cc -----------------------------------------------------------------------------------------------------
+// x + y where the scalar flag is not 0, else x, without looking at y; same shape. Joins what a conditional phase made.
+// "add_if".
+ValueId AddIf(Builder& b, ValueId x, ValueId y, ValueId flag);
+
 }  // namespace gantry::ops

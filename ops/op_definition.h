@@ -95,6 +95,7 @@ std::vector<OpDefinition> NormalizationOps();
 std::vector<OpDefinition> IndexOps();
 std::vector<OpDefinition> RandomOps();
 std::vector<OpDefinition> OptimizerOps();
+std::vector<OpDefinition> ControlOps();
 std::vector<OpDefinition> PanelOps();
 
 }  // namespace gantry

@@ -79,5 +79,6 @@ KernelTable NormalizationKernels();
 KernelTable IndexKernels();
 KernelTable RandomKernels();
 KernelTable OptimizerKernels();
+KernelTable ControlKernels();
 
 }  // namespace gantry::reference

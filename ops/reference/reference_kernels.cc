@@ -11,7 +11,8 @@ class ReferenceLibrary final : public KernelLibrary {
     using namespace reference;  // NOLINT: the tables only
     for (const KernelTable& table :
          {ElementwiseKernels(), ReductionKernels(), ShapeKernels(), MatmulKernels(), ConvolutionKernels(), PoolingKernels(),
-          ResizeKernels(), NormalizationKernels(), IndexKernels(), RandomKernels(), OptimizerKernels()}) {
+          ResizeKernels(), NormalizationKernels(), IndexKernels(), RandomKernels(), OptimizerKernels(),
+          ControlKernels()}) {
       makers_.insert(table.begin(), table.end());
     }
   }

@@ -10,7 +10,8 @@ constexpr int64_t kStreamsPerUse = 1 << 16;
 
 }  // namespace
 
-std::vector<ValueId> ModelEmitter::Emit(const Model& model, std::string_view network, std::span<const ValueId> inputs) {
+std::vector<ValueId> ModelEmitter::Emit(const Model& model, std::string_view network, std::span<const ValueId> inputs,
+                                        const EmitOptions& options) {
   const Program& source = model.program;
   std::vector<ValueId> map(source.values().size(), kNoValue);
   size_t next_input = 0;
@@ -46,7 +47,8 @@ std::vector<ValueId> ModelEmitter::Emit(const Model& model, std::string_view net
     }
     map[state.first] = place->second;
   }
-  const int64_t first_stream = uses_++ * kStreamsPerUse;
+  const int64_t first_stream = (options.stream_use >= 0 ? options.stream_use : uses_) * kStreamsPerUse;
+  ++uses_;
   const std::string outer_network(program_.network());
   program_.SetNetwork(network);
   for (const Op& op : source.ops()) {
@@ -58,7 +60,7 @@ std::vector<ValueId> ModelEmitter::Emit(const Model& model, std::string_view net
     for (size_t i = 0; i < op.outputs.size(); ++i) map[op.outputs[i]] = outputs[i];
   }
   for (const State& state : source.states()) {
-    if (state.last != state.first) Update(absl::StrCat(ToAbsl(network), ".", state.name), map[state.last]);
+    if (options.update_statistics && state.last != state.first) Update(absl::StrCat(ToAbsl(network), ".", state.name), map[state.last]);
   }
   program_.SetNetwork(outer_network);
   std::vector<ValueId> outputs;

@@ -48,7 +48,7 @@ std::vector<ValueId> Program::Emit(std::string_view name, std::span<const ValueI
     Fail(Annotate(outputs.status(), absl::StrFormat("%s(%s)%s", name, names, attributes.ToString())));
     return nothing;
   }
-  Op op{definition, {inputs.begin(), inputs.end()}, {}, std::move(attributes), phase_, network_};
+  Op op{definition, {inputs.begin(), inputs.end()}, {}, std::move(attributes), phase_, network_, condition_};
   const OpId id = static_cast<OpId>(ops_.size());
   for (size_t index = 0; index < outputs->size(); ++index) {
     op.outputs.push_back(static_cast<ValueId>(values_.size()));
@@ -180,6 +180,7 @@ std::string Program::Dump() const {
     absl::StrAppend(&text, "  ", outputs, " = ", ToAbsl(op.definition->name), "(", inputs, ")");
     if (const std::string attributes = op.attributes.ToString(); !attributes.empty()) absl::StrAppend(&text, " ", attributes);
     if (op.network != 0) absl::StrAppend(&text, "  @", labels_[op.network]);
+    if (op.condition != kNoValue) absl::StrAppend(&text, "  if ", Ref(op.condition));
     text += '\n';
   }
   for (const State& state : states_) {
@@ -202,6 +203,7 @@ ProgramCopier::ProgramCopier(const Program& source, Program& target)
 void ProgramCopier::SetLabels(const Op& op) {
   target_.SetPhase(source_.labels()[op.phase]);
   target_.SetNetwork(source_.labels()[op.network]);
+  target_.SetCondition(op.condition == kNoValue ? kNoValue : map_[op.condition]);
 }
 
 void ProgramCopier::Copy(OpId id) {

@@ -36,15 +36,19 @@ struct Op {
   Attributes attributes;
   int phase = 0;    // index into Program::labels()
   int network = 0;  // likewise
+  // A scalar float input of the program: the op runs in steps where it is not 0. kNoValue: in every step. What reads the
+  // result must run under the same condition or be "add_if", which knows.
+  ValueId condition = kNoValue;
 };
 
 // How the first content of a state is made. Random draws depend on the run's seed and the state's name only.
 struct Initializer {
-  enum class Kind : uint8_t { kConstant, kNormal, kUniform, kData };
+  enum class Kind : uint8_t { kConstant, kNormal, kUniform, kData, kCopy };
   Kind kind = Kind::kConstant;
   double a = 0.0;  // the constant, mean, or low end
   double b = 0.0;  // standard deviation, or high end
   std::vector<double> data;  // kData: row-major, as many as the state has elements
+  std::string source;        // kCopy: the state whose first content is taken
 };
 
 enum class StateRole : uint8_t { kParameter, kStatistic, kMoment, kAverage };  // trained; running; optimizer's; EMA
@@ -90,6 +94,9 @@ class Program final : public Builder {
   // Labels of the ops emitted from now on.
   void SetPhase(std::string_view phase) { phase_ = Label(phase); }
   void SetNetwork(std::string_view network) { network_ = Label(network); }
+  // Condition of the ops emitted from now on.
+  void SetCondition(ValueId flag) { condition_ = flag; }
+  ValueId condition() const { return condition_; }
   std::string_view phase() const { return labels_[phase_]; }
   std::string_view network() const { return labels_[network_]; }
   int Label(std::string_view text);
@@ -121,6 +128,7 @@ class Program final : public Builder {
   std::vector<std::string> labels_;
   int phase_ = 0;
   int network_ = 0;
+  ValueId condition_ = kNoValue;
 };
 
 // Copies ops of `source` into another program, value by value: the base of every rewrite.
@@ -133,6 +141,7 @@ class ProgramCopier {
   // `value` of the source is `mapped` in the target from here on.
   void Map(ValueId value, ValueId mapped) { map_[value] = mapped; }
   ValueId Mapped(ValueId value) const { return value == kNoValue ? kNoValue : map_[value]; }
+  // Ops that the target emits next belong where `op` of the source does: phase, network and condition.
   void SetLabels(const Op& op);
   // Copies outputs and the last values of states. Call once, at the end.
   void Finish();

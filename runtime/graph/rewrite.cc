@@ -14,6 +14,7 @@ std::vector<bool> LiveOps(const Program& program) {
   std::vector<bool> needed(program.values().size(), false);
   for (const NamedValue& output : program.outputs()) needed[output.value] = true;
   for (const State& state : program.states()) needed[state.last] = true;
+  // Conditions are inputs of the program and need no op.
   for (OpId id = static_cast<OpId>(program.ops().size()) - 1; id >= 0; --id) {
     const Op& op = program.ops()[id];
     for (ValueId output : op.outputs) live[id] = live[id] || needed[output];
@@ -130,7 +131,10 @@ class Fuser {
     OpId end = id + 1;
     for (; end < static_cast<OpId>(program_.ops().size()); ++end) {
       const Op& next = program_.ops()[end];
-      if (next.definition != first.definition || next.phase != first.phase || next.network != first.network) break;
+      if (next.definition != first.definition || next.phase != first.phase || next.network != first.network ||
+          next.condition != first.condition) {
+        break;
+      }
       if (!(next.attributes == first.attributes) || next.inputs.size() != first.inputs.size()) break;
       if (!std::equal(first.inputs.begin() + Tensors(first), first.inputs.end(), next.inputs.begin() + Tensors(next))) break;
       bool reads_earlier = false;
@@ -201,8 +205,11 @@ absl::StatusOr<Program> Simplify(const Program& program) {
       std::vector<ValueId> inputs;
       for (ValueId input : op.inputs) inputs.push_back(copier.Mapped(input));
       const auto [place, is_new] = seen.try_emplace({op.definition, std::move(inputs), op.attributes.ToString()}, id);
-      if (!is_new) {
-        const Op& earlier = program.ops()[place->second];
+      const Op& earlier = program.ops()[place->second];
+      // What ran only under a condition cannot stand in for what always runs.
+      if (!is_new && earlier.condition != kNoValue && earlier.condition != op.condition) {
+        place->second = id;
+      } else if (!is_new) {
         for (size_t i = 0; i < op.outputs.size(); ++i) copier.Map(op.outputs[i], copier.Mapped(earlier.outputs[i]));
         continue;
       }

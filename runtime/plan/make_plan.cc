@@ -91,6 +91,7 @@ class Planner {
     for (int step = 0; step < End(); ++step) {
       const Op& op = program_.ops()[plan_.schedule[step].op];
       for (ValueId input : op.inputs) last_use_[input] = step;
+      if (op.condition != kNoValue) last_use_[op.condition] = step;
       for (ValueId output : op.outputs) first_[output] = last_use_[output] = step;
     }
     for (ValueId input : program_.inputs()) first_[input] = 0;

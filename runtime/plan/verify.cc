@@ -120,9 +120,25 @@ class Verifier {
                                                    : NameOf(intruder)));
   }
 
+  // What a conditional op makes may be read under the same condition only, or as the second operand of add_if.
+  absl::Status CheckConditions(const Op& op) const {
+    for (size_t i = 0; i < op.inputs.size(); ++i) {
+      const Value& value = program_.values()[op.inputs[i]];
+      if (value.kind != ValueKind::kComputed) continue;
+      const Op& maker = program_.ops()[value.producer];
+      const bool updates_state = maker.definition->updates != nullptr;  // skipped, it leaves the old version in place
+      if (maker.condition == kNoValue || maker.condition == op.condition || updates_state) continue;
+      if (op.definition->name == "add_if" && i == 1 && op.inputs[2] == maker.condition) continue;
+      return absl::InternalError(absl::StrFormat("reads %s, which is made only under a condition", NameOf(op.inputs[i])));
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status RunOp(const PlannedOp& step) {
     const Op& op = program_.ops()[step.op];
     for (ValueId input : op.inputs) GANTRY_RETURN_IF_ERROR(Read(input));
+    if (op.condition != kNoValue) GANTRY_RETURN_IF_ERROR(Read(op.condition));
+    GANTRY_RETURN_IF_ERROR(CheckConditions(op));
     made_together_.clear();
     if (op.definition->is_view) {
       const ValueId input = op.inputs[0], output = op.outputs[0];

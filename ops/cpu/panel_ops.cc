@@ -1,0 +1,172 @@
+// What lowering puts in place of convolutions and around them. These ops run on the panel layout (panel/panel_layout.h) and
+// exist only in lowered programs, so they have no gradient. Lowering sets the layouts of their results.
+//
+//   "reorder"(x) {layout}: x in the other layout.
+//   "pack_weights"(w) {geometry, direction, algorithm, formats, floats}: w as panel_conv reads it, f32[floats].
+//   "panel_conv"(x, packed [, bias]) {geometry, direction, algorithm, formats, slope}: conv ("forward") or conv_transpose
+//     ("input_gradient"), bias and leaky_relu included.
+//   "panel_conv_weight_grad"(x, g) {geometry, algorithm, formats}: conv_weight_grad.
+#include "ops/cpu/panel_ops.h"
+
+#include "ops/op_definition.h"
+
+namespace gantry {
+namespace cpu {
+
+std::vector<int64_t> ToInts(const ConvGeometry& g) {
+  return {g.batch,    g.in_channels, g.out_channels, g.in_h,    g.in_w,     g.out_h,      g.out_w,     g.kernel_h,
+          g.kernel_w, g.stride_h,    g.stride_w,     g.pad_top, g.pad_left, g.dilation_h, g.dilation_w};
+}
+
+ConvGeometry GeometryOf(const Attributes& attributes) {
+  const std::vector<int64_t> v = attributes.Ints("geometry");
+  ConvGeometry g;
+  if (v.size() != 15) return g;
+  g.batch = v[0], g.in_channels = v[1], g.out_channels = v[2], g.in_h = v[3], g.in_w = v[4], g.out_h = v[5], g.out_w = v[6];
+  g.kernel_h = v[7], g.kernel_w = v[8], g.stride_h = v[9], g.stride_w = v[10], g.pad_top = v[11], g.pad_left = v[12];
+  g.dilation_h = v[13], g.dilation_w = v[14];
+  return g;
+}
+
+Direction DirectionOf(const Attributes& attributes) {
+  for (Direction direction : {Direction::kForward, Direction::kInputGradient}) {
+    if (Name(direction) == attributes.String("direction")) return direction;
+  }
+  return Direction::kWeightGradient;
+}
+
+ConvOptions OptionsOf(const Attributes& attributes) {
+  ConvOptions options;
+  for (Algorithm algorithm : {Algorithm::kDirect}) {
+    if (Name(algorithm) == attributes.String("algorithm")) options.algorithm = algorithm;
+  }
+  const std::vector<int64_t> formats = attributes.Ints("formats", {1, 1});
+  options.input_format = formats[0] != 0 ? ImageFormat::kPanel : ImageFormat::kPlain;
+  options.output_format = formats[1] != 0 ? ImageFormat::kPanel : ImageFormat::kPlain;
+  return options;
+}
+
+Attributes ConvAttributesOf(const ConvGeometry& geometry, Direction direction, const ConvOptions& options) {
+  return {{"geometry", ToInts(geometry)},
+          {"direction", std::string(Name(direction))},
+          {"algorithm", std::string(Name(options.algorithm))},
+          {"formats", std::vector<int64_t>{options.input_format == ImageFormat::kPanel ? 1 : 0,
+                                           options.output_format == ImageFormat::kPanel ? 1 : 0}}};
+}
+
+namespace {
+
+absl::StatusOr<PanelConv> ConvOf(const Attributes& attributes) {
+  return PanelConv::Create(GeometryOf(attributes), DirectionOf(attributes), OptionsOf(attributes));
+}
+
+class ReorderKernel final : public Kernel {
+ public:
+  explicit ReorderKernel(const KernelRequest& request)
+      : shape_(request.inputs[0].shape), to_panel_(request.outputs[0].layout == TensorLayout::kPanel),
+        threads_(request.thread_count) {}
+  std::string_view implementation() const override { return "panel reorder"; }
+  absl::Status Run(const KernelArguments& arguments) override {
+    const auto* from = static_cast<const float*>(arguments.inputs[0]);
+    auto* to = static_cast<float*>(arguments.outputs[0]);
+    const auto reorder = to_panel_ ? PlainToPanel : PanelToPlain;
+    reorder(from, shape_[0], shape_[1], shape_[2], shape_[3], to, threads_);
+    return absl::OkStatus();
+  }
+
+ private:
+  const Shape shape_;
+  const bool to_panel_;
+  const int threads_;
+};
+
+class PackWeightsKernel final : public Kernel {
+ public:
+  PackWeightsKernel(PanelConv conv, int threads) : conv_(conv), threads_(threads) {}
+  std::string_view implementation() const override { return "panel pack"; }
+  absl::Status Run(const KernelArguments& arguments) override {
+    conv_.PackWeights(static_cast<const float*>(arguments.inputs[0]), static_cast<float*>(arguments.outputs[0]), threads_);
+    return absl::OkStatus();
+  }
+
+ private:
+  const PanelConv conv_;
+  const int threads_;
+};
+
+class PanelConvKernel final : public Kernel {
+ public:
+  PanelConvKernel(PanelConv conv, bool bias, const Attributes& attributes, int threads)
+      : conv_(conv), bias_(bias), threads_(threads),
+        name_(absl::StrFormat("panel %s %s", Name(conv.options().algorithm), Name(conv.options().isa))) {
+    epilogue_.slope = static_cast<float>(attributes.Float("slope", 1.0));
+  }
+  size_t scratch_bytes() const override { return conv_.ScratchFloats(threads_) * sizeof(float); }
+  std::string_view implementation() const override { return name_; }
+  absl::Status Run(const KernelArguments& arguments) override {
+    const auto* x = static_cast<const float*>(arguments.inputs[0]);
+    const auto* second = static_cast<const float*>(arguments.inputs[1]);
+    auto* y = static_cast<float*>(arguments.outputs[0]);
+    auto* scratch = static_cast<float*>(arguments.scratch);
+    Epilogue epilogue = epilogue_;
+    if (bias_) epilogue.bias = static_cast<const float*>(arguments.inputs[2]);
+    switch (conv_.direction()) {
+      case Direction::kForward: conv_.Forward(x, second, epilogue, y, scratch, threads_); break;
+      case Direction::kInputGradient: conv_.InputGradient(x, second, epilogue, y, scratch, threads_); break;
+      case Direction::kWeightGradient: conv_.WeightGradient(x, second, false, y, scratch, threads_); break;
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  const PanelConv conv_;
+  const bool bias_;
+  const int threads_;
+  const std::string name_;
+  Epilogue epilogue_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Kernel>> MakePanelKernel(const KernelRequest& request) {
+  const std::string_view name = request.op.name;
+  if (name == "reorder") return std::make_unique<ReorderKernel>(request);
+  if (name != "pack_weights" && name != "panel_conv" && name != "panel_conv_weight_grad") return nullptr;
+  GANTRY_ASSIGN_OR_RETURN(PanelConv conv, ConvOf(request.attributes));
+  if (name == "pack_weights") return std::make_unique<PackWeightsKernel>(conv, request.thread_count);
+  return std::make_unique<PanelConvKernel>(conv, request.inputs.size() > 2, request.attributes, request.thread_count);
+}
+
+}  // namespace cpu
+
+std::vector<OpDefinition> PanelOps() {
+  using Types = absl::StatusOr<std::vector<TensorType>>;
+  using Inputs = std::span<const TensorType>;
+  std::vector<OpDefinition> ops;
+  ops.push_back({.name = "reorder", .infer = [](Inputs inputs, const Attributes&) -> Types {
+                   if (inputs[0].dtype != DataType::kF32 || inputs[0].shape.rank() != 4) {
+                     return absl::InvalidArgumentError("takes f32 of four dimensions");
+                   }
+                   return std::vector<TensorType>{{DataType::kF32, inputs[0].shape}};
+                 }});
+  ops.push_back({.name = "pack_weights", .infer = [](Inputs, const Attributes& attributes) -> Types {
+                   GANTRY_ASSIGN_OR_RETURN(const cpu::PanelConv conv, cpu::ConvOf(attributes));
+                   return std::vector<TensorType>{{DataType::kF32, Shape{conv.PackedWeightFloats()}}};
+                 }});
+  ops.push_back({.name = "panel_conv", .min_inputs = 2, .max_inputs = 3,
+                 .infer = [](Inputs, const Attributes& attributes) -> Types {
+                   const cpu::ConvGeometry g = cpu::GeometryOf(attributes);
+                   return cpu::DirectionOf(attributes) == cpu::Direction::kForward
+                              ? std::vector<TensorType>{{DataType::kF32, Shape{g.batch, g.out_channels, g.out_h, g.out_w}}}
+                              : std::vector<TensorType>{{DataType::kF32, Shape{g.batch, g.in_channels, g.in_h, g.in_w}}};
+                 }});
+  ops.push_back({.name = "panel_conv_weight_grad", .min_inputs = 2, .max_inputs = 2,
+                 .infer = [](Inputs, const Attributes& attributes) -> Types {
+                   const cpu::ConvGeometry g = cpu::GeometryOf(attributes);
+                   return std::vector<TensorType>{
+                       {DataType::kF32, Shape{g.out_channels, g.in_channels, g.kernel_h, g.kernel_w}}};
+                 }});
+  return ops;
+}
+
+}  // namespace gantry

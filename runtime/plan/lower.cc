@@ -1,0 +1,176 @@
+#include "runtime/plan/lower.h"
+
+#include "ops/cpu/panel_ops.h"
+
+namespace gantry {
+namespace {
+
+// Below these a panel is mostly padding, and plain images go straight into the convolution.
+constexpr int64_t kFewestPanelChannels = 8;
+constexpr int64_t kSmallestPanelBatch = 4;
+
+class Lowering {
+ public:
+  Lowering(const Program& source, const PlanOptions& options)
+      : source_(source), options_(options), copier_(source, target_), plain_(source.values().size(), kNoValue),
+        panel_(source.values().size(), kNoValue) {
+    for (ValueId input : source.inputs()) plain_[input] = copier_.Mapped(input);
+    for (const State& state : source.states()) plain_[state.first] = copier_.Mapped(state.first);
+  }
+
+  absl::StatusOr<Program> Run() {
+    for (const Op& op : source_.ops()) {
+      copier_.SetLabels(op);
+      if (!LowerConvolution(op) && !KeepPanels(op)) CopyPlain(op);
+      GANTRY_RETURN_IF_ERROR(target_.status());
+    }
+    for (const State& state : source_.states()) copier_.Map(state.last, Plain(state.last));
+    for (const NamedValue& output : source_.outputs()) copier_.Map(output.value, Plain(output.value));
+    copier_.Finish();
+    GANTRY_RETURN_IF_ERROR(target_.status());
+    return std::move(target_);
+  }
+
+ private:
+  // The value in one layout, reordered once where it exists in the other only.
+  ValueId Plain(ValueId value) {
+    if (plain_[value] == kNoValue) plain_[value] = Reorder(panel_[value], TensorLayout::kPlain);
+    return plain_[value];
+  }
+  ValueId Panel(ValueId value) {
+    if (panel_[value] == kNoValue) panel_[value] = Reorder(plain_[value], TensorLayout::kPanel);
+    return panel_[value];
+  }
+  // The reorder runs whenever the value is made, whoever needs it first.
+  ValueId Reorder(ValueId value, TensorLayout layout) {
+    const ValueId inputs[] = {value};
+    const Value& made = target_.values()[value];
+    const ValueId condition = target_.condition();
+    target_.SetCondition(made.kind == ValueKind::kComputed ? target_.ops()[made.producer].condition : kNoValue);
+    const ValueId result = target_.Emit("reorder", inputs, {{"layout", std::string(Name(layout))}})[0];
+    target_.SetLayout(result, layout);
+    target_.SetCondition(condition);
+    return result;
+  }
+  ValueId In(ValueId value, cpu::ImageFormat format) {
+    return format == cpu::ImageFormat::kPanel ? Panel(value) : Plain(value);
+  }
+  void Define(ValueId value, ValueId lowered, TensorLayout layout) {
+    target_.SetLayout(lowered, layout);
+    target_.NameValue(lowered, source_.values()[value].name);
+    (layout == TensorLayout::kPanel ? panel_ : plain_)[value] = lowered;
+  }
+
+  void CopyPlain(const Op& op) {
+    std::vector<ValueId> inputs;
+    for (ValueId input : op.inputs) inputs.push_back(Plain(input));
+    const std::vector<ValueId> outputs = target_.Emit(op.definition->name, inputs, op.attributes);
+    for (size_t i = 0; i < op.outputs.size(); ++i) Define(op.outputs[i], outputs[i], TensorLayout::kPlain);
+  }
+
+  // An op between convolutions: if some operand is at hand in panels only, and there is a kernel that takes all operands of
+  // that shape in panels, it stays there.
+  bool KeepPanels(const Op& op) {
+    ValueId leader = kNoValue;
+    for (ValueId input : op.inputs) {
+      if (plain_[input] == kNoValue && panel_[input] != kNoValue) leader = input;
+    }
+    if (leader == kNoValue || op.definition->is_view || op.definition->updates != nullptr) return false;
+    const Shape& shape = source_.TypeOf(leader).shape;
+    const auto Typed = [&](const std::vector<ValueId>& values) {
+      std::vector<TensorType> types;
+      for (ValueId value : values) {
+        types.push_back(source_.TypeOf(value));
+        if (types.back().shape == shape && types.back().dtype == DataType::kF32) types.back().layout = TensorLayout::kPanel;
+      }
+      return types;
+    };
+    const std::vector<TensorType> inputs = Typed(op.inputs), outputs = Typed(op.outputs);
+    const auto kernel = CpuKernels().Make({*op.definition, op.attributes, inputs, outputs, options_.thread_count});
+    if (!kernel.ok() || *kernel == nullptr) return false;
+    std::vector<ValueId> lowered;
+    for (size_t i = 0; i < op.inputs.size(); ++i) {
+      lowered.push_back(inputs[i].layout == TensorLayout::kPanel ? Panel(op.inputs[i]) : Plain(op.inputs[i]));
+    }
+    const std::vector<ValueId> results = target_.Emit(op.definition->name, lowered, op.attributes);
+    for (size_t i = 0; i < op.outputs.size(); ++i) Define(op.outputs[i], results[i], outputs[i].layout);
+    return true;
+  }
+
+  bool LowerConvolution(const Op& op) {
+    const std::string_view name = op.definition->name;
+    if (name == "conv") return LowerConv(op, cpu::Direction::kForward);
+    if (name == "conv_transpose") return LowerConv(op, cpu::Direction::kInputGradient);
+    if (name == "conv_weight_grad") return LowerConv(op, cpu::Direction::kWeightGradient);
+    return false;
+  }
+
+  // `image` is the value on the input side of the convolution, `result` the one on its output side.
+  static cpu::ConvGeometry Geometry(const Attributes& attributes, const Shape& image, const Shape& result,
+                                    std::span<const int64_t> kernel) {
+    const std::vector<int64_t> strides = attributes.Ints("strides", {1, 1}), pads = attributes.Ints("pads", {0, 0, 0, 0}),
+                               dilations = attributes.Ints("dilations", {1, 1});
+    cpu::ConvGeometry g;
+    g.batch = image[0], g.in_channels = image[1], g.out_channels = result[1];
+    g.in_h = image[2], g.in_w = image[3], g.out_h = result[2], g.out_w = result[3];
+    g.kernel_h = kernel[0], g.kernel_w = kernel[1], g.stride_h = strides[0], g.stride_w = strides[1];
+    g.pad_top = pads[0], g.pad_left = pads[1], g.dilation_h = dilations[0], g.dilation_w = dilations[1];
+    return g;
+  }
+
+  bool LowerConv(const Op& op, cpu::Direction direction) {
+    const bool weight_gradient = direction == cpu::Direction::kWeightGradient;
+    const TensorType& first = source_.TypeOf(op.inputs[0]);
+    const TensorType& second = source_.TypeOf(op.inputs[1]);
+    const TensorType& result = source_.TypeOf(op.outputs[0]);
+    if (first.dtype != DataType::kF32 || first.shape.rank() != 4 || op.attributes.Int("groups", 1) != 1) return false;
+    if (first.shape[0] < kSmallestPanelBatch) return false;
+    const Shape& weights = weight_gradient ? result.shape : second.shape;
+    const int64_t kernel[] = {weights[2], weights[3]};
+    const Shape& image = direction == cpu::Direction::kInputGradient ? result.shape : first.shape;
+    const Shape& response = weight_gradient ? second.shape : direction == cpu::Direction::kForward ? result.shape : first.shape;
+    const cpu::ConvGeometry geometry = Geometry(op.attributes, image, response, kernel);
+    cpu::ConvOptions conv;
+    if (geometry.in_channels < kFewestPanelChannels) conv.input_format = cpu::ImageFormat::kPlain;
+    if (geometry.out_channels < kFewestPanelChannels) conv.output_format = cpu::ImageFormat::kPlain;
+    if (!Choose(geometry, direction, conv)) return false;
+    Attributes attributes = ConvAttributesOf(geometry, direction, conv);
+    if (weight_gradient) {
+      const ValueId inputs[] = {In(op.inputs[0], conv.input_format), In(op.inputs[1], conv.output_format)};
+      Define(op.outputs[0], target_.Emit("panel_conv_weight_grad", inputs, std::move(attributes))[0], TensorLayout::kPlain);
+      return true;
+    }
+    const bool forward = direction == cpu::Direction::kForward;
+    const ValueId weight_inputs[] = {Plain(op.inputs[1])};
+    const ValueId packed = target_.Emit("pack_weights", weight_inputs, attributes)[0];
+    std::vector<ValueId> inputs = {In(op.inputs[0], forward ? conv.input_format : conv.output_format), packed};
+    if (op.inputs.size() > 2) inputs.push_back(Plain(op.inputs[2]));
+    if (op.attributes.Has("slope")) attributes.Set("slope", op.attributes.Float("slope"));
+    const ValueId value = target_.Emit("panel_conv", inputs, std::move(attributes))[0];
+    const cpu::ImageFormat format = forward ? conv.output_format : conv.input_format;
+    Define(op.outputs[0], value, format == cpu::ImageFormat::kPanel ? TensorLayout::kPanel : TensorLayout::kPlain);
+    return true;
+  }
+
+  // Completes `conv` with an algorithm, falling back from plain images to panels where the former has no kernel.
+  bool Choose(const cpu::ConvGeometry& geometry, cpu::Direction direction, cpu::ConvOptions& conv) const {
+    conv.algorithm = cpu::Algorithm::kDirect;
+    if (cpu::PanelConv::Supports(geometry, direction, conv)) return true;
+    conv.input_format = conv.output_format = cpu::ImageFormat::kPanel;
+    return cpu::PanelConv::Supports(geometry, direction, conv);
+  }
+
+  const Program& source_;
+  const PlanOptions& options_;
+  Program target_;
+  ProgramCopier copier_;
+  std::vector<ValueId> plain_, panel_;  // per value of the source: where the target has it in either layout
+};
+
+}  // namespace
+
+absl::StatusOr<Program> Lower(const Program& program, const PlanOptions& options) {
+  return Lowering(program, options).Run();
+}
+
+}  // namespace gantry

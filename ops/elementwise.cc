@@ -121,8 +121,10 @@ template <auto kForX, auto kForY>
 void BinaryRule(GradientContext& c) {
   Builder& b = c.builder;
   const ValueId g = c.output_gradients[0], x = c.inputs[0], y = c.inputs[1], z = c.outputs[0];
-  if (c.wanted[0]) c.input_gradients[0] = SumTo(b, kForX(b, g, x, y, z), b.TypeOf(x).shape);
-  if (c.wanted[1]) c.input_gradients[1] = SumTo(b, kForY(b, g, x, y, z), b.TypeOf(y).shape);
+  // Copies: what TypeOf returns may move when an op is emitted.
+  const Shape x_shape = b.TypeOf(x).shape, y_shape = b.TypeOf(y).shape;
+  if (c.wanted[0]) c.input_gradients[0] = SumTo(b, kForX(b, g, x, y, z), x_shape);
+  if (c.wanted[1]) c.input_gradients[1] = SumTo(b, kForY(b, g, x, y, z), y_shape);
 }
 
 ValueId Constant(Builder& b, ValueId like, double value) { return Fill(b, b.TypeOf(like).dtype, {}, value); }

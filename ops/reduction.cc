@@ -34,6 +34,7 @@ ValueId SumTo(Builder& b, ValueId x, const Shape& shape) {
   if (x == kNoValue) return x;
   const Shape from = b.TypeOf(x).shape;
   if (from == shape) return x;
+  const Shape to = shape;  // a copy: `shape` may belong to a value, and values move when ops are emitted
   const int added = from.rank() - shape.rank();
   std::vector<int64_t> axes;
   bool fits = added >= 0;
@@ -48,7 +49,7 @@ ValueId SumTo(Builder& b, ValueId x, const Shape& shape) {
         absl::StrFormat("a value of shape %s cannot be summed to %s", from.ToString(), shape.ToString())));
     return kNoValue;
   }
-  return Reshape(b, axes.empty() ? x : ReduceSum(b, x, axes, true), shape);
+  return Reshape(b, axes.empty() ? x : ReduceSum(b, x, axes, true), to);
 }
 
 }  // namespace ops

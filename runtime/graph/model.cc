@@ -6,7 +6,7 @@ namespace gantry {
 namespace {
 
 // Room for the random streams of one use of a model.
-constexpr int64_t kStreamsPerUse = 1 << 16;
+constexpr int64_t kStreamsPerUse = 1 << 10;
 
 }  // namespace
 

@@ -1,0 +1,112 @@
+// A GAN ready to train: its step program, the plan, the arena and what changes from step to step.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "memory/device.h"
+#include "runtime/execute/executor.h"
+#include "runtime/gan/gan_step.h"
+
+namespace gantry {
+
+struct GanSessionOptions {
+  GanStepConfig step;
+  PlanOptions plan;   // thread_count 0: as many as the device has
+  uint64_t seed = 0;  // of initial weights, noise and dropout
+};
+
+// What a step read from the outside, in the order of n_critic and, inside, accumulate: one entry per draw and micro-batch.
+struct GanBatch {
+  std::span<const float> real;                // all draws behind one another
+  std::span<const float> noise;               // empty: standard normal, drawn from the seed and the step's number
+  std::span<const float> mix;                 // empty: uniform, drawn likewise
+};
+
+// Everything that is not in a state: with the states, all that a run needs to go on bit for bit.
+struct GanProgress {
+  int64_t steps = 0;         // finished
+  int64_t images_seen = 0;   // real samples read so far
+};
+
+// One thread at a time.
+class GanSession {
+ public:
+  // Plans, reserves the arena on `device` (which must outlive the session) and initializes the states. Errors name roles, ops and bytes.
+  static absl::StatusOr<std::unique_ptr<GanSession>> Create(const GanSessionOptions& options, std::vector<GanRole> generators,
+                                                            std::vector<GanRole> discriminators, Device& device);
+
+  const Plan& plan() const { return executor_->plan(); }
+  const GanSessionOptions& options() const { return options_; }
+  std::span<const GanRole> generators() const { return generators_; }
+  std::span<const GanRole> discriminators() const { return discriminators_; }
+  Executor& executor() { return *executor_; }
+
+  // Elements that GanBatch must hold: one real draw and micro-batch, the same of noise, and how many of them a step takes.
+  int64_t real_elements() const;
+  int64_t noise_elements() const;
+  int64_t batch_size() const;
+  int64_t draws_per_step() const { return int64_t{options_.step.n_critic} * options_.step.accumulate; }
+  int64_t images_per_step() const { return draws_per_step() * batch_size(); }
+  const Shape& sample_shape() const;  // of one batch of samples, as the discriminators judge it
+
+  // The role's rate for the steps from here on; the configured one until then.
+  absl::Status SetLearningRate(std::string_view role, double rate);
+
+  // One adversarial step. kInvalidArgument: a size is wrong, nothing changed. kDataLoss: a loss is not finite; the message names
+  // the loss and what first held a NaN or infinity; the session is then of use for reading only. Allocates nothing from the second step on.
+  absl::Status Step(const GanBatch& batch);
+
+  // A scalar output of the last step ("discriminator_loss", ...). kNotFound lists the names.
+  absl::StatusOr<double> Scalar(std::string_view name) const;
+  std::vector<std::string> ScalarNames() const;
+
+  const GanProgress& progress() const { return progress_; }
+  void SetProgress(const GanProgress& progress) { progress_ = progress; }
+
+  // States by name, as they are now. kNotFound names the nearest one; sizes are elements, data is f64 for every type.
+  std::vector<std::string> StateNames() const;
+  absl::StatusOr<TensorType> StateType(std::string_view name) const;
+  absl::Status ReadState(std::string_view name, std::span<double> to) const;
+  absl::Status WriteState(std::string_view name, std::span<const double> from);
+  // The state's memory as it is: StateType's bytes. Empty for an unknown name.
+  std::span<std::byte> StateBytes(std::string_view name);
+
+  // Draws `count` samples from the first generator, on its averages if it has some and `ema`, else on its weights. Noise depends on
+  // `noise_seed` only. Returns count * elements of one sample. Plans a small program of its own at the first call.
+  absl::StatusOr<std::vector<float>> Sample(int64_t count, uint64_t noise_seed, bool ema);
+
+ private:
+  GanSession() = default;
+  absl::Status Initialize();
+  absl::Status BindInputs();
+  void FillInputs(const GanBatch& batch);
+
+  struct BoundInput {
+    enum class Kind : uint8_t { kReal, kNoise, kMix, kLearningRate, kUpdates, kPenalty, kRandomState };
+    Kind kind;
+    ValueId value;
+    int64_t slot = 0;    // which draw and micro-batch
+    int64_t offset = 0;  // of this tensor inside one slot's noise, in elements
+    int64_t stream = 0;
+    int role = 0;        // index into learning_rates_
+  };
+
+  GanSessionOptions options_;
+  std::vector<GanRole> generators_, discriminators_;
+  std::unique_ptr<Executor> executor_;
+  Device* device_ = nullptr;
+  std::unique_ptr<Executor> sampler_[2];
+  std::vector<std::string> role_names_;
+  std::vector<double> learning_rates_;
+  std::vector<int> updates_per_step_;
+  std::vector<BoundInput> inputs_;
+  GanProgress progress_;
+};
+
+}  // namespace gantry

@@ -201,7 +201,23 @@ absl::StatusOr<NpzFile> NpzFile::Open(std::shared_ptr<const ByteSource> source) 
   return file;
 }
 
-absl::StatusOr<std::vector<std::byte>> NpzFile::Extract(std::string_view name, const Entry& entry) const {
+absl::StatusOr<const NpzFile::Entry*> NpzFile::Find(std::string_view name) const {
+  const auto found = entries_.find(name);
+  if (found != entries_.end()) return &found->second;
+  const auto shown = std::span(names_).subspan(0, std::min<size_t>(names_.size(), 20));
+  return absl::NotFoundError(absl::StrFormat("%s: has no array '%s'; its %d arrays are: %s%s", source_->name(), name,
+                                             names_.size(), absl::StrJoin(shown, ", "),
+                                             shown.size() < names_.size() ? ", ..." : ""));
+}
+
+absl::StatusOr<uint64_t> NpzFile::UnpackedBytes(std::string_view name) const {
+  GANTRY_ASSIGN_OR_RETURN(const Entry* entry, Find(name));
+  return entry->array_bytes;
+}
+
+absl::StatusOr<std::vector<std::byte>> NpzFile::ReadBytes(std::string_view name) const {
+  GANTRY_ASSIGN_OR_RETURN(const Entry* found, Find(name));
+  const Entry& entry = *found;
   std::byte local[kLocalBytes];
   GANTRY_RETURN_IF_ERROR(source_->ReadAt(entry.header_offset, local));
   if (Field(local, 0, 4) != kLocalSignature) return ZipError(*source_, absl::StrFormat("its entry '%s' has no ZIP header", name));
@@ -221,14 +237,7 @@ absl::StatusOr<std::vector<std::byte>> NpzFile::Extract(std::string_view name, c
 }
 
 absl::StatusOr<HostArray> NpzFile::Read(std::string_view name) const {
-  const auto found = entries_.find(name);
-  if (found == entries_.end()) {
-    const size_t shown = std::min<size_t>(names_.size(), 20);
-    return absl::NotFoundError(absl::StrFormat("%s: has no array '%s'; its %d arrays are: %s%s", source_->name(), name,
-                                               names_.size(), absl::StrJoin(names_.begin(), names_.begin() + shown, ", "),
-                                               shown < names_.size() ? ", ..." : ""));
-  }
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, Extract(name, found->second));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadBytes(name));
   return DecodeNpy(bytes, absl::StrFormat("%s: array '%s'", source_->name(), name));
 }
 

@@ -32,6 +32,9 @@ class NpzFile {
   const std::vector<std::string>& names() const { return names_; }
   // kNotFound lists the names there are; kDataLoss when the checksum does not match.
   absl::StatusOr<HostArray> Read(std::string_view name) const;
+  // The entry as it is, a .npy file, and how many bytes that will be.
+  absl::StatusOr<std::vector<std::byte>> ReadBytes(std::string_view name) const;
+  absl::StatusOr<uint64_t> UnpackedBytes(std::string_view name) const;
 
  private:
   struct Entry {
@@ -39,7 +42,7 @@ class NpzFile {
     uint32_t checksum = 0;
     uint64_t stored_bytes = 0, array_bytes = 0, header_offset = 0;
   };
-  absl::StatusOr<std::vector<std::byte>> Extract(std::string_view name, const Entry& entry) const;
+  absl::StatusOr<const Entry*> Find(std::string_view name) const;
 
   std::shared_ptr<const ByteSource> source_;
   std::vector<std::string> names_;

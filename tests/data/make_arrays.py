@@ -84,3 +84,13 @@ raw = b"".join(b"\0" + row.tobytes() for y, x, dy, dx in passes for row in value
 with open(FOLDER + "interlaced.png", "wb") as file:
     file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 5, 4, 8, 0, 0, 0, 1))
                + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b""))
+
+# Scaling as Pillow does it: the middle of the image that has the wanted shape, BILINEAR.
+source = (np.arange(17 * 24 * 3) * 7919 % 251).reshape(17, 24, 3).astype("u1")
+Image.fromarray(source).save(FOLDER + "scale_source.png")
+for height, width in ((8, 8), (34, 40), (5, 20)):
+    step = min(17 / height, 24 / width)
+    top, left = (17 - height * step) / 2, (24 - width * step) / 2
+    box = (left, top, left + width * step, top + height * step)
+    scaled = Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR, box=box)
+    np.save(FOLDER + f"scaled_{height}x{width}.npy", np.asarray(scaled))

@@ -1,0 +1,365 @@
+#include "runtime/gan/gan_session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_join.h"
+#include "ops/philox.h"
+
+namespace gantry {
+namespace {
+
+// Streams of the session's own draws lie above those of the networks' random ops.
+constexpr int64_t kFirstSessionStream = int64_t{1} << 23;
+constexpr int64_t kNoiseStream = kFirstSessionStream;
+constexpr int64_t kMixStream = kFirstSessionStream + (int64_t{1} << 20);
+constexpr int64_t kSampleStream = kFirstSessionStream + (int64_t{1} << 21);
+
+template <typename T>
+void FillNormal(uint64_t seed, int64_t counter, int64_t stream, double mean, double deviation, T* to, int64_t count) {
+  for (int64_t block = 0; 4 * block < count; ++block) {
+    const PhiloxWords words = RandomBlock(static_cast<int64_t>(seed), counter, stream, block);
+    const NormalPair low = NormalsOf(words.word[0], words.word[1]), high = NormalsOf(words.word[2], words.word[3]);
+    const double values[4] = {low.first, low.second, high.first, high.second};
+    for (int64_t i = 0; i < std::min<int64_t>(4, count - 4 * block); ++i) {
+      to[4 * block + i] = static_cast<T>(mean + deviation * values[i]);
+    }
+  }
+}
+
+template <typename T>
+void FillUniform(uint64_t seed, int64_t counter, int64_t stream, double low, double high, T* to, int64_t count) {
+  for (int64_t block = 0; 4 * block < count; ++block) {
+    const PhiloxWords words = RandomBlock(static_cast<int64_t>(seed), counter, stream, block);
+    for (int64_t i = 0; i < std::min<int64_t>(4, count - 4 * block); ++i) {
+      to[4 * block + i] = static_cast<T>(low + (high - low) * UniformOf(words.word[i]));
+    }
+  }
+}
+
+// Calls `function` with a pointer of the right float type.
+template <typename Function>
+void WithFloats(DataType type, void* data, Function function) {
+  if (type == DataType::kF64) {
+    function(static_cast<double*>(data));
+  } else {
+    function(static_cast<float*>(data));
+  }
+}
+
+// FNV-1a, 64 bits: states draw their first values by name, so that their order does not matter.
+uint64_t HashName(std::string_view name) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return hash;
+}
+
+absl::Status InitializeState(const State& state, const TensorType& type, uint64_t seed, void* data) {
+  const Initializer& init = state.initializer;
+  const int64_t count = type.element_count();
+  if (init.kind == Initializer::Kind::kData && static_cast<int64_t>(init.data.size()) != count) {
+    return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, its initial data has %d elements", state.name,
+                                                      type.ToString(), init.data.size()));
+  }
+  const uint64_t key = seed ^ HashName(state.name);
+  WithFloats(type.dtype, data, [&](auto* to) {
+    switch (init.kind) {
+      case Initializer::Kind::kConstant: std::fill(to, to + count, init.a); break;
+      case Initializer::Kind::kNormal: FillNormal(key, 0, 0, init.a, init.b, to, count); break;
+      case Initializer::Kind::kUniform: FillUniform(key, 0, 0, init.a, init.b, to, count); break;
+      case Initializer::Kind::kData: std::copy(init.data.begin(), init.data.end(), to); break;
+      case Initializer::Kind::kCopy: break;  // once all others are made
+    }
+  });
+  return absl::OkStatus();
+}
+
+// "a.b.c" split at the dots.
+std::vector<std::string_view> Parts(std::string_view name) {
+  std::vector<std::string_view> parts;
+  for (size_t begin = 0; begin <= name.size();) {
+    const size_t end = std::min(name.find('.', begin), name.size());
+    parts.push_back(name.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionOptions& options,
+                                                               std::vector<GanRole> generators,
+                                                               std::vector<GanRole> discriminators, Device& device) {
+  std::unique_ptr<GanSession> session(new GanSession());
+  session->options_ = options;
+  if (session->options_.plan.thread_count <= 0) session->options_.plan.thread_count = device.thread_count();
+  session->generators_ = std::move(generators);
+  session->discriminators_ = std::move(discriminators);
+  session->device_ = &device;
+  GANTRY_ASSIGN_OR_RETURN(const Program program,
+                          BuildGanStep(session->options_.step, session->generators_, session->discriminators_));
+  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, session->options_.plan));
+  GANTRY_ASSIGN_OR_RETURN(session->executor_, Executor::Create(std::move(plan), device));
+  GANTRY_RETURN_IF_ERROR(session->BindInputs());
+  GANTRY_RETURN_IF_ERROR(session->Initialize());
+  return session;
+}
+
+const Shape& GanSession::sample_shape() const {
+  const Program& program = generators_[0].model.program;
+  return program.TypeOf(program.outputs()[0].value).shape;
+}
+int64_t GanSession::real_elements() const { return sample_shape().element_count(); }
+int64_t GanSession::batch_size() const { return sample_shape()[0]; }
+
+int64_t GanSession::noise_elements() const {
+  int64_t count = 0;
+  for (const GanRole& generator : generators_) {
+    for (ValueId input : generator.model.program.inputs()) {
+      const Value& value = generator.model.program.values()[input];
+      if (value.name != kRandomState) count += value.type.element_count();
+    }
+  }
+  return count;
+}
+
+absl::Status GanSession::BindInputs() {
+  const Program& program = executor_->program();
+  for (std::span<const GanRole> roles : {std::span<const GanRole>(discriminators_), std::span<const GanRole>(generators_)}) {
+    for (const GanRole& role : roles) {
+      role_names_.push_back(role.name);
+      learning_rates_.push_back(role.optimizer.learning_rate);
+      updates_per_step_.push_back(roles.data() == discriminators_.data() ? options_.step.n_critic : 1);
+    }
+  }
+  const auto RoleOf = [&](std::string_view name) {
+    return static_cast<int>(std::find(role_names_.begin(), role_names_.end(), name) - role_names_.begin());
+  };
+  // Noise tensors of one slot lie behind one another in the order of the program's inputs.
+  std::vector<int64_t> noise_filled(draws_per_step(), 0);
+  std::vector<int64_t> noise_count(draws_per_step(), 0);
+  for (ValueId input : program.inputs()) {
+    const Value& value = program.values()[input];
+    BoundInput bound{BoundInput::Kind::kReal, input};
+    const std::string_view name = value.name;
+    if (name == kRandomState) {
+      bound.kind = BoundInput::Kind::kRandomState;
+    } else if (name == "penalty") {
+      bound.kind = BoundInput::Kind::kPenalty;
+    } else if (name.ends_with(".learning_rate") || name.ends_with(".updates")) {
+      bound.kind = name.ends_with(".updates") ? BoundInput::Kind::kUpdates : BoundInput::Kind::kLearningRate;
+      bound.role = RoleOf(name.substr(0, name.rfind('.')));
+    } else {
+      const std::vector<std::string_view> parts = Parts(name);
+      // real.<d>.<m>, mix.<d>.<m>, noise.<d>.<m>[.<name>] or noise.<generator>.<d>.<m>[.<name>]
+      const size_t first = parts[0] == "noise" && generators_.size() > 1 ? 2 : 1;
+      bound.slot = std::stoll(std::string(parts[first])) * options_.step.accumulate + std::stoll(std::string(parts[first + 1]));
+      if (parts[0] == "noise") {
+        bound.kind = BoundInput::Kind::kNoise;
+        bound.offset = noise_filled[bound.slot];
+        bound.stream = kNoiseStream + bound.slot * 64 + noise_count[bound.slot]++;
+        noise_filled[bound.slot] += value.type.element_count();
+      } else if (parts[0] == "mix") {
+        bound.kind = BoundInput::Kind::kMix;
+        bound.stream = kMixStream + bound.slot;
+      }
+    }
+    if (executor_->Data(input).empty()) continue;  // nobody reads it
+    inputs_.push_back(bound);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GanSession::Initialize() {
+  const Program& program = executor_->program();
+  for (const State& state : program.states()) {
+    GANTRY_RETURN_IF_ERROR(
+        InitializeState(state, program.TypeOf(state.first), options_.seed, executor_->Data(state.first).data()));
+  }
+  for (const State& state : program.states()) {
+    if (state.initializer.kind != Initializer::Kind::kCopy) continue;
+    const State* source = program.FindState(state.initializer.source);
+    if (source == nullptr) {
+      return absl::InternalError(absl::StrFormat("state '%s' copies '%s', which does not exist", state.name,
+                                                 state.initializer.source));
+    }
+    const std::span<const std::byte> from = executor_->Data(source->first);
+    std::copy(from.begin(), from.end(), executor_->Data(state.first).begin());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status GanSession::SetLearningRate(std::string_view role, double rate) {
+  for (size_t i = 0; i < role_names_.size(); ++i) {
+    if (role_names_[i] != role) continue;
+    if (!std::isfinite(rate) || rate < 0) {
+      return absl::InvalidArgumentError(absl::StrFormat("the learning rate of '%s' must be finite and >= 0, got %g", role, rate));
+    }
+    learning_rates_[i] = rate;
+    return absl::OkStatus();
+  }
+  return absl::NotFoundError(absl::StrFormat("there is no role '%s'; roles are %s", role, absl::StrJoin(role_names_, ", ")));
+}
+
+void GanSession::FillInputs(const GanBatch& batch) {
+  const Program& program = executor_->program();
+  for (const BoundInput& input : inputs_) {
+    const TensorType& type = program.TypeOf(input.value);
+    const int64_t count = type.element_count();
+    void* const data = executor_->Data(input.value).data();
+    if (input.kind == BoundInput::Kind::kRandomState) {
+      const int64_t state[2] = {static_cast<int64_t>(options_.seed), progress_.steps};
+      std::memcpy(data, state, sizeof(state));
+      continue;
+    }
+    WithFloats(type.dtype, data, [&](auto* to) {
+      switch (input.kind) {
+        case BoundInput::Kind::kReal: {
+          const float* from = batch.real.data() + input.slot * real_elements();
+          std::copy(from, from + count, to);
+          break;
+        }
+        case BoundInput::Kind::kNoise:
+          if (batch.noise.empty()) {
+            FillNormal(options_.seed, progress_.steps, input.stream, 0.0, 1.0, to, count);
+          } else {
+            const float* from = batch.noise.data() + input.slot * noise_elements() + input.offset;
+            std::copy(from, from + count, to);
+          }
+          break;
+        case BoundInput::Kind::kMix:
+          if (batch.mix.empty()) {
+            FillUniform(options_.seed, progress_.steps, input.stream, 0.0, 1.0, to, count);
+          } else {
+            const float* from = batch.mix.data() + input.slot * count;
+            std::copy(from, from + count, to);
+          }
+          break;
+        case BoundInput::Kind::kLearningRate: *to = learning_rates_[input.role]; break;
+        case BoundInput::Kind::kUpdates: *to = static_cast<double>(progress_.steps * updates_per_step_[input.role]); break;
+        case BoundInput::Kind::kPenalty: *to = progress_.steps % options_.step.penalty_every == 0 ? 1.0 : 0.0; break;
+        case BoundInput::Kind::kRandomState: break;
+      }
+    });
+  }
+}
+
+absl::Status GanSession::Step(const GanBatch& batch) {
+  const auto Check = [](std::string_view what, size_t got, int64_t want, bool optional) -> absl::Status {
+    if ((optional && got == 0) || static_cast<int64_t>(got) == want) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrFormat("a step takes %d elements of '%s', got %d", want, what, got));
+  };
+  GANTRY_RETURN_IF_ERROR(Check("real", batch.real.size(), real_elements() * draws_per_step(), false));
+  GANTRY_RETURN_IF_ERROR(Check("noise", batch.noise.size(), noise_elements() * draws_per_step(), true));
+  GANTRY_RETURN_IF_ERROR(Check("mix", batch.mix.size(), batch_size() * draws_per_step(), true));
+  FillInputs(batch);
+  absl::Status status = executor_->Run();
+  if (absl::IsDataLoss(status)) {
+    FillInputs(batch);
+    return absl::DataLossError(absl::StrFormat("step %d: %s; the first NaN or infinity is in %s", progress_.steps + 1,
+                                               Message(status), executor_->FindFirstNonFinite()));
+  }
+  if (!status.ok()) return Annotate(status, absl::StrFormat("step %d", progress_.steps + 1));
+  ++progress_.steps;
+  progress_.images_seen += images_per_step();
+  return absl::OkStatus();
+}
+
+absl::StatusOr<double> GanSession::Scalar(std::string_view name) const {
+  const Program& program = executor_->program();
+  const ValueId value = program.FindOutput(name);
+  if (value == kNoValue || program.TypeOf(value).shape.rank() != 0) {
+    return absl::NotFoundError(absl::StrFormat("a step gives no scalar '%s'; it gives %s", name, absl::StrJoin(ScalarNames(), ", ")));
+  }
+  const void* data = executor_->Data(value).data();
+  return program.TypeOf(value).dtype == DataType::kF64 ? *static_cast<const double*>(data) : *static_cast<const float*>(data);
+}
+
+std::vector<std::string> GanSession::ScalarNames() const {
+  std::vector<std::string> names;
+  for (const NamedValue& output : executor_->program().outputs()) {
+    if (executor_->program().TypeOf(output.value).shape.rank() == 0) names.push_back(output.name);
+  }
+  return names;
+}
+
+std::vector<std::string> GanSession::StateNames() const {
+  std::vector<std::string> names;
+  for (const State& state : executor_->program().states()) names.push_back(state.name);
+  return names;
+}
+
+absl::StatusOr<TensorType> GanSession::StateType(std::string_view name) const {
+  const State* state = executor_->program().FindState(name);
+  if (state == nullptr) return absl::NotFoundError(absl::StrFormat("there is no state '%s'", name));
+  return executor_->program().TypeOf(state->first);
+}
+
+std::span<std::byte> GanSession::StateBytes(std::string_view name) {
+  const State* state = executor_->program().FindState(name);
+  return state == nullptr ? std::span<std::byte>() : executor_->Data(state->last);
+}
+
+absl::Status GanSession::ReadState(std::string_view name, std::span<double> to) const {
+  GANTRY_ASSIGN_OR_RETURN(const TensorType type, StateType(name));
+  if (static_cast<int64_t>(to.size()) != type.element_count()) {
+    return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, the buffer has %d elements", name, type.ToString(), to.size()));
+  }
+  WithFloats(type.dtype, executor_->Data(name).data(), [&](auto* from) { std::copy(from, from + to.size(), to.begin()); });
+  return absl::OkStatus();
+}
+
+absl::Status GanSession::WriteState(std::string_view name, std::span<const double> from) {
+  GANTRY_ASSIGN_OR_RETURN(const TensorType type, StateType(name));
+  if (static_cast<int64_t>(from.size()) != type.element_count()) {
+    return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, got %d elements", name, type.ToString(), from.size()));
+  }
+  WithFloats(type.dtype, executor_->Data(name).data(), [&](auto* to) { std::copy(from.begin(), from.end(), to); });
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<float>> GanSession::Sample(int64_t count, uint64_t noise_seed, bool ema) {
+  if (count < 1) return absl::InvalidArgumentError(absl::StrFormat("cannot draw %d samples", count));
+  const bool averages = ema && options_.step.ema > 0;
+  const GanRole& generator = generators_[0];
+  std::unique_ptr<Executor>& sampler = sampler_[averages ? 1 : 0];
+  if (sampler == nullptr) {
+    GANTRY_ASSIGN_OR_RETURN(const Program program, BuildSampler(generator, averages, options_.step.dtype));
+    GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, options_.plan));
+    GANTRY_ASSIGN_OR_RETURN(sampler, Executor::Create(std::move(plan), *device_));
+  }
+  const Program& program = sampler->program();
+  for (const State& state : program.states()) {
+    std::span<const std::byte> from = executor_->Data(std::string_view(state.name));
+    // Statistics have no average of their own.
+    if (from.empty() && averages) from = executor_->Data(std::string_view(state.name).substr(4));
+    std::copy(from.begin(), from.end(), sampler->Data(state.first).begin());
+  }
+  const int64_t sample_elements = real_elements() / batch_size();
+  std::vector<float> result;
+  result.reserve(count * sample_elements);
+  for (int64_t batch = 0; static_cast<int64_t>(result.size()) < count * sample_elements; ++batch) {
+    int64_t stream = kSampleStream;
+    for (ValueId input : program.inputs()) {
+      const std::span<std::byte> data = sampler->Data(input);
+      if (data.empty()) continue;
+      if (program.values()[input].name == kRandomState) {
+        const int64_t state[2] = {static_cast<int64_t>(noise_seed), batch};
+        std::memcpy(data.data(), state, sizeof(state));
+        continue;
+      }
+      WithFloats(program.TypeOf(input).dtype, data.data(), [&](auto* to) {
+        FillNormal(noise_seed, batch, stream, 0.0, 1.0, to, program.TypeOf(input).element_count());
+      });
+      ++stream;
+    }
+    GANTRY_RETURN_IF_ERROR(sampler->Run());
+    const int64_t wanted = std::min(real_elements(), count * sample_elements - static_cast<int64_t>(result.size()));
+    WithFloats(options_.step.dtype, sampler->Data("sample").data(),
+               [&](auto* from) { result.insert(result.end(), from, from + wanted); });
+  }
+  return result;
+}
+
+}  // namespace gantry

@@ -275,7 +275,7 @@ int main(int argc, char** argv) {
     }
     for (Direction direction : {Direction::kForward, Direction::kInputGradient, Direction::kWeightGradient}) {
       std::vector<Candidate> candidates;
-      for (Algorithm algorithm : {Algorithm::kDirect}) {
+      for (Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd4}) {
         const ConvOptions options{
             .algorithm = algorithm, .input_format = layer.input_format, .output_format = layer.output_format};
         if (!PanelConv::Supports(g, direction, options)) continue;

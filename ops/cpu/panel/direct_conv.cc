@@ -124,32 +124,6 @@ int64_t Groups(int64_t tasks, int64_t most, int thread_count) {
   return most;
 }
 
-// From [tap][out panel][in panel][16 in][16 out] to [out][in][tap], one (out panel, in panel) at a time.
-void StoreWeightGradient(const ConvGeometry& g, const float* sums, bool accumulate, float* weight_gradient, int thread_count) {
-  const int64_t in_panels = PanelCount(g.in_channels);
-  const int64_t out_panels = PanelCount(g.out_channels);
-  const int64_t taps = g.taps();
-  ParallelFor(thread_count, out_panels * in_panels, [&](int64_t task) {
-    const int64_t first_out = task / in_panels * 16;
-    const int64_t first_in = task % in_panels * 16;
-    const int64_t out_count = std::min<int64_t>(16, g.out_channels - first_out);
-    const int64_t in_count = std::min<int64_t>(16, g.in_channels - first_in);
-    const float* from = sums + task * 256;
-    const int64_t tap_stride = out_panels * in_panels * 256;
-    for (int64_t o = 0; o < out_count; ++o) {
-      float* to = weight_gradient + ((first_out + o) * g.in_channels + first_in) * taps;
-      for (int64_t i = 0; i < in_count; ++i) {
-        const float* column = from + i * 16 + o;
-        if (accumulate) {
-          for (int64_t t = 0; t < taps; ++t) to[i * taps + t] += column[t * tap_stride];
-        } else {
-          for (int64_t t = 0; t < taps; ++t) to[i * taps + t] = column[t * tap_stride];
-        }
-      }
-    }
-  });
-}
-
 }  // namespace
 
 int64_t ForwardWeightFloats(const ConvGeometry& g) {
@@ -238,6 +212,31 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const flo
   RunImageProduct(
       product, kernels, [&](int64_t y, int64_t ky) { return vertical.Output(y, ky); },
       [&](int64_t x, int64_t kx) { return horizontal.Output(x, kx); }, thread_count);
+}
+
+void StoreWeightGradient(const ConvGeometry& g, const float* sums, bool accumulate, float* weight_gradient, int thread_count) {
+  const int64_t in_panels = PanelCount(g.in_channels);
+  const int64_t out_panels = PanelCount(g.out_channels);
+  const int64_t taps = g.taps();
+  ParallelFor(thread_count, out_panels * in_panels, [&](int64_t task) {
+    const int64_t first_out = task / in_panels * 16;
+    const int64_t first_in = task % in_panels * 16;
+    const int64_t out_count = std::min<int64_t>(16, g.out_channels - first_out);
+    const int64_t in_count = std::min<int64_t>(16, g.in_channels - first_in);
+    const float* from = sums + task * 256;
+    const int64_t tap_stride = out_panels * in_panels * 256;
+    for (int64_t o = 0; o < out_count; ++o) {
+      float* to = weight_gradient + ((first_out + o) * g.in_channels + first_in) * taps;
+      for (int64_t i = 0; i < in_count; ++i) {
+        const float* column = from + i * 16 + o;
+        if (accumulate) {
+          for (int64_t t = 0; t < taps; ++t) to[i * taps + t] += column[t * tap_stride];
+        } else {
+          for (int64_t t = 0; t < taps; ++t) to[i * taps + t] = column[t * tap_stride];
+        }
+      }
+    }
+  });
 }
 
 int64_t WeightGradientScratchFloats(const ConvGeometry& g) { return ForwardWeightFloats(g); }

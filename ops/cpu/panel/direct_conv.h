@@ -22,6 +22,10 @@ void WeightGradient(const ConvGeometry& geometry, const PanelKernels& kernels, c
                     const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                     int thread_count);
 
+// From [tap][out panel][in panel][16 in][16 out] to the row-major weights.
+void StoreWeightGradient(const ConvGeometry& geometry, const float* blocks, bool accumulate, float* weight_gradient,
+                         int thread_count);
+
 // The same with a row-major image on the input's side, for images of few channels: the taps of all channels together are
 // the k (or the columns) of one product per output pixel, so 1 or 3 channels are not padded to 16.
 // Weights: [out panel][tap panel][16 taps][16 out].

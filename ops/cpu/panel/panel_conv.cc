@@ -4,18 +4,13 @@
 #include <cassert>
 
 #include "ops/cpu/panel/direct_conv.h"
+#include "ops/cpu/panel/winograd_conv.h"
 
 namespace gantry::cpu {
 namespace {
 
 // Scratch parts start on a cache line.
 int64_t RoundUp(int64_t floats) { return (floats + 15) / 16 * 16; }
-
-// A plain image on the input's side is used as it is where padding its channels to 16 would multiply the work.
-bool UsesPlainInput(const ConvGeometry& g, const ConvOptions& options) {
-  return options.input_format == ImageFormat::kPlain &&
-         PanelCount(g.in_channels * g.taps()) < PanelCount(g.in_channels) * g.taps();
-}
 
 int64_t InputFloats(const ConvGeometry& g) { return RoundUp(PanelFloats(g.batch, g.in_channels, g.in_h, g.in_w)); }
 int64_t OutputFloats(const ConvGeometry& g) { return RoundUp(PanelFloats(g.batch, g.out_channels, g.out_h, g.out_w)); }
@@ -48,8 +43,20 @@ std::string_view Name(Direction direction) {
 std::string_view Name(Algorithm algorithm) {
   switch (algorithm) {
     case Algorithm::kDirect: return "direct";
+    case Algorithm::kWinograd2: return "winograd2";
+    case Algorithm::kWinograd4: return "winograd4";
   }
   return "unknown";
+}
+
+// A plain image on the input's side is used as it is where padding its channels to 16 would multiply the work.
+bool PanelConv::plain_input() const {
+  return options_.algorithm == Algorithm::kDirect && options_.input_format == ImageFormat::kPlain &&
+         PanelCount(geometry_.in_channels * geometry_.taps()) < PanelCount(geometry_.in_channels) * geometry_.taps();
+}
+
+const WinogradKernels& PanelConv::transforms() const {
+  return KernelsFor(options_.isa).winograd[options_.algorithm == Algorithm::kWinograd4 ? 1 : 0];
 }
 
 bool PanelConv::Supports(const ConvGeometry& geometry, Direction direction, const ConvOptions& options) {
@@ -81,11 +88,21 @@ absl::StatusOr<PanelConv> PanelConv::Create(const ConvGeometry& g, Direction dir
     return absl::UnimplementedError(
         absl::StrFormat("this machine or build cannot run the %s panel kernels", Name(options.isa)));
   }
-  return PanelConv(g, direction, options);
+  const PanelConv conv(g, direction, options);
+  if (options.algorithm != Algorithm::kDirect && !winograd::Supports(g, conv.transforms().outputs)) {
+    return absl::UnimplementedError(absl::StrFormat("%s serves 4x4 kernels of stride 2 and 2x2 kernels of stride 1, not %dx%d of "
+                                                    "stride %dx%d, dilation %dx%d, pads %d, %d",
+                                                    Name(options.algorithm), g.kernel_h, g.kernel_w, g.stride_h, g.stride_w,
+                                                    g.dilation_h, g.dilation_w, g.pad_top, g.pad_left));
+  }
+  return conv;
 }
 
 int64_t PanelConv::PackedWeightFloats() const {
-  const bool plain = UsesPlainInput(geometry_, options_);
+  const bool plain = plain_input();
+  if (options_.algorithm != Algorithm::kDirect && direction_ != Direction::kWeightGradient) {
+    return winograd::WeightFloats(geometry_, transforms().outputs);
+  }
   switch (direction_) {
     case Direction::kForward:
       return plain ? direct::PlainForwardWeightFloats(geometry_) : direct::ForwardWeightFloats(geometry_);
@@ -97,7 +114,14 @@ int64_t PanelConv::PackedWeightFloats() const {
 }
 
 void PanelConv::PackWeights(const float* weights, float* packed, int thread_count) const {
-  const bool plain = UsesPlainInput(geometry_, options_);
+  const bool plain = plain_input();
+  if (options_.algorithm != Algorithm::kDirect) {
+    if (direction_ == Direction::kForward) winograd::PackForward(geometry_, transforms(), weights, packed, thread_count);
+    if (direction_ == Direction::kInputGradient) {
+      winograd::PackInputGradient(geometry_, transforms(), weights, packed, thread_count);
+    }
+    return;
+  }
   if (direction_ == Direction::kForward) {
     (plain ? direct::PackPlainForward : direct::PackForward)(geometry_, weights, packed, thread_count);
   } else if (direction_ == Direction::kInputGradient) {
@@ -106,10 +130,16 @@ void PanelConv::PackWeights(const float* weights, float* packed, int thread_coun
 }
 
 int64_t PanelConv::ScratchFloats(int thread_count) const {
-  const bool plain = UsesPlainInput(geometry_, options_);
+  const bool plain = plain_input();
   int64_t floats = 0;
   if (options_.input_format == ImageFormat::kPlain && !plain) floats += InputFloats(geometry_);
   if (options_.output_format == ImageFormat::kPlain) floats += OutputFloats(geometry_);
+  if (options_.algorithm != Algorithm::kDirect) {
+    floats += direction_ == Direction::kWeightGradient
+                  ? winograd::WeightGradientScratchFloats(geometry_, transforms().outputs, thread_count)
+                  : winograd::ImageScratchFloats(geometry_, transforms().outputs);
+    return RoundUp(floats);
+  }
   switch (direction_) {
     case Direction::kForward:
       if (plain) floats += direct::PlainForwardScratchFloats(geometry_, thread_count);
@@ -131,7 +161,7 @@ void PanelConv::Forward(const float* input, const float* packed_weights, const E
   const ConvGeometry& g = geometry_;
   const PanelKernels& kernels = KernelsFor(options_.isa);
   Scratch parts(scratch);
-  const bool plain = UsesPlainInput(g, options_);
+  const bool plain = plain_input();
   if (options_.input_format == ImageFormat::kPlain && !plain) {
     float* panels = parts.Take(InputFloats(g));
     PlainToPanel(input, g.batch, g.in_channels, g.in_h, g.in_w, panels, thread_count);
@@ -142,6 +172,9 @@ void PanelConv::Forward(const float* input, const float* packed_weights, const E
   if (plain) {
     direct::PlainForward(g, kernels, input, packed_weights, epilogue, result,
                          parts.Take(direct::PlainForwardScratchFloats(g, thread_count)), thread_count);
+  } else if (options_.algorithm != Algorithm::kDirect) {
+    winograd::Forward(g, kernels, transforms(), input, packed_weights, epilogue, result,
+                      parts.Take(winograd::ImageScratchFloats(g, transforms().outputs)), thread_count);
   } else {
     direct::Forward(g, kernels, input, packed_weights, epilogue, result, thread_count);
   }
@@ -159,14 +192,19 @@ void PanelConv::InputGradient(const float* output_gradient, const float* packed_
     PlainToPanel(output_gradient, g.batch, g.out_channels, g.out_h, g.out_w, panels, thread_count);
     output_gradient = panels;
   }
-  if (UsesPlainInput(g, options_)) {
+  if (plain_input()) {
     direct::PlainInputGradient(g, kernels, output_gradient, packed_weights, epilogue, input_gradient,
                                parts.Take(direct::PlainInputGradientScratchFloats(g, thread_count)), thread_count);
     return;
   }
   const bool plain_result = options_.input_format == ImageFormat::kPlain;
   float* result = plain_result ? parts.Take(InputFloats(g)) : input_gradient;
-  direct::InputGradient(g, kernels, output_gradient, packed_weights, epilogue, result, thread_count);
+  if (options_.algorithm != Algorithm::kDirect) {
+    winograd::InputGradient(g, kernels, transforms(), output_gradient, packed_weights, epilogue, result,
+                            parts.Take(winograd::ImageScratchFloats(g, transforms().outputs)), thread_count);
+  } else {
+    direct::InputGradient(g, kernels, output_gradient, packed_weights, epilogue, result, thread_count);
+  }
   if (plain_result) PanelToPlain(result, g.batch, g.in_channels, g.in_h, g.in_w, input_gradient, thread_count);
 }
 
@@ -176,7 +214,7 @@ void PanelConv::WeightGradient(const float* input, const float* output_gradient,
   const ConvGeometry& g = geometry_;
   const PanelKernels& kernels = KernelsFor(options_.isa);
   Scratch parts(scratch);
-  const bool plain = UsesPlainInput(g, options_);
+  const bool plain = plain_input();
   if (options_.input_format == ImageFormat::kPlain && !plain) {
     float* panels = parts.Take(InputFloats(g));
     PlainToPanel(input, g.batch, g.in_channels, g.in_h, g.in_w, panels, thread_count);
@@ -190,6 +228,10 @@ void PanelConv::WeightGradient(const float* input, const float* output_gradient,
   if (plain) {
     direct::PlainWeightGradient(g, kernels, input, output_gradient, accumulate, weight_gradient,
                                 parts.Take(direct::PlainWeightGradientScratchFloats(g)), thread_count);
+  } else if (options_.algorithm != Algorithm::kDirect) {
+    winograd::WeightGradient(g, kernels, transforms(), input, output_gradient, accumulate, weight_gradient,
+                             parts.Take(winograd::WeightGradientScratchFloats(g, transforms().outputs, thread_count)),
+                             thread_count);
   } else {
     direct::WeightGradient(g, kernels, input, output_gradient, accumulate, weight_gradient,
                            parts.Take(direct::WeightGradientScratchFloats(g)), thread_count);

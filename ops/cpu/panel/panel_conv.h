@@ -40,6 +40,8 @@ enum class Direction : uint8_t { kForward, kInputGradient, kWeightGradient };
 
 enum class Algorithm : uint8_t {
   kDirect,     // any geometry
+  kWinograd2,  // 4x4 stride 2 or 2x2 stride 1: F(2x2,2x2) per phase, 2.25 times the memory for packed weights
+  kWinograd4,  // the same geometries: F(4x4,2x2) per phase, 6.25 times the memory, twice the rounding error
 };
 
 // How an image operand lies in memory.
@@ -85,6 +87,9 @@ class PanelConv {
   Direction direction() const { return direction_; }
 
  private:
+  bool plain_input() const;
+  const WinogradKernels& transforms() const;
+
   PanelConv(const ConvGeometry& geometry, Direction direction, const ConvOptions& options)
       : geometry_(geometry), direction_(direction), options_(options) {}
 

@@ -17,6 +17,40 @@ struct Epilogue {
 // Panels of 16 k that one gemm call sums: B is then 16 KiB and stays in the first-level cache over the rows of A.
 inline constexpr int64_t kChunkPanels = 16;
 
+// What a transform does with each result besides storing it.
+enum TransformMode : uint8_t {
+  kAddToResult = 1,    // what the result held is added
+  kApplyEpilogue = 2,  // then bias and activation
+};
+
+struct TransformFinish {
+  const uint8_t* modes;  // TransformMode bits of every result
+  const float* bias;     // 16 floats or null
+  float slope;
+};
+
+// The transforms of one F(outputs x outputs, taps x taps), n = outputs + taps - 1. Each turns the arrays sources[...] of `count`
+// floats (a multiple of 16) into results[...]; both are square, row by row. `finish` is used by input_adjoint and
+// output, where results may be null (not wanted); the others ignore it.
+struct WinogradKernels {
+  using Function = void (*)(int64_t count, const float* const* sources, float* const* results, const TransformFinish* finish);
+
+  int outputs;
+  int taps;
+  Function input;           // n x n -> n x n
+  Function input_adjoint;   // n x n -> n x n
+  Function output;          // n x n -> outputs x outputs
+  Function output_adjoint;  // outputs x outputs -> n x n
+  Function weight;          // taps x taps -> n x n
+  Function weight_adjoint;  // n x n -> taps x taps
+
+  int points() const { return outputs + taps - 1; }
+};
+
+// Most sources or results that a transform has.
+inline constexpr int kMostPoints = 25;
+inline constexpr int kWinogradForms = 2;
+
 struct PanelKernels {
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][row * 16 + k] * b[b_offsets[i] + k * 16 + 0..16),
   // then bias[0..16) where bias is not null and the activation where slope != 1. Rows of c are 16 floats apart.
@@ -25,6 +59,7 @@ struct PanelKernels {
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16), rows <= 16.
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
                           int64_t k_count, float* c, bool accumulate);
+  WinogradKernels winograd[kWinogradForms];
 };
 
 // The table of `isa`, which must be available.

@@ -7,12 +7,14 @@ constexpr int kVectorFloats = 16;
 constexpr int kTileRows = 16;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
+#include "ops/cpu/panel/winograd_kernels.inc"
 
 }  // namespace
 
 const PanelKernels kAvx512Kernels = {
     .gemm = Gemm,
     .gemm_transposed = GemmTransposed,
+    .winograd = {MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM4R2>()},
 };
 
 }  // namespace gantry::cpu

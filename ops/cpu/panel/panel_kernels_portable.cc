@@ -7,12 +7,14 @@ constexpr int kVectorFloats = 4;
 constexpr int kTileRows = 2;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
+#include "ops/cpu/panel/winograd_kernels.inc"
 
 }  // namespace
 
 const PanelKernels kPortableKernels = {
     .gemm = Gemm,
     .gemm_transposed = GemmTransposed,
+    .winograd = {MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM4R2>()},
 };
 
 }  // namespace gantry::cpu

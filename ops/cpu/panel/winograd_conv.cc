@@ -1,0 +1,446 @@
+#include "ops/cpu/panel/winograd_conv.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "memory/cpu/parallel.h"
+#include "ops/cpu/panel/direct_conv.h"
+
+namespace gantry::cpu::winograd {
+namespace {
+
+constexpr int64_t kTaps = 2;  // per phase and dimension
+// Between the arrays of neighbouring points: an odd number of cache lines, so that they do not share a cache set.
+constexpr int64_t kPointGap = 5 * 16;
+// Transformed tiles that are in flight at once should stay in the last-level cache.
+constexpr int64_t kBlockFloats = int64_t{2} << 20;
+// Transformed input panels of a weight-gradient task should stay near the second-level cache.
+constexpr int64_t kGroupFloats = 640 << 10;
+
+// Where everything lies for one geometry and tile size.
+struct Tiling {
+  const ConvGeometry& g;
+  int64_t m;  // outputs of a tile per dimension
+  int64_t points = m + kTaps - 1;
+  int64_t all_points = points * points;
+  int64_t stride = g.stride_h;
+  int64_t phases = stride * stride;
+  int64_t in_panels = PanelCount(g.in_channels);
+  int64_t out_panels = PanelCount(g.out_channels);
+  int64_t phase_panels = phases * in_panels;
+  int64_t panel_floats = g.batch * 16;
+  int64_t tiles_y = (g.out_h + m - 1) / m;
+  int64_t tiles_x = (g.out_w + m - 1) / m;
+  int64_t tiles = tiles_y * tiles_x;
+
+  int64_t block_tiles() const {
+    const int64_t tile_floats = all_points * panel_floats * (phase_panels + out_panels);
+    const int64_t most = std::clamp<int64_t>(kBlockFloats / tile_floats, 1, tiles);
+    const int64_t blocks = (tiles + most - 1) / most;
+    return (tiles + blocks - 1) / blocks;
+  }
+  // Floats between the points of an array of `tile_count` x `panels` panels.
+  int64_t point_stride(int64_t tile_count, int64_t panels) const { return tile_count * panels * panel_floats + kPointGap; }
+};
+
+// The input pixels that a tile sees in one phase: sources[k] is that pixel's panel `panel`, null outside the image.
+template <typename Pointer>
+void InputPatch(const Tiling& t, Pointer image, int64_t tile, int64_t phase, int64_t panel, Pointer* patch) {
+  const int64_t first_y = t.stride * t.m * (tile / t.tiles_x) - t.g.pad_top + phase / t.stride;
+  const int64_t first_x = t.stride * t.m * (tile % t.tiles_x) - t.g.pad_left + phase % t.stride;
+  for (int64_t i = 0; i < t.points; ++i) {
+    for (int64_t j = 0; j < t.points; ++j) {
+      const int64_t y = first_y + t.stride * i;
+      const int64_t x = first_x + t.stride * j;
+      const bool inside = y >= 0 && y < t.g.in_h && x >= 0 && x < t.g.in_w;
+      patch[i * t.points + j] = inside ? image + ((y * t.g.in_w + x) * t.in_panels + panel) * t.panel_floats : nullptr;
+    }
+  }
+}
+
+// The output pixels of a tile, null outside the image.
+template <typename Pointer>
+void OutputPatch(const Tiling& t, Pointer image, int64_t tile, int64_t panel, Pointer* patch) {
+  for (int64_t i = 0; i < t.m; ++i) {
+    for (int64_t j = 0; j < t.m; ++j) {
+      const int64_t y = tile / t.tiles_x * t.m + i;
+      const int64_t x = tile % t.tiles_x * t.m + j;
+      const bool inside = y < t.g.out_h && x < t.g.out_w;
+      patch[i * t.m + j] = inside ? image + ((y * t.g.out_w + x) * t.out_panels + panel) * t.panel_floats : nullptr;
+    }
+  }
+}
+
+void ReplaceNull(const float** pointers, int64_t count, const float* zeros) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (pointers[i] == nullptr) pointers[i] = zeros;
+  }
+}
+
+// Transforms one panel of one tile's input (of one phase) to `result` + point * point_stride.
+void TransformInput(const Tiling& t, const WinogradKernels& transforms, const float* input, const float* zeros, int64_t tile,
+                    int64_t phase, int64_t panel, float* result, int64_t point_stride) {
+  const float* sources[kMostPoints];
+  float* results[kMostPoints];
+  InputPatch(t, input, tile, phase, panel, sources);
+  ReplaceNull(sources, t.all_points, zeros);
+  for (int64_t p = 0; p < t.all_points; ++p) results[p] = result + p * point_stride;
+  transforms.input(t.panel_floats, sources, results, nullptr);
+}
+
+void TransformOutputGradient(const Tiling& t, const WinogradKernels& transforms, const float* output_gradient,
+                             const float* zeros, int64_t tile, int64_t panel, float* result, int64_t point_stride) {
+  const float* sources[kMostPoints];
+  float* results[kMostPoints];
+  OutputPatch(t, output_gradient, tile, panel, sources);
+  ReplaceNull(sources, t.m * t.m, zeros);
+  for (int64_t p = 0; p < t.all_points; ++p) results[p] = result + p * point_stride;
+  transforms.output_adjoint(t.panel_floats, sources, results, nullptr);
+}
+
+// products[point][tile][result panel] = sums[point][tile][source panel] times weights[point][result panel][source panel].
+struct PointProducts {
+  int64_t batch, points, tiles, source_panels, result_panels, k_count;
+  const float* sources;
+  int64_t source_point_stride;
+  const float* weights;
+  float* results;
+  int64_t result_point_stride;
+};
+
+void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int thread_count) {
+  const int64_t panel_floats = p.batch * 16;
+  int64_t groups = 1;
+  while (thread_count > 1 && groups < p.result_panels && p.points * groups % thread_count != 0 &&
+         p.points * groups < 8 * thread_count) {
+    ++groups;
+  }
+  ParallelFor(thread_count, p.points * groups, [&](int64_t task) {
+    const int64_t point = task / groups;
+    const int64_t first = p.result_panels * (task % groups) / groups;
+    const int64_t last = p.result_panels * (task % groups + 1) / groups;
+    const float* sources = p.sources + point * p.source_point_stride;
+    const float* weights = p.weights + point * p.result_panels * p.source_panels * 256;
+    float* results = p.results + point * p.result_point_stride;
+    int64_t offsets[kChunkPanels];
+    for (int64_t i = 0; i < kChunkPanels; ++i) offsets[i] = i * 256;
+    for (int64_t chunk = 0; chunk < p.source_panels; chunk += kChunkPanels) {
+      const int64_t count = std::min(kChunkPanels, p.source_panels - chunk);
+      for (int64_t panel = first; panel < last; ++panel) {
+        for (int64_t tile = 0; tile < p.tiles; ++tile) {
+          const float* panels[kChunkPanels];
+          for (int64_t i = 0; i < count; ++i) panels[i] = sources + (tile * p.source_panels + chunk + i) * panel_floats;
+          kernels.gemm(p.batch, count, panels, weights + (panel * p.source_panels + chunk) * 256, offsets, p.k_count,
+                       results + (tile * p.result_panels + panel) * panel_floats, chunk > 0, nullptr, 1.0f);
+        }
+      }
+    }
+  });
+}
+
+// Weights of (out panel, in panel): taps[ky * kernel + kx] is a 16 x 16 block, rows of `k` by columns of the other.
+void GatherWeights(const ConvGeometry& g, const float* weights, int64_t out_panel, int64_t in_panel, bool rows_are_inputs,
+                   float* blocks) {
+  const int64_t taps = g.taps();
+  const int64_t out_count = std::min<int64_t>(16, g.out_channels - out_panel * 16);
+  const int64_t in_count = std::min<int64_t>(16, g.in_channels - in_panel * 16);
+  if (out_count < 16 || in_count < 16) std::memset(blocks, 0, taps * 256 * sizeof(float));
+  for (int64_t o = 0; o < out_count; ++o) {
+    const float* from = weights + ((out_panel * 16 + o) * g.in_channels + in_panel * 16) * taps;
+    for (int64_t i = 0; i < in_count; ++i) {
+      float* to = blocks + (rows_are_inputs ? i * 16 + o : o * 16 + i);
+      for (int64_t tap = 0; tap < taps; ++tap) to[tap * 256] = from[i * taps + tap];
+    }
+  }
+}
+
+// Transforms every (out panel, in panel, phase) block of the weights to packed + offset(out panel, phase, in panel), its points
+// `point_stride` apart.
+template <typename Offset>
+void Pack(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, bool rows_are_inputs,
+          const Offset& offset, float* packed, int thread_count) {
+  const Tiling t{g, kernels.outputs};
+  ParallelFor(thread_count, t.out_panels * t.in_panels, [&](int64_t task) {
+    alignas(64) float blocks[16 * 256];
+    const int64_t out_panel = task / t.in_panels;
+    const int64_t in_panel = task % t.in_panels;
+    GatherWeights(g, weights, out_panel, in_panel, rows_are_inputs, blocks);
+    for (int64_t phase = 0; phase < t.phases; ++phase) {
+      const float* sources[kTaps * kTaps];
+      float* results[kMostPoints];
+      for (int64_t i = 0; i < kTaps; ++i) {
+        for (int64_t j = 0; j < kTaps; ++j) {
+          sources[i * kTaps + j] = blocks + ((phase / t.stride + t.stride * i) * g.kernel_w + phase % t.stride + t.stride * j) * 256;
+        }
+      }
+      for (int64_t p = 0; p < t.all_points; ++p) {
+        results[p] = packed + p * t.out_panels * t.phase_panels * 256 + offset(out_panel, phase * t.in_panels + in_panel);
+      }
+      kernels.weight(256, sources, results, nullptr);
+    }
+  });
+}
+
+float* PanelBias(const Epilogue& epilogue, int64_t panel, int64_t channels, float (&copy)[16]) {
+  if (epilogue.bias == nullptr) return nullptr;
+  for (int64_t c = 0; c < 16; ++c) copy[c] = panel * 16 + c < channels ? epilogue.bias[panel * 16 + c] : 0.0f;
+  return copy;
+}
+
+bool HasEpilogue(const Epilogue& epilogue) { return epilogue.bias != nullptr || epilogue.slope != 1.0f; }
+
+}  // namespace
+
+bool Supports(const ConvGeometry& g, int outputs) {
+  if (g.stride_h != g.stride_w || g.kernel_h != g.kernel_w || g.dilation_h != 1 || g.dilation_w != 1) return false;
+  if (g.stride_h > 2 || g.kernel_h != kTaps * g.stride_h || g.pad_top < 0 || g.pad_left < 0) return false;
+  const Tiling t{g, outputs};
+  // The first input row (column) behind what the last tile sees.
+  const int64_t end_y = t.stride * (t.m * (t.tiles_y - 1) + t.points) - g.pad_top;
+  const int64_t end_x = t.stride * (t.m * (t.tiles_x - 1) + t.points) - g.pad_left;
+  return end_y >= g.in_h && end_x >= g.in_w;
+}
+
+int64_t WeightFloats(const ConvGeometry& g, int outputs) {
+  const Tiling t{g, outputs};
+  return t.all_points * t.out_panels * t.phase_panels * 256;
+}
+
+void PackForward(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, float* packed,
+                 int thread_count) {
+  const int64_t phase_panels = g.stride_h * g.stride_w * PanelCount(g.in_channels);
+  Pack(
+      g, kernels, weights, true,
+      [=](int64_t out_panel, int64_t phase_panel) { return (out_panel * phase_panels + phase_panel) * 256; }, packed,
+      thread_count);
+}
+
+void PackInputGradient(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, float* packed,
+                       int thread_count) {
+  const int64_t out_panels = PanelCount(g.out_channels);
+  Pack(
+      g, kernels, weights, false,
+      [=](int64_t out_panel, int64_t phase_panel) { return (phase_panel * out_panels + out_panel) * 256; }, packed,
+      thread_count);
+}
+
+int64_t ImageScratchFloats(const ConvGeometry& g, int outputs) {
+  const Tiling t{g, outputs};
+  const int64_t tiles = t.block_tiles();
+  return t.panel_floats + t.all_points * (t.point_stride(tiles, t.phase_panels) + t.point_stride(tiles, t.out_panels));
+}
+
+void Forward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,
+             const float* packed, const Epilogue& epilogue, float* output, float* scratch, int thread_count) {
+  const Tiling t{g, transforms.outputs};
+  const int64_t block_tiles = t.block_tiles();
+  const int64_t input_stride = t.point_stride(block_tiles, t.phase_panels);
+  const int64_t product_stride = t.point_stride(block_tiles, t.out_panels);
+  float* zeros = scratch;
+  float* inputs = zeros + t.panel_floats;                 // [point][tile][phase][in panel][batch][16]
+  float* products = inputs + t.all_points * input_stride;  // [point][tile][out panel][batch][16]
+  std::memset(zeros, 0, t.panel_floats * sizeof(float));
+  const bool finish = HasEpilogue(epilogue);
+
+  for (int64_t first_tile = 0; first_tile < t.tiles; first_tile += block_tiles) {
+    const int64_t tile_count = std::min(block_tiles, t.tiles - first_tile);
+    ParallelFor(thread_count, tile_count * t.phase_panels, [&](int64_t task) {
+      const int64_t phase_panel = task % t.phase_panels;
+      TransformInput(t, transforms, input, zeros, first_tile + task / t.phase_panels, phase_panel / t.in_panels,
+                     phase_panel % t.in_panels, inputs + task * t.panel_floats, input_stride);
+    });
+    RunPointProducts({.batch = g.batch,
+                      .points = t.all_points,
+                      .tiles = tile_count,
+                      .source_panels = t.phase_panels,
+                      .result_panels = t.out_panels,
+                      .k_count = std::min<int64_t>(16, g.in_channels),
+                      .sources = inputs,
+                      .source_point_stride = input_stride,
+                      .weights = packed,
+                      .results = products,
+                      .result_point_stride = product_stride},
+                     kernels, thread_count);
+    ParallelFor(thread_count, tile_count * t.out_panels, [&](int64_t task) {
+      const int64_t panel = task % t.out_panels;
+      const float* sources[kMostPoints];
+      float* results[kMostPoints];
+      float bias[16];
+      uint8_t modes[kMostPoints];
+      std::fill_n(modes, kMostPoints, finish ? kApplyEpilogue : 0);
+      for (int64_t p = 0; p < t.all_points; ++p) sources[p] = products + p * product_stride + task * t.panel_floats;
+      OutputPatch(t, output, first_tile + task / t.out_panels, panel, results);
+      const TransformFinish last{modes, PanelBias(epilogue, panel, g.out_channels, bias), epilogue.slope};
+      transforms.output(t.panel_floats, sources, results, &last);
+    });
+  }
+}
+
+void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms,
+                   const float* output_gradient, const float* packed, const Epilogue& epilogue, float* input_gradient,
+                   float* scratch, int thread_count) {
+  const Tiling t{g, transforms.outputs};
+  const int64_t block_tiles = t.block_tiles();
+  const int64_t gradient_stride = t.point_stride(block_tiles, t.out_panels);
+  const int64_t product_stride = t.point_stride(block_tiles, t.phase_panels);
+  float* zeros = scratch;
+  float* gradients = zeros + t.panel_floats;                     // [point][tile][out panel][batch][16]
+  float* products = gradients + t.all_points * gradient_stride;  // [point][tile][phase][in panel][batch][16]
+  std::memset(zeros, 0, t.panel_floats * sizeof(float));
+  const uint8_t epilogue_mode = HasEpilogue(epilogue) ? kApplyEpilogue : 0;
+
+  for (int64_t first_tile = 0; first_tile < t.tiles; first_tile += block_tiles) {
+    const int64_t tile_count = std::min(block_tiles, t.tiles - first_tile);
+    ParallelFor(thread_count, tile_count * t.out_panels, [&](int64_t task) {
+      TransformOutputGradient(t, transforms, output_gradient, zeros, first_tile + task / t.out_panels, task % t.out_panels,
+                              gradients + task * t.panel_floats, gradient_stride);
+    });
+    RunPointProducts({.batch = g.batch,
+                      .points = t.all_points,
+                      .tiles = tile_count,
+                      .source_panels = t.out_panels,
+                      .result_panels = t.phase_panels,
+                      .k_count = std::min<int64_t>(16, g.out_channels),
+                      .sources = gradients,
+                      .source_point_stride = gradient_stride,
+                      .weights = packed,
+                      .results = products,
+                      .result_point_stride = product_stride},
+                     kernels, thread_count);
+    // Patches of neighbouring tiles share taps - 1 rows and columns. A task has one panel and phase of all tiles, in order: the
+    // first tile of a pixel stores, later ones add, the last one applies the epilogue.
+    ParallelFor(thread_count, t.phase_panels, [&](int64_t phase_panel) {
+      const int64_t panel = phase_panel % t.in_panels;
+      const float* sources[kMostPoints];
+      float* results[kMostPoints];
+      float bias[16];
+      uint8_t modes[kMostPoints];
+      const TransformFinish finish{modes, PanelBias(epilogue, panel, g.in_channels, bias), epilogue.slope};
+      for (int64_t i = 0; i < tile_count; ++i) {
+        const int64_t tile = first_tile + i;
+        const int64_t tile_y = tile / t.tiles_x, tile_x = tile % t.tiles_x;
+        InputPatch(t, input_gradient, tile, phase_panel / t.in_panels, panel, results);
+        for (int64_t y = 0; y < t.points; ++y) {
+          for (int64_t x = 0; x < t.points; ++x) {
+            const bool seen = (y < kTaps - 1 && tile_y > 0) || (x < kTaps - 1 && tile_x > 0);
+            const bool more = (y >= t.m && tile_y + 1 < t.tiles_y) || (x >= t.m && tile_x + 1 < t.tiles_x);
+            modes[y * t.points + x] = (seen ? kAddToResult : 0) | (more ? 0 : epilogue_mode);
+          }
+        }
+        for (int64_t p = 0; p < t.all_points; ++p) {
+          sources[p] = products + p * product_stride + (i * t.phase_panels + phase_panel) * t.panel_floats;
+        }
+        transforms.input_adjoint(t.panel_floats, sources, results, &finish);
+      }
+    });
+  }
+}
+
+namespace {
+
+// A weight-gradient task: the input panels [first, last) of one phase against all output panels.
+struct GradientBlocking {
+  int64_t group_panels;  // input panels of a task
+  int64_t block_panels;  // output panels between which the sums stay in the second-level cache
+  int64_t chunk_tiles;   // tiles of one product: 256 rows
+
+  GradientBlocking(const Tiling& t) {
+    group_panels = std::clamp<int64_t>(kGroupFloats / (t.all_points * t.tiles * t.panel_floats), 1,
+                                       std::min<int64_t>(4, t.in_panels));
+    block_panels = std::min<int64_t>(t.out_panels, t.tiles >= 8 ? 8 : 4);
+    chunk_tiles = std::clamp<int64_t>(256 / t.g.batch, 1, kChunkPanels);
+  }
+  int64_t group_count(const Tiling& t) const { return (t.in_panels + group_panels - 1) / group_panels; }
+  int64_t input_stride(const Tiling& t) const { return t.point_stride(t.tiles, group_panels); }
+  int64_t sum_stride() const { return block_panels * group_panels * 256 + kPointGap; }
+  int64_t share_floats(const Tiling& t) const { return t.all_points * (input_stride(t) + sum_stride()); }
+};
+
+}  // namespace
+
+int64_t WeightGradientScratchFloats(const ConvGeometry& g, int outputs, int thread_count) {
+  const Tiling t{g, outputs};
+  const GradientBlocking blocking(t);
+  return t.panel_floats + t.all_points * t.point_stride(t.tiles, t.out_panels) +
+         std::max(thread_count, 1) * blocking.share_floats(t) + direct::WeightGradientScratchFloats(g);
+}
+
+void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,
+                    const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
+                    int thread_count) {
+  const Tiling t{g, transforms.outputs};
+  const GradientBlocking blocking(t);
+  const int64_t gradient_stride = t.point_stride(t.tiles, t.out_panels);
+  const int64_t input_stride = blocking.input_stride(t);
+  const int64_t shares = std::max(thread_count, 1);
+  float* zeros = scratch;
+  float* gradients = zeros + t.panel_floats;                  // [point][tile][out panel][batch][16]
+  float* blocks = gradients + t.all_points * gradient_stride;  // [tap][out panel][in panel][16 in][16 out]
+  float* own = blocks + direct::WeightGradientScratchFloats(g);
+  std::memset(zeros, 0, t.panel_floats * sizeof(float));
+
+  ParallelFor(thread_count, t.tiles * t.out_panels, [&](int64_t task) {
+    TransformOutputGradient(t, transforms, output_gradient, zeros, task / t.out_panels, task % t.out_panels,
+                            gradients + task * t.panel_floats, gradient_stride);
+  });
+
+  const int64_t tasks = t.phases * blocking.group_count(t);
+  ParallelFor(thread_count, shares, [&](int64_t share) {
+    float* inputs = own + share * blocking.share_floats(t);  // [point][tile][in panel of the group][batch][16]
+    float* sums = inputs + t.all_points * input_stride;      // [point][out panel of the block][in panel][16 in][16 out]
+    for (int64_t task = tasks * share / shares; task < tasks * (share + 1) / shares; ++task) {
+      const int64_t phase = task / blocking.group_count(t);
+      const int64_t first_in = task % blocking.group_count(t) * blocking.group_panels;
+      const int64_t in_count = std::min(blocking.group_panels, t.in_panels - first_in);
+      for (int64_t tile = 0; tile < t.tiles; ++tile) {
+        for (int64_t c = 0; c < in_count; ++c) {
+          TransformInput(t, transforms, input, zeros, tile, phase, first_in + c,
+                         inputs + (tile * blocking.group_panels + c) * t.panel_floats, input_stride);
+        }
+      }
+      for (int64_t first_out = 0; first_out < t.out_panels; first_out += blocking.block_panels) {
+        const int64_t out_count = std::min(blocking.block_panels, t.out_panels - first_out);
+        for (int64_t point = 0; point < t.all_points; ++point) {
+          const float* point_inputs = inputs + point * input_stride;
+          const float* point_gradients = gradients + point * gradient_stride;
+          float* point_sums = sums + point * blocking.sum_stride();
+          for (int64_t tile = 0; tile < t.tiles; tile += blocking.chunk_tiles) {
+            const int64_t count = std::min(blocking.chunk_tiles, t.tiles - tile);
+            for (int64_t o = 0; o < out_count; ++o) {
+              const float* b[kChunkPanels];
+              for (int64_t i = 0; i < count; ++i) {
+                b[i] = point_gradients + ((tile + i) * t.out_panels + first_out + o) * t.panel_floats;
+              }
+              for (int64_t c = 0; c < in_count; ++c) {
+                const float* a[kChunkPanels];
+                for (int64_t i = 0; i < count; ++i) {
+                  a[i] = point_inputs + ((tile + i) * blocking.group_panels + c) * t.panel_floats;
+                }
+                kernels.gemm_transposed(16, count, a, b, g.batch, point_sums + (o * blocking.group_panels + c) * 256, tile > 0);
+              }
+            }
+          }
+        }
+        for (int64_t o = 0; o < out_count; ++o) {
+          for (int64_t c = 0; c < in_count; ++c) {
+            const float* sources[kMostPoints];
+            float* results[kTaps * kTaps];
+            for (int64_t p = 0; p < t.all_points; ++p) {
+              sources[p] = sums + p * blocking.sum_stride() + (o * blocking.group_panels + c) * 256;
+            }
+            for (int64_t i = 0; i < kTaps; ++i) {
+              for (int64_t j = 0; j < kTaps; ++j) {
+                const int64_t tap = (phase / t.stride + t.stride * i) * g.kernel_w + phase % t.stride + t.stride * j;
+                results[i * kTaps + j] = blocks + ((tap * t.out_panels + first_out + o) * t.in_panels + first_in + c) * 256;
+              }
+            }
+            transforms.weight_adjoint(256, sources, results, nullptr);
+          }
+        }
+      }
+    }
+  });
+  direct::StoreWeightGradient(g, blocks, accumulate, weight_gradient, thread_count);
+}
+
+}  // namespace gantry::cpu::winograd

@@ -1,0 +1,40 @@
+// Winograd's form of convolutions with a square kernel of stride * taps: a stride-2 4x4 convolution is the sum of 4
+// convolutions, one per phase of the input's rows and columns, each with 2x2 taps and stride 1 (A Lavin, S Gray, CVPR 2016, for the
+// transforms; the phases are the polyphase form of a strided filter). All phases are summed in the transformed domain,
+// so an output tile has one inverse transform. F(2,2) needs 9 products for 16, F(4,2) 25 for 64.
+//
+// The input gradient is the adjoint of the whole algorithm (not a convolution with flipped weights), the weight gradient its
+// derivative; both use the same transforms, transposed.
+//
+// Error against float64 on normal data, relative to the RMS of the result (measured by panel_conv_test, 64 to 128 channels):
+//   forward, input gradient, weight gradient: see kAccuracy in that test.
+#pragma once
+
+#include "ops/cpu/panel/panel_conv.h"
+
+namespace gantry::cpu::winograd {
+
+// Whether the form with `outputs` x `outputs` tiles serves: square kernel and equal strides, kernel = stride * 2, no
+// dilation, pads >= 0, and no input pixel behind the last tile.
+bool Supports(const ConvGeometry& geometry, int outputs);
+
+// Forward: [point][out panel][phase][in panel][16 in][16 out]; input gradient: [point][phase][in panel][out panel][16 out][16 in].
+int64_t WeightFloats(const ConvGeometry& geometry, int outputs);
+void PackForward(const ConvGeometry& geometry, const WinogradKernels& kernels, const float* weights, float* packed,
+                 int thread_count);
+void PackInputGradient(const ConvGeometry& geometry, const WinogradKernels& kernels, const float* weights, float* packed,
+                       int thread_count);
+
+int64_t ImageScratchFloats(const ConvGeometry& geometry, int outputs);  // of Forward and InputGradient
+void Forward(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,
+             const float* packed, const Epilogue& epilogue, float* output, float* scratch, int thread_count);
+void InputGradient(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
+                   const float* output_gradient, const float* packed, const Epilogue& epilogue, float* input_gradient,
+                   float* scratch, int thread_count);
+
+int64_t WeightGradientScratchFloats(const ConvGeometry& geometry, int outputs, int thread_count);
+void WeightGradient(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
+                    const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
+                    float* scratch, int thread_count);
+
+}  // namespace gantry::cpu::winograd

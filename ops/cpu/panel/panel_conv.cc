@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
 #include "ops/cpu/panel/direct_conv.h"
 #include "ops/cpu/panel/winograd_conv.h"
@@ -96,6 +97,46 @@ absl::StatusOr<PanelConv> PanelConv::Create(const ConvGeometry& g, Direction dir
                                                     g.dilation_h, g.dilation_w, g.pad_top, g.pad_left));
   }
   return conv;
+}
+
+Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_per_packing) {
+  // Nanoseconds of one thread, up to a common factor: a step of 16 products, a float that a transform writes and a product
+  // reads again, a float of packed weights. The weight gradient reduces as many floats as the others pack.
+  constexpr double kStepNs = 0.35, kTransformNs = 0.45, kPackNs = 0.5;
+  const double channel_steps = static_cast<double>(PanelCount(g.in_channels) * PanelCount(g.out_channels)) * 16.0;
+  const double packings = direction == Direction::kWeightGradient ? 0.5 : 1.0 / std::max(calls_per_packing, 1);
+  const auto taps_inside = [](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+    double count = 0;
+    for (int64_t tap = 0; tap < kernel; ++tap) {
+      // Outputs o with 0 <= o * stride + first < in.
+      const int64_t first = tap * dilation - pad;
+      const int64_t low = first >= 0 ? 0 : (-first + stride - 1) / stride;
+      const int64_t high = first >= in ? 0 : std::min(out, (in - first + stride - 1) / stride);
+      count += static_cast<double>(std::max<int64_t>(0, high - low));
+    }
+    return count;
+  };
+  const double pixels = taps_inside(g.in_h, g.out_h, g.kernel_h, g.stride_h, g.pad_top, g.dilation_h) *
+                        taps_inside(g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_left, g.dilation_w);
+  const double batch = static_cast<double>(g.batch);
+  Algorithm best = Algorithm::kDirect;
+  double best_ns = pixels * batch * channel_steps * kStepNs +
+                   packings * static_cast<double>(g.taps()) * channel_steps * 16.0 * kPackNs;
+  for (const auto& [algorithm, outputs] :
+       {std::pair{Algorithm::kWinograd2, int64_t{2}}, std::pair{Algorithm::kWinograd4, int64_t{4}}}) {
+    if (!winograd::Supports(g, static_cast<int>(outputs))) continue;
+    const double tiles = static_cast<double>(((g.out_h + outputs - 1) / outputs) * ((g.out_w + outputs - 1) / outputs));
+    const double points = static_cast<double>((outputs + 1) * (outputs + 1));
+    const double phases = static_cast<double>(g.stride_h * g.stride_w);
+    const double panels = phases * static_cast<double>(PanelCount(g.in_channels)) + static_cast<double>(PanelCount(g.out_channels));
+    const double ns = tiles * points * batch * (phases * channel_steps * kStepNs + panels * 16.0 * kTransformNs) +
+                      packings * points * phases * channel_steps * 16.0 * kPackNs;
+    if (ns < best_ns) {
+      best = algorithm;
+      best_ns = ns;
+    }
+  }
+  return best;
 }
 
 int64_t PanelConv::PackedWeightFloats() const {

@@ -60,6 +60,16 @@ struct PanelKernels {
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
                           int64_t k_count, float* c, bool accumulate);
   WinogradKernels winograd[kWinogradForms];
+
+  // Norms; see norm_kernels.inc. Per-channel arguments are 16 floats, images are rows of 16.
+  void (*moments)(int64_t rows, const float* x, float* center, float* sum, float* squares);
+  void (*normalize)(int64_t rows, const float* x, const float* mean, const float* scale, const float* shift, float slope,
+                    float* y);
+  void (*gradient_sums)(int64_t rows, const float* gradient, const float* x, const float* y, float slope, const float* mean,
+                        float* sum, float* products);
+  void (*normalize_gradient)(int64_t rows, const float* gradient, const float* x, const float* y, float slope,
+                             const float* mean, const float* scale, const float* x_scale, const float* shift, float* result);
+  void (*row_sums)(int64_t rows, const float* x, float* sum);
 };
 
 // The table of `isa`, which must be available.

@@ -8,6 +8,7 @@ constexpr int kTileRows = 2;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
 #include "ops/cpu/panel/winograd_kernels.inc"
+#include "ops/cpu/panel/norm_kernels.inc"
 
 }  // namespace
 
@@ -15,6 +16,11 @@ const PanelKernels kPortableKernels = {
     .gemm = Gemm,
     .gemm_transposed = GemmTransposed,
     .winograd = {MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM4R2>()},
+    .moments = Moments,
+    .normalize = Normalize,
+    .gradient_sums = GradientSums,
+    .normalize_gradient = NormalizeGradient,
+    .row_sums = RowSums,
 };
 
 }  // namespace gantry::cpu

@@ -6,8 +6,11 @@
 // The input gradient is the adjoint of the whole algorithm (not a convolution with flipped weights), the weight gradient its
 // derivative; both use the same transforms, transposed.
 //
-// Error against float64 on normal data, relative to the RMS of the result (measured by panel_conv_test, 64 to 128 channels):
-//   forward, input gradient, weight gradient: see kAccuracy in that test.
+// RMS (largest) error against float64 over the RMS of the result, normal data, 64 -> 128 channels, as panel_conv_test prints it:
+//              direct             F(2,2)             F(4,2)
+//   forward    5.0e-7 (6.1e-6)    6.2e-7 (3.6e-6)    1.3e-6 (1.3e-5)
+//   input      3.8e-7 (3.6e-6)    4.4e-7 (3.7e-6)    9.2e-7 (6.1e-6)
+//   weights    1.8e-7 (3.0e-6)    2.3e-7 (1.9e-6)    3.5e-7 (3.0e-6)
 #pragma once
 
 #include "ops/cpu/panel/panel_conv.h"

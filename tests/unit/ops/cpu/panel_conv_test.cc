@@ -4,9 +4,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <random>
 #include <string>
@@ -295,6 +296,58 @@ TEST(PanelConvTest, WinogradMatchesPlainLoop) {
         for (Direction direction : kDirections) Check(problem, direction, options, tried % 2 == 0, 1 + tried % 3, random);
         if (HasFatalFailure()) return;
       }
+    }
+  }
+}
+
+// RMS and largest error over the RMS of the result, on normal data with 64 to 128 channels. Header comments quote these figures.
+TEST(PanelConvTest, AccuracyAgainstDouble) {
+  std::mt19937 random(8);
+  const Problem problem({.batch = 8, .in_channels = 64, .out_channels = 128, .in_h = 8, .in_w = 8, .out_h = 4, .out_w = 4,
+                         .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1},
+                        random);
+  for (Direction direction : kDirections) {
+    std::vector<double> expected, scale;
+    problem.Solve(direction, expected, scale);
+    double size = 0;
+    for (double value : expected) size += value * value;
+    size = std::sqrt(size / static_cast<double>(expected.size()));
+    for (Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd4}) {
+      const std::vector<float> actual = Compute(problem, direction, {.algorithm = algorithm}, {}, 1.0f, 2);
+      double squares = 0, largest = 0;
+      for (size_t i = 0; i < actual.size(); ++i) {
+        squares += (actual[i] - expected[i]) * (actual[i] - expected[i]);
+        largest = std::max(largest, std::abs(actual[i] - expected[i]));
+      }
+      const double rms = std::sqrt(squares / static_cast<double>(expected.size())) / size;
+      const bool four = algorithm == Algorithm::kWinograd4;
+      const std::string what = absl::StrFormat("%s %s", Name(direction), Name(algorithm));
+      std::printf("%-28s RMS error %.1e, largest %.1e\n", what.c_str(), rms, largest / size);
+      EXPECT_LT(rms, four ? 2.5e-6 : 1.5e-6) << what;
+      EXPECT_LT(largest / size, four ? 2e-5 : 1.2e-5) << what;
+    }
+  }
+}
+
+TEST(PanelConvTest, ChosenAlgorithmIsSupportedAndUsesWinogradWhereItPays) {
+  const auto halving = [](int64_t batch, int64_t in, int64_t out, int64_t size) {
+    return ConvGeometry{.batch = batch, .in_channels = in, .out_channels = out, .in_h = size, .in_w = size, .out_h = size / 2,
+                        .out_w = size / 2, .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1};
+  };
+  for (Direction direction : kDirections) {
+    EXPECT_EQ(ChooseAlgorithm(halving(64, 64, 128, 16), direction), Algorithm::kWinograd4);
+    EXPECT_EQ(ChooseAlgorithm({.in_channels = 64, .out_channels = 64, .in_h = 8, .in_w = 8, .out_h = 8, .out_w = 8,
+                               .kernel_h = 3, .kernel_w = 3, .pad_top = 1, .pad_left = 1},
+                              direction),
+              Algorithm::kDirect);
+    // One image: packing nine or more times the weights for a few products cannot pay.
+    EXPECT_EQ(ChooseAlgorithm(halving(1, 256, 512, 8), Direction::kForward, 1), Algorithm::kDirect);
+  }
+  std::mt19937 random(9);
+  for (int trial = 0; trial < 300; ++trial) {
+    const ConvGeometry g = RandomGeometry(random);
+    for (Direction direction : kDirections) {
+      EXPECT_TRUE(PanelConv::Supports(g, direction, {.algorithm = ChooseAlgorithm(g, direction)})) << Describe(g);
     }
   }
 }

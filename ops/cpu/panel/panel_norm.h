@@ -1,0 +1,53 @@
+// Batch norm over N, H and W and sums per channel, on the panel layout. Memory-bound: statistics take one pass over x, the result
+// another. A block of at most 128 rows is summed in f32 about (nearly) its own mean, blocks are merged in double (T F Chan, G H Golub,
+// R J LeVeque, Algorithms for Computing the Sample Variance, The American Statistician 37, 1983), in an order
+// that does not depend on the number of threads.
+//
+// Buffers are 64-byte aligned. Per-channel arrays have `channels` floats. The tail of the last panel is written as zero.
+#pragma once
+
+#include <cstdint>
+
+#include "ops/cpu/panel/panel_isa.h"
+#include "ops/cpu/panel/panel_layout.h"
+
+namespace gantry::cpu {
+
+struct PanelShape {
+  int64_t batch = 1, channels = 1, height = 1, width = 1;
+};
+
+// For every function below that takes a scratch.
+int64_t NormScratchFloats(const PanelShape& shape);
+
+// Mean and biased variance of every channel.
+void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch, int thread_count,
+                     Isa isa = BestIsa());
+
+// y = v > 0 ? v : slope * v with v = gamma * (x - mean) / sqrt(variance + epsilon) + beta; slope 1: no activation.
+// y may be x.
+void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, const float* variance, const float* gamma,
+                    const float* beta, float epsilon, float slope, float* y, int thread_count, Isa isa = BestIsa());
+
+// The gradient of both together: statistics are functions of x. `y`: the result of BatchNormalize where an activation
+// was fused (its sign tells which side), else null. `dx` may be `dy`.
+struct BatchNormGradient {
+  const float* dy;
+  const float* x;
+  const float* y = nullptr;
+  const float* gamma;
+  const float* mean;
+  const float* variance;
+  float epsilon;
+  float slope = 1.0f;  // of the fused activation
+  float* dx;
+  float* dgamma;
+  float* dbeta;
+};
+void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& arguments, float* scratch, int thread_count,
+                       Isa isa = BestIsa());
+
+// sums[c] = sum of x over N, H and W: the gradient of a bias.
+void ChannelSums(const PanelShape& shape, const float* x, float* sums, float* scratch, int thread_count, Isa isa = BestIsa());
+
+}  // namespace gantry::cpu

@@ -151,7 +151,8 @@ struct Normalized { ValueId y, mean, variance; };
 // instance norm: the spatial axes; layer norm: the last axes; group norm: after a reshape to [N,G,C/G,spatial]. Optional attribute
 // `slope` (only after fusion): leaky_relu of the result.
 Normalized Normalize(Builder& b, ValueId x, ValueId scale, ValueId bias, std::vector<int64_t> axes, double eps);
-// "normalize_grad": (g, x, scale, mean, variance) -> (dx, dscale, dbias) {axes, eps}; differentiated through its decomposition.
+// "normalize_grad": (g, x, scale, mean, variance) -> (dx, dscale, dbias) {axes, eps}; differentiated through its
+// decomposition. With a sixth input y and {slope} (after fusion) g is the gradient of y = leaky_relu(normalize's result).
 
 // --- index_ops.cc ---------------------------------------------------------------------------------------------------
 // Rows of x along `axis` chosen by i32/i64 indices of any shape {axis}: x.shape[:axis] + indices.shape + x.shape[axis+1:].

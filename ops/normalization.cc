@@ -38,16 +38,20 @@ absl::Status RequireBroadcast(const TensorType& part, std::string_view what, con
       absl::StrFormat("%s %s does not broadcast to x %s", what, part.ToString(), whole.ToString()));
 }
 
+absl::Status CheckSlope(const Attributes& attributes) {
+  if (!attributes.Has("slope")) return absl::OkStatus();
+  GANTRY_ASSIGN_OR_RETURN(const double slope, infer::FloatAttribute(attributes, "slope"));
+  if (slope >= 0) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat("attribute 'slope' is %g; it must be at least 0", slope));
+}
+
 infer::Outputs InferNormalize(infer::Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(infer::RequireSameFloat(inputs));
   const TensorType& x = inputs[0];
   GANTRY_ASSIGN_OR_RETURN(const NormalizeAttributes checked, CheckAttributes(attributes, x));
   GANTRY_RETURN_IF_ERROR(RequireBroadcast(inputs[1], "scale", x));
   GANTRY_RETURN_IF_ERROR(RequireBroadcast(inputs[2], "bias", x));
-  if (attributes.Has("slope")) {
-    GANTRY_ASSIGN_OR_RETURN(const double slope, infer::FloatAttribute(attributes, "slope"));
-    if (slope < 0) return absl::InvalidArgumentError(absl::StrFormat("attribute 'slope' is %g; it must be at least 0", slope));
-  }
+  GANTRY_RETURN_IF_ERROR(CheckSlope(attributes));
   const TensorType statistics{x.dtype, StatisticsShape(x.shape, checked.axes)};
   return std::vector<TensorType>{TensorType{x.dtype, x.shape}, statistics, statistics};
 }
@@ -61,6 +65,11 @@ infer::Outputs InferNormalizeGrad(infer::Inputs inputs, const Attributes& attrib
   const Shape statistics = StatisticsShape(x.shape, checked.axes);
   GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[3], "mean", statistics));
   GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[4], "variance", statistics));
+  if ((inputs.size() > 5) != attributes.Has("slope")) {
+    return absl::InvalidArgumentError("an activation's result y and the attribute 'slope' go together");
+  }
+  GANTRY_RETURN_IF_ERROR(CheckSlope(attributes));
+  if (inputs.size() > 5) GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[5], "y", x.shape));
   const TensorType parameter{x.dtype, inputs[2].shape};
   return std::vector<TensorType>{TensorType{x.dtype, x.shape}, parameter, parameter};
 }
@@ -127,7 +136,9 @@ std::vector<ValueId> DecomposeNormalize(Builder& b, std::span<const ValueId> inp
 
 // Ioffe and Szegedy, "Batch Normalization" (2015), section 3, with mean and variance as inputs of their own.
 std::vector<ValueId> DecomposeNormalizeGrad(Builder& b, std::span<const ValueId> inputs, const Attributes& attributes) {
-  const ValueId g = inputs[0], x = inputs[1], scale = inputs[2], mean = inputs[3], variance = inputs[4];
+  const ValueId x = inputs[1], scale = inputs[2], mean = inputs[3], variance = inputs[4];
+  const ValueId g =
+      inputs.size() > 5 ? ops::LeakyReluGrad(b, inputs[0], inputs[5], attributes.Float("slope")) : inputs[0];
   const std::vector<int64_t> axes = attributes.Ints("axes");
   const ValueId inverse = ops::Rsqrt(b, ops::Scale(b, variance, 1.0, attributes.Float("eps")));
   const ValueId normal = ops::Mul(b, ops::Sub(b, x, mean), inverse);
@@ -161,7 +172,7 @@ std::vector<OpDefinition> NormalizationOps() {
       // Sums of g and g * x (6), then dx (6).
       {.name = "normalize_grad",
        .min_inputs = 5,
-       .max_inputs = 5,
+       .max_inputs = 6,
        .infer = InferNormalizeGrad,
        .decompose = DecomposeNormalizeGrad,
        .cost = CostOf<12>,

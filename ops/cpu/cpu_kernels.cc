@@ -6,6 +6,7 @@ namespace {
 // In order of preference.
 constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakePanelKernel,
+    cpu::MakePanelNormalization,
 };
 
 class CpuLibrary final : public KernelLibrary {

@@ -10,4 +10,7 @@ namespace gantry::cpu {
 
 using KernelMaker = absl::StatusOr<std::unique_ptr<Kernel>> (*)(const KernelRequest& request);
 
+// panel_normalization.cc: batch norm and channel sums of panel tensors.
+absl::StatusOr<std::unique_ptr<Kernel>> MakePanelNormalization(const KernelRequest& request);
+
 }  // namespace gantry::cpu

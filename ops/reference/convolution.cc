@@ -55,8 +55,8 @@ template <typename T>
 void FromChannelsLast(const double* from, int64_t channels, int64_t places, double slope, T* to) {
   for (int64_t channel = 0; channel < channels; ++channel) {
     for (int64_t place = 0; place < places; ++place) {
-      const double value = from[place * channels + channel];
-      to[channel * places + place] = static_cast<T>(value > 0 ? value : slope * value);
+      const T rounded = static_cast<T>(from[place * channels + channel]);  // as a leaky_relu of its own would see it
+      to[channel * places + place] = rounded > T{0} ? rounded : static_cast<T>(slope) * rounded;
     }
   }
 }

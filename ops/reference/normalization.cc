@@ -113,7 +113,8 @@ std::unique_ptr<Kernel> MakeNormalize(const KernelRequest& request) {
         const double normal = (static_cast<double>(x[element + i]) - mean[place]) * inverse[place];
         const double value = normal * static_cast<double>(scale[scale_index + i * scale_step]) +
                              static_cast<double>(bias[bias_index + i * bias_step]);
-        y[element + i] = static_cast<T>(value > 0 ? value : slope * value);
+        const T rounded = static_cast<T>(value);  // as a leaky_relu of its own would see it
+        y[element + i] = rounded > T{0} ? rounded : static_cast<T>(slope) * rounded;
       }
     });
     return absl::OkStatus();
@@ -125,8 +126,11 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
   const Shape& parameter = request.inputs[2].shape;
   const Walk walk = MakeWalk(request.inputs[1].shape, request.inputs[3].shape, parameter, parameter);
   const double eps = request.attributes.Float("eps");
-  const auto loop = [walk, eps](auto zero, const OpInstance&, const KernelArguments& arguments) {
+  const bool fused = request.inputs.size() > 5;  // g is the gradient of an activation's result y
+  const double slope = request.attributes.Float("slope", 1.0);
+  const auto loop = [walk, eps, fused, slope](auto zero, const OpInstance&, const KernelArguments& arguments) {
     using T = decltype(zero);
+    const T* const y = fused ? Input<T>(arguments, 5) : nullptr;
     const T* const g = Input<T>(arguments, 0);
     const T* const x = Input<T>(arguments, 1);
     const T* const scale = Input<T>(arguments, 2);
@@ -145,8 +149,11 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
     const int64_t row = walk.extents[walk.rank - 1];
     const int64_t statistics_step = walk.statistics_strides[walk.rank - 1];
     const int64_t scale_step = walk.scale_strides[walk.rank - 1];
+    const auto before_activation = [&](int64_t index) {
+      return static_cast<double>(fused && !(y[index] > T{0}) ? static_cast<T>(slope) * g[index] : g[index]);
+    };
     ForEachRow(walk, [&](int64_t element, int64_t statistic, int64_t scale_index, int64_t) {
-      const auto gradient = [&](int64_t i) { return static_cast<double>(g[element + i]); };
+      const auto gradient = [&](int64_t i) { return before_activation(element + i); };
       const auto normal = [&](int64_t i) {
         const int64_t place = statistic + i * statistics_step;
         return (static_cast<double>(x[element + i]) - static_cast<double>(mean[place])) * inverse[place];
@@ -166,7 +173,7 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
         const int64_t place = statistic + i * statistics_step;
         const double normal =
             (static_cast<double>(x[element + i]) - static_cast<double>(mean[place])) * inverse[place];
-        const double scaled = static_cast<double>(g[element + i]) * static_cast<double>(scale[scale_index + i * scale_step]);
+        const double scaled = before_activation(element + i) * static_cast<double>(scale[scale_index + i * scale_step]);
         dx[element + i] = static_cast<T>(inverse[place] * (scaled - mean_scaled[place] - normal * mean_product[place]));
       }
     });

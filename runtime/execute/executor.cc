@@ -122,14 +122,16 @@ absl::Status Executor::Run() {
 
 std::string Executor::FindFirstNonFinite() {
   const Program& program = plan_.program;
-  for (const State& state : program.states()) {
-    if (!AllFinite(Data(state.last).data(), program.TypeOf(state.last))) return absl::StrCat("state ", state.name);
-  }
   for (ValueId input : program.inputs()) {
     const std::span<std::byte> data = Data(input);
     if (!data.empty() && !AllFinite(data.data(), program.TypeOf(input))) {
       return absl::StrCat("input ", program.values()[input].name);
     }
+  }
+  for (const State& state : program.states()) {
+    // Running statistics follow what the step computed; they say nothing about where it began.
+    if (state.role == StateRole::kStatistic) continue;
+    if (!AllFinite(Data(state.last).data(), program.TypeOf(state.last))) return absl::StrCat("state ", state.name);
   }
   for (size_t index = 0; index <= stopped_at_; ++index) {
     const BoundOp& bound = ops_[index];

@@ -359,7 +359,7 @@ class StepBuilder {
   // A moment of `parameter`: a state of its shape, zero at first.
   ValueId Moment(const GanRole& role, const std::string& parameter, std::string_view suffix) {
     const std::string name = absl::StrCat(parameter, ".", ToAbsl(suffix));
-    if (emitter_.Current(name) == kNoValue) {
+    if (program_.FindState(name) == nullptr) {
       program_.AddState(name, role.name, StateRole::kMoment, program_.TypeOf(emitter_.Current(parameter)), Initializer());
     }
     const State* state = program_.FindState(name);

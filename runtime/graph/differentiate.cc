@@ -1,5 +1,6 @@
 #include "runtime/graph/differentiate.h"
 
+#include <algorithm>
 #include <string>
 
 #include "ops/functional.h"
@@ -50,12 +51,16 @@ class Differentiator {
     Grow();
     for (OpId id = begin; id < end; ++id) {
       const Op& op = program_.ops()[id];
-      if (op.definition->zero_gradient) continue;
-      bool any = false;
-      for (ValueId input : op.inputs) any = any || active_[input];
-      if (!any) continue;
+      if (!PassesGradients(op)) continue;
       for (ValueId output : op.outputs) active_[output] = IsFloat(program_.TypeOf(output).dtype);
     }
+  }
+
+  // Does a gradient have a way through the op, to something that is differentiated by?
+  bool PassesGradients(const Op& op) const {
+    // What an update made is where the next phase starts from: no gradient flows back through a training step.
+    if (op.definition->zero_gradient || op.definition->updates != nullptr) return false;
+    return std::any_of(op.inputs.begin(), op.inputs.end(), [&](ValueId input) { return active_[input]; });
   }
 
   void Accumulate(ValueId value, ValueId gradient) {
@@ -76,7 +81,7 @@ class Differentiator {
       output_gradients.push_back(active_[output] ? gradient_[output] : kNoValue);
       reached = reached || output_gradients.back() != kNoValue;
     }
-    if (!reached) return absl::OkStatus();
+    if (!reached || !PassesGradients(op)) return absl::OkStatus();
     program_.SetNetwork(program_.labels()[op.network]);
     if (op.definition->differentiate != nullptr) return ApplyRule(id, op, output_gradients);
     if (op.definition->decompose != nullptr) return ThroughDecomposition(op, output_gradients);

@@ -154,6 +154,11 @@ class Lowering {
 
   // Completes `conv` with an algorithm, falling back from plain images to panels where the former has no kernel.
   bool Choose(const cpu::ConvGeometry& geometry, cpu::Direction direction, cpu::ConvOptions& conv) const {
+    const bool panels = conv.input_format == conv.output_format;
+    if (options_.winograd && panels) {
+      conv.algorithm = cpu::ChooseAlgorithm(geometry, direction);
+      if (cpu::PanelConv::Supports(geometry, direction, conv)) return true;
+    }
     conv.algorithm = cpu::Algorithm::kDirect;
     if (cpu::PanelConv::Supports(geometry, direction, conv)) return true;
     conv.input_format = conv.output_format = cpu::ImageFormat::kPanel;

@@ -63,7 +63,7 @@ absl::Status BatchStream::Start() {
   batch_elements_ = ring_elements / options_.read_ahead;
   try {
     ring_.resize(static_cast<size_t>(ring_elements));
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     slots_.resize(static_cast<size_t>(options_.read_ahead));
     for (size_t i = 0; i < slots_.size(); ++i) {
       slots_[i].values = std::span(ring_).subspan(i * batch_elements_, batch_elements_);
@@ -85,9 +85,10 @@ absl::Status BatchStream::Start() {
 BatchStream::~BatchStream() {
   cancel_ = true;
   {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
+  changed_.notify_all();
   for (std::thread& thread : threads_) thread.join();
 }
 
@@ -97,8 +98,8 @@ void BatchStream::ReadBatches() {
     Slot* slot = nullptr;
     std::span<float> values;
     {
-      absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(this, &BatchStream::CanClaim));
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [this] { return stopping_ || (!paused_ && claimed_ - taken_ < slots_.size()); });
       if (stopping_) return;
       slot = &slots_[claimed_ % slots_.size()];
       values = slot->values;
@@ -107,10 +108,13 @@ void BatchStream::ReadBatches() {
       ++reading_;
     }
     absl::Status status = Fill(position, values);
-    absl::MutexLock lock(&mutex_);
-    slot->status = std::move(status);
-    slot->ready = true;
-    --reading_;
+    {
+      const std::lock_guard lock(mutex_);
+      slot->status = std::move(status);
+      slot->ready = true;
+      --reading_;
+    }
+    changed_.notify_all();
   }
 }
 
@@ -131,6 +135,13 @@ int64_t BatchStream::IndexAt(uint64_t samples_drawn) const {
   return static_cast<int64_t>(permutation(within));
 }
 
+template <typename Done>
+bool BatchStream::Await(std::unique_lock<std::mutex>& lock, Done done) {
+  // Bounded, because now + an infinite duration would overflow.
+  const absl::Duration timeout = std::min(options_.timeout, absl::Hours(24 * 365));
+  return changed_.wait_for(lock, absl::ToChronoNanoseconds(timeout), done);
+}
+
 absl::Status BatchStream::Next(std::span<float> to) {
   if (to.size() != static_cast<size_t>(batch_elements_)) {
     return absl::InvalidArgumentError(absl::StrFormat("batch stream: room for %d values was given, a batch f32%s has %d",
@@ -138,10 +149,10 @@ absl::Status BatchStream::Next(std::span<float> to) {
   }
   const Slot* slot = nullptr;
   {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     if (paused_) return absl::FailedPreconditionError("batch stream: Seek timed out and must be called again first");
     slot = &slots_[taken_ % slots_.size()];
-    if (!mutex_.AwaitWithTimeout(absl::Condition(&slot->ready), options_.timeout)) {
+    if (!Await(lock, [slot] { return slot->ready; })) {
       return absl::DeadlineExceededError(
           absl::StrFormat("batch stream: the batch at position %d has not been read after %s; does %s hang?",
                           samples_drawn_, absl::FormatDuration(options_.timeout), data_set_->Describe()));
@@ -150,9 +161,12 @@ absl::Status BatchStream::Next(std::span<float> to) {
   }
   std::ranges::copy(slot->values, to.begin());
   samples_drawn_ += static_cast<uint64_t>(options_.batch_size);
-  absl::MutexLock lock(&mutex_);
-  slots_[taken_ % slots_.size()].ready = false;
-  ++taken_;
+  {
+    const std::lock_guard lock(mutex_);
+    slots_[taken_ % slots_.size()].ready = false;
+    ++taken_;
+  }
+  changed_.notify_all();
   return absl::OkStatus();
 }
 
@@ -165,11 +179,10 @@ absl::Status BatchStream::Seek(uint64_t samples_drawn) {
         absl::StrFormat("batch stream: with drop_tail, position %d must be a multiple of the batch size %d; was it drawn "
                         "with another one?", samples_drawn, options_.batch_size));
   }
-  absl::MutexLock lock(&mutex_);
+  std::unique_lock lock(mutex_);
   paused_ = true;
   cancel_ = true;
-  const auto idle = [](int* reading) { return *reading == 0; };
-  if (!mutex_.AwaitWithTimeout(absl::Condition(+idle, &reading_), options_.timeout)) {
+  if (!Await(lock, [this] { return reading_ == 0; })) {
     return absl::DeadlineExceededError(absl::StrFormat("batch stream: a sample is still being read after %s; does %s hang?",
                                                        absl::FormatDuration(options_.timeout), data_set_->Describe()));
   }
@@ -178,6 +191,8 @@ absl::Status BatchStream::Seek(uint64_t samples_drawn) {
   claimed_ = taken_ = 0;
   cancel_ = false;
   paused_ = false;
+  lock.unlock();
+  changed_.notify_all();
   return absl::OkStatus();
 }
 

@@ -106,7 +106,7 @@ absl::StatusOr<std::unique_ptr<DataSet>> MakeArrayDataSet(std::shared_ptr<const 
   }
   if (options.channels_last) {
     if (shape.size() != 3) return error("has no [H, W, C] samples, so channels_last does not apply");
-    std::ranges::rotate(shape, shape.begin() + 2);  // now [C, H, W]
+    std::rotate(shape.begin(), shape.begin() + 2, shape.end());  // now [C, H, W]
   }
   Placement placement{.planes_last = options.channels_last};
   if (shape.size() < 2) {

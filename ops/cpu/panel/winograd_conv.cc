@@ -338,29 +338,71 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
 
 namespace {
 
-// A weight-gradient task: the input panels [first, last) of one phase against all output panels.
+// A weight-gradient task: some input panels of one phase against all output panels. The tiles are taken in blocks whose
+// transformed input stays near the second-level cache. With one block, the output panels are blocked as well, so that the sums
+// stay there too; with several, the sums of all output panels are carried from block to block.
 struct GradientBlocking {
   int64_t group_panels;  // input panels of a task
-  int64_t block_panels;  // output panels between which the sums stay in the second-level cache
-  int64_t chunk_tiles;   // tiles of one product: 256 rows
+  int64_t block_tiles;
+  int64_t block_panels;  // output panels
+  int64_t chunk_tiles;   // tiles of one product: about 256 rows
 
-  GradientBlocking(const Tiling& t) {
-    group_panels = std::clamp<int64_t>(kGroupFloats / (t.all_points * t.tiles * t.panel_floats), 1,
-                                       std::min<int64_t>(4, t.in_panels));
-    block_panels = std::min<int64_t>(t.out_panels, t.tiles >= 8 ? 8 : 4);
+  GradientBlocking(const Tiling& t, int thread_count) {
+    group_panels = std::min<int64_t>(4, t.in_panels);
+    while (group_panels > 1 && group_count(t) * t.phases < 4 * thread_count && group_count(t) * t.phases % thread_count != 0) {
+      --group_panels;
+    }
     chunk_tiles = std::clamp<int64_t>(256 / t.g.batch, 1, kChunkPanels);
+    const int64_t most = std::max<int64_t>(kGroupFloats / (t.all_points * t.panel_floats * group_panels), chunk_tiles);
+    const int64_t blocks = (t.tiles + most - 1) / most;
+    block_tiles = (t.tiles + blocks - 1) / blocks;
+    block_panels = blocks == 1 ? std::min<int64_t>(t.out_panels, 4) : t.out_panels;
   }
   int64_t group_count(const Tiling& t) const { return (t.in_panels + group_panels - 1) / group_panels; }
-  int64_t input_stride(const Tiling& t) const { return t.point_stride(t.tiles, group_panels); }
+  int64_t input_stride(const Tiling& t) const { return t.point_stride(block_tiles, group_panels); }
   int64_t sum_stride() const { return block_panels * group_panels * 256 + kPointGap; }
   int64_t share_floats(const Tiling& t) const { return t.all_points * (input_stride(t) + sum_stride()); }
 };
+
+// Operands of the products of one task and block.
+struct GradientProducts {
+  const Tiling& t;
+  const GradientBlocking& blocking;
+  const PanelKernels& kernels;
+  const float* inputs;     // [point][tile of the block][input panel of the group][batch][16]
+  const float* gradients;  // [point][tile][out panel][batch][16], from the block's first tile on
+  int64_t gradient_stride;
+  float* sums;  // [point][out panel of the block][input panel of the group][16 in][16 out]
+};
+
+void AddProducts(const GradientProducts& p, int64_t tiles, int64_t in_count, int64_t first_out, int64_t out_count,
+                 bool first_block) {
+  const Tiling& t = p.t;
+  const int64_t group = p.blocking.group_panels;
+  for (int64_t point = 0; point < t.all_points; ++point) {
+    const float* inputs = p.inputs + point * p.blocking.input_stride(t);
+    const float* gradients = p.gradients + point * p.gradient_stride + first_out * t.panel_floats;
+    float* sums = p.sums + point * p.blocking.sum_stride();
+    for (int64_t tile = 0; tile < tiles; tile += p.blocking.chunk_tiles) {
+      const int64_t count = std::min(p.blocking.chunk_tiles, tiles - tile);
+      for (int64_t o = 0; o < out_count; ++o) {
+        const float* b[kChunkPanels];
+        for (int64_t i = 0; i < count; ++i) b[i] = gradients + ((tile + i) * t.out_panels + o) * t.panel_floats;
+        for (int64_t c = 0; c < in_count; ++c) {
+          const float* a[kChunkPanels];
+          for (int64_t i = 0; i < count; ++i) a[i] = inputs + ((tile + i) * group + c) * t.panel_floats;
+          p.kernels.gemm_transposed(16, count, a, b, t.g.batch, sums + (o * group + c) * 256, !first_block || tile > 0);
+        }
+      }
+    }
+  }
+}
 
 }  // namespace
 
 int64_t WeightGradientScratchFloats(const ConvGeometry& g, int outputs, int thread_count) {
   const Tiling t{g, outputs};
-  const GradientBlocking blocking(t);
+  const GradientBlocking blocking(t, std::max(thread_count, 1));
   return t.panel_floats + t.all_points * t.point_stride(t.tiles, t.out_panels) +
          std::max(thread_count, 1) * blocking.share_floats(t) + direct::WeightGradientScratchFloats(g);
 }
@@ -369,10 +411,10 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const Wi
                     const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                     int thread_count) {
   const Tiling t{g, transforms.outputs};
-  const GradientBlocking blocking(t);
-  const int64_t gradient_stride = t.point_stride(t.tiles, t.out_panels);
-  const int64_t input_stride = blocking.input_stride(t);
   const int64_t shares = std::max(thread_count, 1);
+  const GradientBlocking blocking(t, static_cast<int>(shares));
+  const int64_t gradient_stride = t.point_stride(t.tiles, t.out_panels);
+  const int64_t group = blocking.group_panels;
   float* zeros = scratch;
   float* gradients = zeros + t.panel_floats;                  // [point][tile][out panel][batch][16]
   float* blocks = gradients + t.all_points * gradient_stride;  // [tap][out panel][in panel][16 in][16 out]
@@ -386,57 +428,44 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const Wi
 
   const int64_t tasks = t.phases * blocking.group_count(t);
   ParallelFor(thread_count, shares, [&](int64_t share) {
-    float* inputs = own + share * blocking.share_floats(t);  // [point][tile][in panel of the group][batch][16]
-    float* sums = inputs + t.all_points * input_stride;      // [point][out panel of the block][in panel][16 in][16 out]
+    float* inputs = own + share * blocking.share_floats(t);
+    float* sums = inputs + t.all_points * blocking.input_stride(t);
     for (int64_t task = tasks * share / shares; task < tasks * (share + 1) / shares; ++task) {
       const int64_t phase = task / blocking.group_count(t);
-      const int64_t first_in = task % blocking.group_count(t) * blocking.group_panels;
-      const int64_t in_count = std::min(blocking.group_panels, t.in_panels - first_in);
-      for (int64_t tile = 0; tile < t.tiles; ++tile) {
-        for (int64_t c = 0; c < in_count; ++c) {
-          TransformInput(t, transforms, input, zeros, tile, phase, first_in + c,
-                         inputs + (tile * blocking.group_panels + c) * t.panel_floats, input_stride);
+      const int64_t first_in = task % blocking.group_count(t) * group;
+      const int64_t in_count = std::min(group, t.in_panels - first_in);
+      const auto transform_block = [&](int64_t first_tile, int64_t tiles) {
+        for (int64_t i = 0; i < tiles * in_count; ++i) {
+          TransformInput(t, transforms, input, zeros, first_tile + i / in_count, phase, first_in + i % in_count,
+                         inputs + (i / in_count * group + i % in_count) * t.panel_floats, blocking.input_stride(t));
         }
-      }
-      for (int64_t first_out = 0; first_out < t.out_panels; first_out += blocking.block_panels) {
-        const int64_t out_count = std::min(blocking.block_panels, t.out_panels - first_out);
-        for (int64_t point = 0; point < t.all_points; ++point) {
-          const float* point_inputs = inputs + point * input_stride;
-          const float* point_gradients = gradients + point * gradient_stride;
-          float* point_sums = sums + point * blocking.sum_stride();
-          for (int64_t tile = 0; tile < t.tiles; tile += blocking.chunk_tiles) {
-            const int64_t count = std::min(blocking.chunk_tiles, t.tiles - tile);
-            for (int64_t o = 0; o < out_count; ++o) {
-              const float* b[kChunkPanels];
-              for (int64_t i = 0; i < count; ++i) {
-                b[i] = point_gradients + ((tile + i) * t.out_panels + first_out + o) * t.panel_floats;
-              }
-              for (int64_t c = 0; c < in_count; ++c) {
-                const float* a[kChunkPanels];
-                for (int64_t i = 0; i < count; ++i) {
-                  a[i] = point_inputs + ((tile + i) * blocking.group_panels + c) * t.panel_floats;
-                }
-                kernels.gemm_transposed(16, count, a, b, g.batch, point_sums + (o * blocking.group_panels + c) * 256, tile > 0);
-              }
-            }
-          }
-        }
+      };
+      // Sums of [first_out, first_out + out_count) back to the taps of this phase.
+      const auto transform_sums = [&](int64_t first_out, int64_t out_count) {
         for (int64_t o = 0; o < out_count; ++o) {
           for (int64_t c = 0; c < in_count; ++c) {
             const float* sources[kMostPoints];
             float* results[kTaps * kTaps];
-            for (int64_t p = 0; p < t.all_points; ++p) {
-              sources[p] = sums + p * blocking.sum_stride() + (o * blocking.group_panels + c) * 256;
-            }
-            for (int64_t i = 0; i < kTaps; ++i) {
-              for (int64_t j = 0; j < kTaps; ++j) {
-                const int64_t tap = (phase / t.stride + t.stride * i) * g.kernel_w + phase % t.stride + t.stride * j;
-                results[i * kTaps + j] = blocks + ((tap * t.out_panels + first_out + o) * t.in_panels + first_in + c) * 256;
-              }
+            for (int64_t p = 0; p < t.all_points; ++p) sources[p] = sums + p * blocking.sum_stride() + (o * group + c) * 256;
+            for (int64_t i = 0; i < kTaps * kTaps; ++i) {
+              const int64_t tap = (phase / t.stride + t.stride * (i / kTaps)) * g.kernel_w + phase % t.stride + t.stride * (i % kTaps);
+              results[i] = blocks + ((tap * t.out_panels + first_out + o) * t.in_panels + first_in + c) * 256;
             }
             transforms.weight_adjoint(256, sources, results, nullptr);
           }
         }
+      };
+      for (int64_t first_out = 0; first_out < t.out_panels; first_out += blocking.block_panels) {
+        const int64_t out_count = std::min(blocking.block_panels, t.out_panels - first_out);
+        for (int64_t first_tile = 0; first_tile < t.tiles; first_tile += blocking.block_tiles) {
+          const int64_t tiles = std::min(blocking.block_tiles, t.tiles - first_tile);
+          // With one block of tiles its transform serves all output panels, with several there is one block of output panels.
+          if (first_out == 0) transform_block(first_tile, tiles);
+          const GradientProducts products{t, blocking, kernels, inputs, gradients + first_tile * t.out_panels * t.panel_floats,
+                                          gradient_stride, sums};
+          AddProducts(products, tiles, in_count, first_out, out_count, first_tile == 0);
+        }
+        transform_sums(first_out, out_count);
       }
     }
   });

@@ -89,7 +89,8 @@ void RunImageProduct(const ImageProduct& p, const PanelKernels& kernels, const S
         const float* bias = last ? PanelBias(*p.epilogue, panel, p.result_channels, tail) : nullptr;
         kernels.gemm(p.batch, chunk.count, chunk.sources, p.packed + panel * result_panel_stride, chunk.weight_offsets,
                      k_count, p.result + (pixel * p.result_panels + panel) * panel_floats, chunk_index > 0, bias,
-                     last ? p.epilogue->slope : 1.0f);
+                     last ? p.epilogue->slope : 1.0f,
+                     panel + 1 < last_panel ? p.packed + (panel + 1) * result_panel_stride + chunk.weight_offsets[0] : nullptr);
       }
       chunk.count = 0;
       ++chunk_index;
@@ -267,12 +268,14 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const fl
     const auto flush = [&] {
       for (int64_t o = first_out; o < last_out; ++o) {
         const float* gradients[kChunkPanels];
+        const float* next[kChunkPanels];
         for (int64_t i = 0; i < count; ++i) gradients[i] = outputs[i] + o * panel_floats;
+        for (int64_t i = 0; i < count; ++i) next[i] = gradients[i] + panel_floats;
         for (int64_t c = 0; c < in_panels; ++c) {
           const float* sources[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) sources[i] = inputs[i] + c * panel_floats;
           kernels.gemm_transposed(std::min<int64_t>(16, g.in_channels - c * 16), count, sources, gradients, g.batch,
-                                  sums + (o * in_panels + c) * 256, !first);
+                                  sums + (o * in_panels + c) * 256, !first, c == 0 && o + 1 < last_out ? next : nullptr);
         }
       }
       first = false;

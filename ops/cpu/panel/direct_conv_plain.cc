@@ -97,7 +97,8 @@ void ChunkedGemm(const PanelKernels& kernels, int64_t rows, int64_t panels, int6
       offsets[i] = b(first + i) - b(0);
     }
     const bool last = first + count == panels;
-    kernels.gemm(rows, count, sources, b(0), offsets, k_count, c, first > 0, last ? bias : nullptr, last ? slope : 1.0f);
+    kernels.gemm(rows, count, sources, b(0), offsets, k_count, c, first > 0, last ? bias : nullptr, last ? slope : 1.0f,
+                 nullptr);
   }
 }
 
@@ -230,7 +231,7 @@ void PlainWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, con
             sources[i] = taps + i * TapFloats(g) + k * g.batch * 16;
           }
           kernels.gemm_transposed(std::min<int64_t>(16, g.out_channels - o * 16), count, gradients, sources, g.batch,
-                                  sums + (o * tap_panels + k) * 256, first > first_pixel);
+                                  sums + (o * tap_panels + k) * 256, first > first_pixel, nullptr);
         }
       }
     }

@@ -53,12 +53,14 @@ inline constexpr int kWinogradForms = 2;
 
 struct PanelKernels {
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][row * 16 + k] * b[b_offsets[i] + k * 16 + 0..16),
-  // then bias[0..16) where bias is not null and the activation where slope != 1. Rows of c are 16 floats apart.
+  // then bias[0..16) where bias is not null and the activation where slope != 1. Rows of c are 16 floats apart. `next_b`, if not
+  // null, is where the 256 * panel_count floats of b of a later call lie: they are fetched into the cache.
   void (*gemm)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, const int64_t* b_offsets,
-               int64_t k_count, float* c, bool accumulate, const float* bias, float slope);
+               int64_t k_count, float* c, bool accumulate, const float* bias, float slope, const float* next_b);
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16), rows <= 16.
+  // `next`, if not null, are panel_count operands of a later call, to be fetched into the cache.
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
-                          int64_t k_count, float* c, bool accumulate);
+                          int64_t k_count, float* c, bool accumulate, const float* const* next);
   WinogradKernels winograd[kWinogradForms];
 
   // Norms; see norm_kernels.inc. Per-channel arguments are 16 floats, images are rows of 16.

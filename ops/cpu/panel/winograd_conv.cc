@@ -98,6 +98,12 @@ void TransformOutputGradient(const Tiling& t, const WinogradKernels& transforms,
   transforms.output_adjoint(t.panel_floats, sources, results, nullptr);
 }
 
+// Where the block (source panel, result panel) of one point's weights lies: chunk by chunk of source panels, as they are read.
+int64_t PackedPanel(int64_t source, int64_t result, int64_t source_panels, int64_t result_panels) {
+  const int64_t chunk = source / kChunkPanels * kChunkPanels;
+  return chunk * result_panels + result * std::min(kChunkPanels, source_panels - chunk) + source - chunk;
+}
+
 // products[point][tile][result panel] = sums[point][tile][source panel] times weights[point][result panel][source panel].
 struct PointProducts {
   int64_t batch, points, tiles, source_panels, result_panels, k_count;
@@ -130,8 +136,9 @@ void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int t
         for (int64_t tile = 0; tile < p.tiles; ++tile) {
           const float* panels[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) panels[i] = sources + (tile * p.source_panels + chunk + i) * panel_floats;
-          kernels.gemm(p.batch, count, panels, weights + (panel * p.source_panels + chunk) * 256, offsets, p.k_count,
-                       results + (tile * p.result_panels + panel) * panel_floats, chunk > 0, nullptr, 1.0f);
+          const float* b = weights + PackedPanel(chunk, panel, p.source_panels, p.result_panels) * 256;
+          kernels.gemm(p.batch, count, panels, b, offsets, p.k_count, results + (tile * p.result_panels + panel) * panel_floats,
+                       chunk > 0, nullptr, 1.0f, tile == 0 ? b + count * 256 : nullptr);
         }
       }
     }
@@ -209,19 +216,25 @@ int64_t WeightFloats(const ConvGeometry& g, int outputs) {
 void PackForward(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, float* packed,
                  int thread_count) {
   const int64_t phase_panels = g.stride_h * g.stride_w * PanelCount(g.in_channels);
+  const int64_t out_panels = PanelCount(g.out_channels);
   Pack(
       g, kernels, weights, true,
-      [=](int64_t out_panel, int64_t phase_panel) { return (out_panel * phase_panels + phase_panel) * 256; }, packed,
-      thread_count);
+      [=](int64_t out_panel, int64_t phase_panel) {
+        return PackedPanel(phase_panel, out_panel, phase_panels, out_panels) * 256;
+      },
+      packed, thread_count);
 }
 
 void PackInputGradient(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, float* packed,
                        int thread_count) {
+  const int64_t phase_panels = g.stride_h * g.stride_w * PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
   Pack(
       g, kernels, weights, false,
-      [=](int64_t out_panel, int64_t phase_panel) { return (phase_panel * out_panels + out_panel) * 256; }, packed,
-      thread_count);
+      [=](int64_t out_panel, int64_t phase_panel) {
+        return PackedPanel(out_panel, phase_panel, out_panels, phase_panels) * 256;
+      },
+      packed, thread_count);
 }
 
 int64_t ImageScratchFloats(const ConvGeometry& g, int outputs) {
@@ -387,11 +400,19 @@ void AddProducts(const GradientProducts& p, int64_t tiles, int64_t in_count, int
       const int64_t count = std::min(p.blocking.chunk_tiles, tiles - tile);
       for (int64_t o = 0; o < out_count; ++o) {
         const float* b[kChunkPanels];
+        const float* next[kChunkPanels];
         for (int64_t i = 0; i < count; ++i) b[i] = gradients + ((tile + i) * t.out_panels + o) * t.panel_floats;
+        // Behind the last panel of this block come those of the next chunk or point.
+        const bool last = o + 1 == out_count;
+        const int64_t step = !last                               ? t.panel_floats
+                             : tile + p.blocking.chunk_tiles < tiles ? (count * t.out_panels - o) * t.panel_floats
+                                                                     : p.gradient_stride - (tile * t.out_panels + o) * t.panel_floats;
+        for (int64_t i = 0; i < count; ++i) next[i] = b[i] + step;
         for (int64_t c = 0; c < in_count; ++c) {
           const float* a[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) a[i] = inputs + ((tile + i) * group + c) * t.panel_floats;
-          p.kernels.gemm_transposed(16, count, a, b, t.g.batch, sums + (o * group + c) * 256, !first_block || tile > 0);
+          p.kernels.gemm_transposed(16, count, a, b, t.g.batch, sums + (o * group + c) * 256, !first_block || tile > 0,
+                                    c == 0 ? next : nullptr);
         }
       }
     }

@@ -21,7 +21,8 @@ namespace gantry::cpu::winograd {
 // dilation, pads >= 0, and no input pixel behind the last tile.
 bool Supports(const ConvGeometry& geometry, int outputs);
 
-// Forward: [point][out panel][phase][in panel][16 in][16 out]; input gradient: [point][phase][in panel][out panel][16 out][16 in].
+// Forward: [point][chunk of (phase, in panel)][out panel][(phase, in panel) of the chunk][16 in][16 out]; input gradient: [point]
+// [chunk of out panels][(phase, in panel)][out panel of the chunk][16 out][16 in]. A chunk is kChunkPanels panels or the rest.
 int64_t WeightFloats(const ConvGeometry& geometry, int outputs);
 void PackForward(const ConvGeometry& geometry, const WinogradKernels& kernels, const float* weights, float* packed,
                  int thread_count);

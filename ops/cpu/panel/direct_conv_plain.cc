@@ -17,70 +17,125 @@ constexpr int64_t kSlices = 16;
 int64_t TapCount(const ConvGeometry& g) { return g.in_channels * g.taps(); }
 int64_t TapPanels(const ConvGeometry& g) { return PanelCount(TapCount(g)); }
 int64_t ChunkPixels(const ConvGeometry& g) { return std::clamp<int64_t>(256 / g.batch, 1, kChunkPanels); }
+// Neighbouring pixels of a row whose taps are gathered or scattered together.
+constexpr int64_t kBlockPixels = 8;
+// Images whose gradients are scattered together.
+constexpr int64_t kBlockImages = 64;
 // The gathered taps of one pixel of all images.
 int64_t TapFloats(const ConvGeometry& g) { return TapPanels(g) * g.batch * 16; }
 
-// The taps that one output pixel sees, of all images: [tap panel][batch][16], zero outside the image and behind the last tap.
-void GatherTaps(const ConvGeometry& g, const float* image, int64_t y, int64_t x, float* taps) {
-  const int64_t in_x = x * g.stride_w - g.pad_left;
-  const int64_t in_y = y * g.stride_h - g.pad_top;
+// The kernel rows of all channels for output row y, as they lie in an image and among the taps.
+class KernelRows {
+ public:
+  KernelRows(const ConvGeometry& g, int64_t y, int64_t panel_floats) : panel_floats_(panel_floats) {
+    // Row r is (channel r / kernel_h, ky r % kernel_h). A kernel row of 4 never straddles two tap panels.
+    count_ = g.in_channels * g.kernel_h;
+    tabled_ = count_ <= kMostRows;
+    for (int64_t r = 0; tabled_ && r < count_; ++r) {
+      sources_[r] = Source(g, y, r);
+      targets_[r] = Target(r * g.kernel_w);
+    }
+  }
+  int64_t count() const { return count_; }
+  bool tabled() const { return tabled_; }
+  // Offset of the row in an image, -1 where it is outside.
+  int64_t source(const ConvGeometry& g, int64_t y, int64_t r) const { return tabled_ ? sources_[r] : Source(g, y, r); }
+  // Offset of a row's first tap from the taps of one image.
+  int64_t target(int64_t r) const { return targets_[r]; }
+  // Offset of any tap.
+  int64_t Target(int64_t tap) const { return (tap >> 4) * panel_floats_ + (tap & 15); }
+
+ private:
+  static constexpr int64_t kMostRows = 64;
+
+  static int64_t Source(const ConvGeometry& g, int64_t y, int64_t r) {
+    const int64_t in_y = y * g.stride_h - g.pad_top + r % g.kernel_h * g.dilation_h;
+    return in_y >= 0 && in_y < g.in_h ? (r / g.kernel_h * g.in_h + in_y) * g.in_w : -1;
+  }
+
+  int64_t panel_floats_;
+  int64_t count_;
+  bool tabled_;
+  int64_t sources_[kMostRows];
+  int64_t targets_[kMostRows];
+};
+
+// Whether every tap of output column x is inside and four floats wide.
+bool FoursInside(const ConvGeometry& g, const KernelRows& rows, int64_t in_x) {
+  return rows.tabled() && g.kernel_w == 4 && g.dilation_w == 1 && in_x >= 0 && in_x + 4 <= g.in_w;
+}
+
+// The taps that output pixels (y, x) ... (y, x + count - 1) see, of all images: [pixel][tap panel][batch][16], zero outside the
+// image and behind the last tap. Image by image: the rows of all images often share a cache set, so that pixel by pixel
+// their lines would be fetched anew each time.
+void GatherTaps(const ConvGeometry& g, const float* images, int64_t y, int64_t x, int64_t count, float* taps) {
+  const KernelRows rows(g, y, g.batch * 16);
   const int64_t tap_count = TapCount(g);
-  const bool whole_rows = in_x >= 0 && in_x + (g.kernel_w - 1) * g.dilation_w < g.in_w;
-  const bool fours = whole_rows && g.kernel_w == 4 && g.dilation_w == 1;
   for (int64_t n = 0; n < g.batch; ++n) {
-    float* row = taps + n * 16;
-    int64_t tap = 0;
-    for (int64_t c = 0; c < g.in_channels; ++c) {
-      const float* channel = image + (n * g.in_channels + c) * g.in_h * g.in_w;
-      for (int64_t ky = 0; ky < g.kernel_h; ++ky) {
-        const int64_t from_y = in_y + ky * g.dilation_h;
-        const bool inside = from_y >= 0 && from_y < g.in_h;
-        if (fours) {
-          *reinterpret_cast<Four*>(row + tap / 16 * g.batch * 16 + tap % 16) =
-              inside ? *reinterpret_cast<const Four*>(channel + from_y * g.in_w + in_x) : Four{};
-          tap += 4;
-          continue;
+    const float* image = images + n * g.in_channels * g.in_h * g.in_w;
+    for (int64_t pixel = 0; pixel < count; ++pixel) {
+      const int64_t in_x = (x + pixel) * g.stride_w - g.pad_left;
+      float* to = taps + pixel * TapFloats(g) + n * 16;
+      if (FoursInside(g, rows, in_x)) {
+        for (int64_t r = 0; r < rows.count(); ++r) {
+          const int64_t source = rows.source(g, y, r);
+          *reinterpret_cast<Four*>(to + rows.target(r)) =
+              source >= 0 ? *reinterpret_cast<const Four*>(image + source + in_x) : Four{};
         }
-        for (int64_t kx = 0; kx < g.kernel_w; ++kx, ++tap) {
-          const int64_t from_x = in_x + kx * g.dilation_w;
-          row[tap / 16 * g.batch * 16 + tap % 16] =
-              inside && from_x >= 0 && from_x < g.in_w ? channel[from_y * g.in_w + from_x] : 0.0f;
+      } else {
+        for (int64_t r = 0; r < rows.count(); ++r) {
+          const int64_t source = rows.source(g, y, r);
+          for (int64_t kx = 0; kx < g.kernel_w; ++kx) {
+            const int64_t from_x = in_x + kx * g.dilation_w;
+            to[rows.Target(r * g.kernel_w + kx)] = source >= 0 && from_x >= 0 && from_x < g.in_w ? image[source + from_x] : 0.0f;
+          }
         }
       }
+      for (int64_t tap = tap_count; tap % 16 != 0; ++tap) to[rows.Target(tap)] = 0.0f;
     }
-    for (tap = tap_count; tap % 16 != 0; ++tap) row[tap / 16 * g.batch * 16 + tap % 16] = 0.0f;
   }
 }
 
-// The adjoint of GatherTaps for images [first, first + count): taps is [tap panel][count][16].
-void ScatterTaps(const ConvGeometry& g, const float* taps, int64_t y, int64_t x, int64_t first, int64_t count, float* image) {
-  const int64_t in_x = x * g.stride_w - g.pad_left;
-  const int64_t in_y = y * g.stride_h - g.pad_top;
-  const bool whole_rows = in_x >= 0 && in_x + (g.kernel_w - 1) * g.dilation_w < g.in_w;
-  const bool fours = whole_rows && g.kernel_w == 4 && g.dilation_w == 1;
+// The adjoint of GatherTaps for images [first, first + count): adds taps[pixel][tap panel][count][16] to the images.
+void ScatterTaps(const ConvGeometry& g, const float* taps, int64_t y, int64_t x, int64_t pixels, int64_t first, int64_t count,
+                 float* images) {
+  const KernelRows rows(g, y, count * 16);
+  // Pixels whose taps overlap are kept apart, so that a load does not wait for the store before it.
+  const int64_t passes = std::min(pixels, (g.kernel_w + g.stride_w - 1) / g.stride_w);
   for (int64_t n = 0; n < count; ++n) {
-    const float* row = taps + n * 16;
-    int64_t tap = 0;
-    for (int64_t c = 0; c < g.in_channels; ++c) {
-      float* channel = image + ((first + n) * g.in_channels + c) * g.in_h * g.in_w;
-      for (int64_t ky = 0; ky < g.kernel_h; ++ky) {
-        const int64_t to_y = in_y + ky * g.dilation_h;
-        if (to_y < 0 || to_y >= g.in_h) {
-          tap += g.kernel_w;
+    float* image = images + (first + n) * g.in_channels * g.in_h * g.in_w;
+    for (int64_t pass = 0; pass < passes; ++pass) {
+      for (int64_t pixel = pass; pixel < pixels; pixel += passes) {
+        const int64_t in_x = (x + pixel) * g.stride_w - g.pad_left;
+        const float* from = taps + pixel * TapPanels(g) * count * 16 + n * 16;
+        if (FoursInside(g, rows, in_x)) {
+          for (int64_t r = 0; r < rows.count(); ++r) {
+            const int64_t target = rows.source(g, y, r);
+            if (target < 0) continue;
+            *reinterpret_cast<Four*>(image + target + in_x) += *reinterpret_cast<const Four*>(from + rows.target(r));
+          }
           continue;
         }
-        if (fours) {
-          *reinterpret_cast<Four*>(channel + to_y * g.in_w + in_x) +=
-              *reinterpret_cast<const Four*>(row + tap / 16 * count * 16 + tap % 16);
-          tap += 4;
-          continue;
-        }
-        for (int64_t kx = 0; kx < g.kernel_w; ++kx, ++tap) {
-          const int64_t to_x = in_x + kx * g.dilation_w;
-          if (to_x >= 0 && to_x < g.in_w) channel[to_y * g.in_w + to_x] += row[tap / 16 * count * 16 + tap % 16];
+        for (int64_t r = 0; r < rows.count(); ++r) {
+          const int64_t target = rows.source(g, y, r);
+          if (target < 0) continue;
+          for (int64_t kx = 0; kx < g.kernel_w; ++kx) {
+            const int64_t to_x = in_x + kx * g.dilation_w;
+            if (to_x >= 0 && to_x < g.in_w) image[target + to_x] += from[rows.Target(r * g.kernel_w + kx)];
+          }
         }
       }
     }
+  }
+}
+
+// Calls run(first, count) for the output pixels [begin, end) in runs of one row and at most kBlockPixels.
+template <typename Run>
+void ForEachRun(const ConvGeometry& g, int64_t begin, int64_t end, const Run& run) {
+  while (begin < end) {
+    const int64_t count = std::min({kBlockPixels, end - begin, g.out_w - begin % g.out_w});
+    run(begin, count);
+    begin += count;
   }
 }
 
@@ -134,7 +189,7 @@ void PackPlainInputGradient(const ConvGeometry& g, const float* weights, float* 
 }
 
 int64_t PlainForwardScratchFloats(const ConvGeometry& g, int thread_count) {
-  return std::max(thread_count, 1) * TapFloats(g);
+  return std::max(thread_count, 1) * kBlockPixels * TapFloats(g);
 }
 
 void PlainForward(const ConvGeometry& g, const PanelKernels& kernels, const float* input_nchw, const float* packed,
@@ -143,24 +198,27 @@ void PlainForward(const ConvGeometry& g, const PanelKernels& kernels, const floa
   const int64_t k_count = std::min<int64_t>(16, TapCount(g));
   const int64_t shares = std::max(thread_count, 1);
   ParallelFor(thread_count, shares, [&](int64_t share) {
-    float* taps = scratch + share * TapFloats(g);
-    for (int64_t pixel = pixels * share / shares; pixel < pixels * (share + 1) / shares; ++pixel) {
-      GatherTaps(g, input_nchw, pixel / g.out_w, pixel % g.out_w, taps);
-      for (int64_t o = 0; o < out_panels; ++o) {
-        float bias[16] = {};
-        const int64_t channels = std::min<int64_t>(16, g.out_channels - o * 16);
-        if (epilogue.bias != nullptr) std::copy_n(epilogue.bias + o * 16, channels, bias);
-        ChunkedGemm(
-            kernels, g.batch, tap_panels, k_count, [&](int64_t k) { return taps + k * g.batch * 16; },
-            [&](int64_t k) { return packed + (o * tap_panels + k) * 256; },
-            output + (pixel * out_panels + o) * g.batch * 16, epilogue.bias != nullptr ? bias : nullptr, epilogue.slope);
+    float* taps = scratch + share * kBlockPixels * TapFloats(g);
+    ForEachRun(g, pixels * share / shares, pixels * (share + 1) / shares, [&](int64_t first, int64_t count) {
+      GatherTaps(g, input_nchw, first / g.out_w, first % g.out_w, count, taps);
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t o = 0; o < out_panels; ++o) {
+          float bias[16] = {};
+          const int64_t channels = std::min<int64_t>(16, g.out_channels - o * 16);
+          if (epilogue.bias != nullptr) std::copy_n(epilogue.bias + o * 16, channels, bias);
+          ChunkedGemm(
+              kernels, g.batch, tap_panels, k_count,
+              [&](int64_t k) { return taps + i * TapFloats(g) + k * g.batch * 16; },
+              [&](int64_t k) { return packed + (o * tap_panels + k) * 256; },
+              output + ((first + i) * out_panels + o) * g.batch * 16, epilogue.bias != nullptr ? bias : nullptr, epilogue.slope);
+        }
       }
-    }
+    });
   });
 }
 
 int64_t PlainInputGradientScratchFloats(const ConvGeometry& g, int thread_count) {
-  return std::max(thread_count, 1) * TapPanels(g) * 256;
+  return std::max(thread_count, 1) * kBlockPixels * TapPanels(g) * kBlockImages * 16;
 }
 
 void PlainInputGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* output_gradient,
@@ -170,27 +228,28 @@ void PlainInputGradient(const ConvGeometry& g, const PanelKernels& kernels, cons
   const int64_t k_count = out_panels == 1 ? std::min<int64_t>(16, g.out_channels) : 16;
   const int64_t shares = std::max<int64_t>(1, std::min<int64_t>(thread_count, g.batch));
   const int64_t pixels = g.in_h * g.in_w;
-  // A share is a run of images, taken 16 at a time: their part of the product of one pixel stays in the first-level cache.
+  // A share is a run of images, taken 16 at a time: their part of the products of a few pixels stays in the first-level cache.
   ParallelFor(thread_count, shares, [&](int64_t share) {
-    float* taps = scratch + share * tap_panels * 256;
+    float* taps = scratch + share * kBlockPixels * tap_panels * kBlockImages * 16;
     const int64_t last_image = g.batch * (share + 1) / shares;
-    for (int64_t first = g.batch * share / shares; first < last_image; first += 16) {
-      const int64_t count = std::min<int64_t>(16, last_image - first);
+    for (int64_t first = g.batch * share / shares; first < last_image; first += kBlockImages) {
+      const int64_t count = std::min(kBlockImages, last_image - first);
       for (int64_t plane = first * g.in_channels; plane < (first + count) * g.in_channels; ++plane) {
         std::fill_n(input_gradient_nchw + plane * pixels, pixels,
                     epilogue.bias != nullptr ? epilogue.bias[plane % g.in_channels] : 0.0f);
       }
-      for (int64_t y = 0; y < g.out_h; ++y) {
-        for (int64_t x = 0; x < g.out_w; ++x) {
-          const float* source = output_gradient + ((y * g.out_w + x) * out_panels * g.batch + first) * 16;
+      ForEachRun(g, 0, g.out_h * g.out_w, [&](int64_t pixel, int64_t run) {
+        for (int64_t i = 0; i < run; ++i) {
+          const float* source = output_gradient + ((pixel + i) * out_panels * g.batch + first) * 16;
           for (int64_t k = 0; k < tap_panels; ++k) {
             ChunkedGemm(
                 kernels, count, out_panels, k_count, [&](int64_t o) { return source + o * g.batch * 16; },
-                [&](int64_t o) { return packed + (k * out_panels + o) * 256; }, taps + k * count * 16, nullptr, 1.0f);
+                [&](int64_t o) { return packed + (k * out_panels + o) * 256; }, taps + (i * tap_panels + k) * count * 16,
+                nullptr, 1.0f);
           }
-          ScatterTaps(g, taps, y, x, first, count, input_gradient_nchw);
         }
-      }
+        ScatterTaps(g, taps, pixel / g.out_w, pixel % g.out_w, run, first, count, input_gradient_nchw);
+      });
       if (epilogue.slope != 1.0f) {
         float* values = input_gradient_nchw + first * g.in_channels * pixels;
         for (int64_t i = 0; i < count * g.in_channels * pixels; ++i) {
@@ -202,7 +261,7 @@ void PlainInputGradient(const ConvGeometry& g, const PanelKernels& kernels, cons
 }
 
 int64_t PlainWeightGradientScratchFloats(const ConvGeometry& g) {
-  return kSlices * (PanelCount(g.out_channels) * TapPanels(g) * 256 + ChunkPixels(g) * TapFloats(g));
+  return kSlices * (PanelCount(g.out_channels) * TapPanels(g) * 256 + kBlockPixels * TapFloats(g));
 }
 
 void PlainWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* input_nchw,
@@ -213,28 +272,30 @@ void PlainWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, con
   const int64_t sum_floats = out_panels * tap_panels * 256;
   ParallelFor(thread_count, kSlices, [&](int64_t slice) {
     float* sums = scratch + slice * sum_floats;  // [out panel][tap panel][16 out][16 taps]
-    float* taps = scratch + kSlices * sum_floats + slice * chunk_pixels * TapFloats(g);
-    const int64_t first_pixel = pixels * slice / kSlices;
-    const int64_t last_pixel = pixels * (slice + 1) / kSlices;
-    if (first_pixel == last_pixel) std::memset(sums, 0, sum_floats * sizeof(float));
-    for (int64_t first = first_pixel; first < last_pixel; first += chunk_pixels) {
-      const int64_t count = std::min(chunk_pixels, last_pixel - first);
-      for (int64_t i = 0; i < count; ++i) {
-        GatherTaps(g, input_nchw, (first + i) / g.out_w, (first + i) % g.out_w, taps + i * TapFloats(g));
-      }
-      for (int64_t o = 0; o < out_panels; ++o) {
-        for (int64_t k = 0; k < tap_panels; ++k) {
-          const float* gradients[kChunkPanels];
-          const float* sources[kChunkPanels];
-          for (int64_t i = 0; i < count; ++i) {
-            gradients[i] = output_gradient + ((first + i) * out_panels + o) * g.batch * 16;
-            sources[i] = taps + i * TapFloats(g) + k * g.batch * 16;
+    float* taps = scratch + kSlices * sum_floats + slice * kBlockPixels * TapFloats(g);
+    const int64_t begin = pixels * slice / kSlices;
+    const int64_t end = pixels * (slice + 1) / kSlices;
+    if (begin == end) std::memset(sums, 0, sum_floats * sizeof(float));
+    ForEachRun(g, begin, end, [&](int64_t first, int64_t run) {
+      GatherTaps(g, input_nchw, first / g.out_w, first % g.out_w, run, taps);
+      for (int64_t chunk = 0; chunk < run; chunk += chunk_pixels) {
+        const int64_t count = std::min(chunk_pixels, run - chunk);
+        for (int64_t o = 0; o < out_panels; ++o) {
+          for (int64_t k = 0; k < tap_panels; ++k) {
+            const float* gradients[kChunkPanels];
+            const float* sources[kChunkPanels];
+            const float* next[kChunkPanels];
+            for (int64_t i = 0; i < count; ++i) {
+              gradients[i] = output_gradient + ((first + chunk + i) * out_panels + o) * g.batch * 16;
+              sources[i] = taps + (chunk + i) * TapFloats(g) + k * g.batch * 16;
+              next[i] = gradients[i] + (o + 1 < out_panels ? 1 : (count - 1) * out_panels + 1) * g.batch * 16;
+            }
+            kernels.gemm_transposed(std::min<int64_t>(16, g.out_channels - o * 16), count, gradients, sources, g.batch,
+                                    sums + (o * tap_panels + k) * 256, first > begin || chunk > 0, k == 0 ? next : nullptr);
           }
-          kernels.gemm_transposed(std::min<int64_t>(16, g.out_channels - o * 16), count, gradients, sources, g.batch,
-                                  sums + (o * tap_panels + k) * 256, first > first_pixel, nullptr);
         }
       }
-    }
+    });
   });
   ParallelFor(thread_count, g.out_channels, [&](int64_t out) {
     for (int64_t tap = 0; tap < TapCount(g); ++tap) {

@@ -133,41 +133,50 @@ int64_t ForwardWeightFloats(const ConvGeometry& g) {
 
 int64_t InputGradientWeightFloats(const ConvGeometry& g) { return ForwardWeightFloats(g); }
 
-void PackForward(const ConvGeometry& g, const float* weights, float* packed, int thread_count) {
-  const int64_t in_panels = PanelCount(g.in_channels);
+void GatherWeights(const ConvGeometry& g, const PanelKernels& kernels, const float* weights, int64_t out_panel, int64_t in_panel,
+                   bool rows_are_inputs, float* blocks, int64_t tap_stride) {
   const int64_t taps = g.taps();
+  const int64_t out_count = std::min<int64_t>(16, g.out_channels - out_panel * 16);
+  const int64_t in_count = std::min<int64_t>(16, g.in_channels - in_panel * 16);
+  const float* first = weights + (out_panel * 16 * g.in_channels + in_panel * 16) * taps;
+  if (taps == 16 && out_count == 16 && in_count == 16) {
+    const int64_t in_stride = 16, out_stride = g.in_channels * 16;
+    for (int64_t row = 0; row < 16; ++row) {
+      kernels.transpose(first + row * (rows_are_inputs ? in_stride : out_stride), rows_are_inputs ? out_stride : in_stride,
+                        blocks + row * 16, tap_stride, false);
+    }
+    return;
+  }
+  if (out_count < 16 || in_count < 16) {
+    for (int64_t tap = 0; tap < taps; ++tap) std::fill_n(blocks + tap * tap_stride, 256, 0.0f);
+  }
+  for (int64_t o = 0; o < out_count; ++o) {
+    const float* from = first + o * g.in_channels * taps;
+    for (int64_t i = 0; i < in_count; ++i) {
+      float* to = blocks + (rows_are_inputs ? i * 16 + o : o * 16 + i);
+      for (int64_t tap = 0; tap < taps; ++tap) to[tap * tap_stride] = from[i * taps + tap];
+    }
+  }
+}
+
+void PackForward(const ConvGeometry& g, const PanelKernels& kernels, const float* weights, float* packed, int thread_count) {
+  const int64_t in_panels = PanelCount(g.in_channels);
   ParallelFor(thread_count, PanelCount(g.out_channels) * in_panels, [&](int64_t task) {
     const int64_t out_panel = task / in_panels;
     const int64_t in_panel = task % in_panels;
-    const int64_t out_count = std::min<int64_t>(16, g.out_channels - out_panel * 16);
-    const int64_t in_count = std::min<int64_t>(16, g.in_channels - in_panel * 16);
-    for (int64_t t = 0; t < taps; ++t) {
-      float* to = packed + ((out_panel * taps + t) * in_panels + in_panel) * 256;
-      if (out_count < 16 || in_count < 16) std::fill_n(to, 256, 0.0f);
-      for (int64_t i = 0; i < in_count; ++i) {
-        const float* from = weights + (out_panel * 16 * g.in_channels + in_panel * 16 + i) * taps + t;
-        for (int64_t o = 0; o < out_count; ++o) to[i * 16 + o] = from[o * g.in_channels * taps];
-      }
-    }
+    GatherWeights(g, kernels, weights, out_panel, in_panel, true, packed + (out_panel * g.taps() * in_panels + in_panel) * 256,
+                  in_panels * 256);
   });
 }
 
-void PackInputGradient(const ConvGeometry& g, const float* weights, float* packed, int thread_count) {
+void PackInputGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* weights, float* packed,
+                       int thread_count) {
   const int64_t out_panels = PanelCount(g.out_channels);
-  const int64_t taps = g.taps();
   ParallelFor(thread_count, PanelCount(g.in_channels) * out_panels, [&](int64_t task) {
     const int64_t in_panel = task / out_panels;
     const int64_t out_panel = task % out_panels;
-    const int64_t out_count = std::min<int64_t>(16, g.out_channels - out_panel * 16);
-    const int64_t in_count = std::min<int64_t>(16, g.in_channels - in_panel * 16);
-    for (int64_t t = 0; t < taps; ++t) {
-      float* to = packed + ((in_panel * taps + t) * out_panels + out_panel) * 256;
-      if (out_count < 16 || in_count < 16) std::fill_n(to, 256, 0.0f);
-      for (int64_t o = 0; o < out_count; ++o) {
-        const float* from = weights + ((out_panel * 16 + o) * g.in_channels + in_panel * 16) * taps + t;
-        for (int64_t i = 0; i < in_count; ++i) to[o * 16 + i] = from[i * taps];
-      }
-    }
+    GatherWeights(g, kernels, weights, out_panel, in_panel, false,
+                  packed + (in_panel * g.taps() * out_panels + out_panel) * 256, out_panels * 256);
   });
 }
 
@@ -215,7 +224,7 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const flo
       [&](int64_t x, int64_t kx) { return horizontal.Output(x, kx); }, thread_count);
 }
 
-void StoreWeightGradient(const ConvGeometry& g, const float* sums, bool accumulate, float* weight_gradient, int thread_count) {
+void StoreWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* sums, bool accumulate, float* weight_gradient, int thread_count) {
   const int64_t in_panels = PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
   const int64_t taps = g.taps();
@@ -226,6 +235,13 @@ void StoreWeightGradient(const ConvGeometry& g, const float* sums, bool accumula
     const int64_t in_count = std::min<int64_t>(16, g.in_channels - first_in);
     const float* from = sums + task * 256;
     const int64_t tap_stride = out_panels * in_panels * 256;
+    if (taps == 16 && out_count == 16 && in_count == 16) {
+      for (int64_t i = 0; i < 16; ++i) {
+        kernels.transpose(from + i * 16, tap_stride, weight_gradient + (first_out * g.in_channels + first_in + i) * 16,
+                          g.in_channels * 16, accumulate);
+      }
+      return;
+    }
     for (int64_t o = 0; o < out_count; ++o) {
       float* to = weight_gradient + ((first_out + o) * g.in_channels + first_in) * taps;
       for (int64_t i = 0; i < in_count; ++i) {
@@ -294,7 +310,7 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const fl
     }
     if (count > 0 || first) flush();
   });
-  StoreWeightGradient(g, scratch, accumulate, weight_gradient, thread_count);
+  StoreWeightGradient(g, kernels, scratch, accumulate, weight_gradient, thread_count);
 }
 
 }  // namespace gantry::cpu::direct

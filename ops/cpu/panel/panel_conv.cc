@@ -156,17 +156,17 @@ int64_t PanelConv::PackedWeightFloats() const {
 
 void PanelConv::PackWeights(const float* weights, float* packed, int thread_count) const {
   const bool plain = plain_input();
-  if (options_.algorithm != Algorithm::kDirect) {
-    if (direction_ == Direction::kForward) winograd::PackForward(geometry_, transforms(), weights, packed, thread_count);
-    if (direction_ == Direction::kInputGradient) {
-      winograd::PackInputGradient(geometry_, transforms(), weights, packed, thread_count);
-    }
-    return;
-  }
+  const ConvGeometry& g = geometry_;
+  const PanelKernels& kernels = KernelsFor(options_.isa);
+  const bool transformed = options_.algorithm != Algorithm::kDirect;
   if (direction_ == Direction::kForward) {
-    (plain ? direct::PackPlainForward : direct::PackForward)(geometry_, weights, packed, thread_count);
+    if (transformed) winograd::PackForward(g, kernels, transforms(), weights, packed, thread_count);
+    else if (plain) direct::PackPlainForward(g, weights, packed, thread_count);
+    else direct::PackForward(g, kernels, weights, packed, thread_count);
   } else if (direction_ == Direction::kInputGradient) {
-    (plain ? direct::PackPlainInputGradient : direct::PackInputGradient)(geometry_, weights, packed, thread_count);
+    if (transformed) winograd::PackInputGradient(g, kernels, transforms(), weights, packed, thread_count);
+    else if (plain) direct::PackPlainInputGradient(g, weights, packed, thread_count);
+    else direct::PackInputGradient(g, kernels, weights, packed, thread_count);
   }
 }
 

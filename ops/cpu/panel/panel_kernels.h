@@ -61,6 +61,8 @@ struct PanelKernels {
   // `next`, if not null, are panel_count operands of a later call, to be fetched into the cache.
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
                           int64_t k_count, float* c, bool accumulate, const float* const* next);
+  // to[c * to_stride + r] = (accumulate ? itself : 0) + from[r * from_stride + c], 16 rows and columns, any alignment.
+  void (*transpose)(const float* from, int64_t from_stride, float* to, int64_t to_stride, bool accumulate);
   WinogradKernels winograd[kWinogradForms];
 
   // Norms; see norm_kernels.inc. Per-channel arguments are 16 floats, images are rows of 16.

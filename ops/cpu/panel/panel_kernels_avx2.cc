@@ -15,6 +15,7 @@ constexpr int kTileRows = 6;
 const PanelKernels kAvx2Kernels = {
     .gemm = Gemm,
     .gemm_transposed = GemmTransposed,
+    .transpose = Transpose,
     .winograd = {MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM4R2>()},
     .moments = Moments,
     .normalize = Normalize,

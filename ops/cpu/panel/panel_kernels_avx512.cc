@@ -15,6 +15,7 @@ constexpr int kTileRows = 16;
 const PanelKernels kAvx512Kernels = {
     .gemm = Gemm,
     .gemm_transposed = GemmTransposed,
+    .transpose = Transpose,
     .winograd = {MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM4R2>()},
     .moments = Moments,
     .normalize = Normalize,

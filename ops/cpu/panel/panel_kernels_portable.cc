@@ -15,6 +15,7 @@ constexpr int kTileRows = 2;
 const PanelKernels kPortableKernels = {
     .gemm = Gemm,
     .gemm_transposed = GemmTransposed,
+    .transpose = Transpose,
     .winograd = {MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM4R2>()},
     .moments = Moments,
     .normalize = Normalize,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "memory/cpu/parallel.h"
+#include "ops/cpu/panel/panel_kernels.h"
 
 namespace gantry::cpu {
 namespace {
@@ -21,6 +22,7 @@ struct Blocks {
 void PlainToPanel(const float* plain, int64_t batch, int64_t channels, int64_t height, int64_t width, float* panel,
                   int thread_count) {
   const Blocks blocks{batch, channels, height * width};
+  const PanelKernels& kernels = KernelsFor(BestIsa());
   ParallelFor(thread_count, blocks.count(), [&](int64_t task) {
     const int64_t panel_index = task % blocks.panels;
     const int64_t first_pixel = task / blocks.panels * 16;
@@ -28,6 +30,11 @@ void PlainToPanel(const float* plain, int64_t batch, int64_t channels, int64_t h
     const int64_t channel_count = std::min<int64_t>(16, channels - panel_index * 16);
     for (int64_t n = 0; n < batch; ++n) {
       const float* from = plain + (n * channels + panel_index * 16) * blocks.pixels + first_pixel;
+      if (pixel_count == 16 && channel_count == 16) {
+        kernels.transpose(from, blocks.pixels, panel + ((first_pixel * blocks.panels + panel_index) * batch + n) * 16,
+                          blocks.panels * batch * 16, false);
+        continue;
+      }
       for (int64_t p = 0; p < pixel_count; ++p) {
         float* to = panel + (((first_pixel + p) * blocks.panels + panel_index) * batch + n) * 16;
         for (int64_t c = 0; c < channel_count; ++c) to[c] = from[c * blocks.pixels + p];
@@ -40,6 +47,7 @@ void PlainToPanel(const float* plain, int64_t batch, int64_t channels, int64_t h
 void PanelToPlain(const float* panel, int64_t batch, int64_t channels, int64_t height, int64_t width, float* plain,
                   int thread_count) {
   const Blocks blocks{batch, channels, height * width};
+  const PanelKernels& kernels = KernelsFor(BestIsa());
   ParallelFor(thread_count, blocks.count(), [&](int64_t task) {
     const int64_t panel_index = task % blocks.panels;
     const int64_t first_pixel = task / blocks.panels * 16;
@@ -48,6 +56,10 @@ void PanelToPlain(const float* panel, int64_t batch, int64_t channels, int64_t h
     for (int64_t n = 0; n < batch; ++n) {
       const float* from = panel + ((first_pixel * blocks.panels + panel_index) * batch + n) * 16;
       float* to = plain + (n * channels + panel_index * 16) * blocks.pixels + first_pixel;
+      if (pixel_count == 16 && channel_count == 16) {
+        kernels.transpose(from, blocks.panels * batch * 16, to, blocks.pixels, false);
+        continue;
+      }
       for (int64_t c = 0; c < channel_count; ++c) {
         for (int64_t p = 0; p < pixel_count; ++p) to[c * blocks.pixels + p] = from[p * blocks.panels * batch * 16 + c];
       }

@@ -145,33 +145,19 @@ void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int t
   });
 }
 
-// Weights of (out panel, in panel): taps[ky * kernel + kx] is a 16 x 16 block, rows of `k` by columns of the other.
-void GatherWeights(const ConvGeometry& g, const float* weights, int64_t out_panel, int64_t in_panel, bool rows_are_inputs,
-                   float* blocks) {
-  const int64_t taps = g.taps();
-  const int64_t out_count = std::min<int64_t>(16, g.out_channels - out_panel * 16);
-  const int64_t in_count = std::min<int64_t>(16, g.in_channels - in_panel * 16);
-  if (out_count < 16 || in_count < 16) std::memset(blocks, 0, taps * 256 * sizeof(float));
-  for (int64_t o = 0; o < out_count; ++o) {
-    const float* from = weights + ((out_panel * 16 + o) * g.in_channels + in_panel * 16) * taps;
-    for (int64_t i = 0; i < in_count; ++i) {
-      float* to = blocks + (rows_are_inputs ? i * 16 + o : o * 16 + i);
-      for (int64_t tap = 0; tap < taps; ++tap) to[tap * 256] = from[i * taps + tap];
-    }
-  }
-}
-
 // Transforms every (out panel, in panel, phase) block of the weights to packed + offset(out panel, phase, in panel), its points
 // `point_stride` apart.
 template <typename Offset>
-void Pack(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, bool rows_are_inputs,
+void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* weights, bool rows_are_inputs,
           const Offset& offset, float* packed, int thread_count) {
-  const Tiling t{g, kernels.outputs};
+  const Tiling t{g, transforms.outputs};
+  const int64_t point_floats = t.out_panels * t.phase_panels * 256;
   ParallelFor(thread_count, t.out_panels * t.in_panels, [&](int64_t task) {
     alignas(64) float blocks[16 * 256];
-    const int64_t out_panel = task / t.in_panels;
-    const int64_t in_panel = task % t.in_panels;
-    GatherWeights(g, weights, out_panel, in_panel, rows_are_inputs, blocks);
+    // Neighbouring tasks write neighbouring blocks.
+    const int64_t out_panel = rows_are_inputs ? task / t.in_panels : task % t.out_panels;
+    const int64_t in_panel = rows_are_inputs ? task % t.in_panels : task / t.out_panels;
+    direct::GatherWeights(g, kernels, weights, out_panel, in_panel, rows_are_inputs, blocks, 256);
     for (int64_t phase = 0; phase < t.phases; ++phase) {
       const float* sources[kTaps * kTaps];
       float* results[kMostPoints];
@@ -181,9 +167,9 @@ void Pack(const ConvGeometry& g, const WinogradKernels& kernels, const float* we
         }
       }
       for (int64_t p = 0; p < t.all_points; ++p) {
-        results[p] = packed + p * t.out_panels * t.phase_panels * 256 + offset(out_panel, phase * t.in_panels + in_panel);
+        results[p] = packed + p * point_floats + offset(out_panel, phase * t.in_panels + in_panel);
       }
-      kernels.weight(256, sources, results, nullptr);
+      transforms.weight(256, sources, results, nullptr);
     }
   });
 }
@@ -213,24 +199,24 @@ int64_t WeightFloats(const ConvGeometry& g, int outputs) {
   return t.all_points * t.out_panels * t.phase_panels * 256;
 }
 
-void PackForward(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, float* packed,
-                 int thread_count) {
+void PackForward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* weights,
+                 float* packed, int thread_count) {
   const int64_t phase_panels = g.stride_h * g.stride_w * PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
   Pack(
-      g, kernels, weights, true,
+      g, kernels, transforms, weights, true,
       [=](int64_t out_panel, int64_t phase_panel) {
         return PackedPanel(phase_panel, out_panel, phase_panels, out_panels) * 256;
       },
       packed, thread_count);
 }
 
-void PackInputGradient(const ConvGeometry& g, const WinogradKernels& kernels, const float* weights, float* packed,
-                       int thread_count) {
+void PackInputGradient(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms,
+                       const float* weights, float* packed, int thread_count) {
   const int64_t phase_panels = g.stride_h * g.stride_w * PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
   Pack(
-      g, kernels, weights, false,
+      g, kernels, transforms, weights, false,
       [=](int64_t out_panel, int64_t phase_panel) {
         return PackedPanel(out_panel, phase_panel, out_panels, phase_panels) * 256;
       },
@@ -490,7 +476,7 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const Wi
       }
     }
   });
-  direct::StoreWeightGradient(g, blocks, accumulate, weight_gradient, thread_count);
+  direct::StoreWeightGradient(g, kernels, blocks, accumulate, weight_gradient, thread_count);
 }
 
 }  // namespace gantry::cpu::winograd

@@ -24,10 +24,10 @@ bool Supports(const ConvGeometry& geometry, int outputs);
 // Forward: [point][chunk of (phase, in panel)][out panel][(phase, in panel) of the chunk][16 in][16 out]; input gradient: [point]
 // [chunk of out panels][(phase, in panel)][out panel of the chunk][16 out][16 in]. A chunk is kChunkPanels panels or the rest.
 int64_t WeightFloats(const ConvGeometry& geometry, int outputs);
-void PackForward(const ConvGeometry& geometry, const WinogradKernels& kernels, const float* weights, float* packed,
-                 int thread_count);
-void PackInputGradient(const ConvGeometry& geometry, const WinogradKernels& kernels, const float* weights, float* packed,
-                       int thread_count);
+void PackForward(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
+                 const float* weights, float* packed, int thread_count);
+void PackInputGradient(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
+                       const float* weights, float* packed, int thread_count);
 
 int64_t ImageScratchFloats(const ConvGeometry& geometry, int outputs);  // of Forward and InputGradient
 void Forward(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,

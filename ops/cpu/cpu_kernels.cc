@@ -7,6 +7,9 @@ namespace {
 constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakePanelKernel,
     cpu::MakePanelNormalization,
+    cpu::MakeFastElementwise,
+    cpu::MakeFastReduction,
+    cpu::MakeFastOptimizer,
 };
 
 class CpuLibrary final : public KernelLibrary {

@@ -1,4 +1,5 @@
-// The fast f32 kernels of the CPU. CpuKernels() asks each maker in turn; null means that it has no kernel for the request.
+// The fast f32 kernels of the CPU. CpuKernels() asks each maker in turn; null means that it has no kernel for the
+// request.
 #pragma once
 
 #include <memory>
@@ -12,5 +13,17 @@ using KernelMaker = absl::StatusOr<std::unique_ptr<Kernel>> (*)(const KernelRequ
 
 // panel_normalization.cc: batch norm and channel sums of panel tensors.
 absl::StatusOr<std::unique_ptr<Kernel>> MakePanelNormalization(const KernelRequest& request);
+// elementwise.cc: every elementwise op, broadcast, fill and add_if. On plain tensors with any broadcast; on panel
+// tensors with operands of the same shape, scalars, and one value per channel.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeFastElementwise(const KernelRequest& request);
+// reduction.cc: reduce_sum, reduce_mean and reduce_max of plain tensors over any axes; sum and mean of panel tensors
+// over all axes or all but the batch, the channel, or both.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeFastReduction(const KernelRequest& request);
+// optimizer.cc: adam_update, sgd_update, lerp_update and sum_squares.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeFastOptimizer(const KernelRequest& request);
+
+// Helpers of the makers: whether all inputs and outputs are f32, and the name of kernels on ops/cpu/vector.
+bool AllF32(const KernelRequest& request);
+std::string_view VectorImplementation();
 
 }  // namespace gantry::cpu

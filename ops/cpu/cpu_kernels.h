@@ -11,7 +11,7 @@ namespace gantry::cpu {
 
 using KernelMaker = absl::StatusOr<std::unique_ptr<Kernel>> (*)(const KernelRequest& request);
 
-// panel_normalization.cc: batch norm and channel sums of panel tensors.
+// panel_normalization.cc: batch norm of panel tensors.
 absl::StatusOr<std::unique_ptr<Kernel>> MakePanelNormalization(const KernelRequest& request);
 // elementwise.cc: every elementwise op, broadcast, fill and add_if. On plain tensors with any broadcast; on panel
 // tensors with operands of the same shape, scalars, and one value per channel.

@@ -1,4 +1,4 @@
-// Batch norm and channel sums on the panel layout as kernels of normalize, normalize_grad and reduce_sum.
+// Batch norm on the panel layout as kernels of normalize and normalize_grad.
 #include "ops/cpu/panel/panel_norm.h"
 
 #include "ops/cpu/cpu_kernels.h"
@@ -71,15 +71,6 @@ class NormalizeGradKernel final : public PanelKernel {
   const bool fused_;
 };
 
-class ChannelSumKernel final : public PanelKernel {
- public:
-  using PanelKernel::PanelKernel;
-  absl::Status Run(const KernelArguments& arguments) override {
-    ChannelSums(shape_, In(arguments, 0), Out(arguments, 0), static_cast<float*>(arguments.scratch), threads_);
-    return absl::OkStatus();
-  }
-};
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakePanelNormalization(const KernelRequest& request) {
@@ -95,9 +86,6 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakePanelNormalization(const KernelReque
     if (!PerChannel(request.outputs[1], x) || !PerChannel(request.outputs[2], x)) return nullptr;
     if (gradient) return std::make_unique<NormalizeGradKernel>(request, x);
     return std::make_unique<NormalizeKernel>(request, x);
-  }
-  if (name == "reduce_sum" && IsBatchNorm(request, request.inputs[0]) && PerChannel(request.outputs[0], request.inputs[0])) {
-    return std::make_unique<ChannelSumKernel>(request, request.inputs[0]);
   }
   return nullptr;
 }

@@ -1,0 +1,434 @@
+// Every fast kernel against the float64 reference on random shapes, plain and in panels, on one thread and on three.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <random>
+#include <set>
+
+#include "ops/cpu/panel/panel_layout.h"
+#include "ops/kernel.h"
+#include "tests/support/run_op.h"
+
+namespace gantry::test {
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+// Runs `op` from the fast library on f32 inputs. `panels` marks the inputs that are in panels; `panel_output` the
+// output. All buffers stand alone, but for output i over input in_place[i] where that is given.
+struct FastRun {
+  std::vector<bool> panels = {};
+  bool panel_output = false;
+  int thread_count = 1;
+  std::vector<int> in_place = {};
+};
+
+TensorType FastType(const Tensor& tensor, bool panel) {
+  return {DataType::kF32, tensor.type.shape, panel ? TensorLayout::kPanel : TensorLayout::kPlain};
+}
+
+std::vector<float> ToFloats(const Tensor& tensor, bool panel) {
+  const std::vector<float> plain(tensor.values.begin(), tensor.values.end());
+  if (!panel) return plain;
+  const Shape& s = tensor.type.shape;
+  std::vector<float> floats(cpu::PanelFloats(s[0], s[1], s[2], s[3]));
+  cpu::PlainToPanel(plain.data(), s[0], s[1], s[2], s[3], floats.data(), 1);
+  return floats;
+}
+
+// Back to plain values. Fails where the channel tail of a panel tensor is not zero.
+Tensor FromFloats(const std::vector<float>& floats, const TensorType& type) {
+  std::vector<float> plain = floats;
+  if (type.layout == TensorLayout::kPanel) {
+    const Shape& s = type.shape;
+    plain.assign(s.element_count(), 0.0f);
+    cpu::PanelToPlain(floats.data(), s[0], s[1], s[2], s[3], plain.data(), 1);
+    std::vector<float> again(floats.size());
+    cpu::PlainToPanel(plain.data(), s[0], s[1], s[2], s[3], again.data(), 1);
+    for (size_t i = 0; i < again.size(); ++i) {
+      if (again[i] == 0.0f) {
+        EXPECT_EQ(floats[i], 0.0f) << "tail of " << type.ToString();
+      }
+    }
+  }
+  return MakeTensor(type.shape, {plain.begin(), plain.end()}, DataType::kF32);
+}
+
+absl::StatusOr<std::vector<Tensor>> RunFast(std::string_view op, const std::vector<Tensor>& inputs,
+                                            const Attributes& attributes, const FastRun& run = {}) {
+  std::vector<TensorType> types;
+  std::vector<std::vector<float>> memory;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const bool panel = i < run.panels.size() && run.panels[i];
+    types.push_back(FastType(inputs[i], panel));
+    memory.push_back(ToFloats(inputs[i], panel));
+  }
+  GANTRY_ASSIGN_OR_RETURN(std::vector<TensorType> outputs, InferOp(op, types, attributes));
+  if (run.panel_output) outputs[0].layout = TensorLayout::kPanel;
+  GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<Kernel> kernel, CpuKernels().Make({.op = *FindOp(op),
+                                                                                   .attributes = attributes,
+                                                                                   .inputs = types,
+                                                                                   .outputs = outputs,
+                                                                                   .thread_count = run.thread_count}));
+  if (kernel == nullptr) return absl::UnimplementedError(absl::StrCat("no fast kernel for ", ToAbsl(op)));
+  std::vector<const void*> in;
+  std::vector<void*> out;
+  for (const auto& one : memory) in.push_back(one.data());
+  std::vector<std::vector<float>> results(outputs.size());
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (i < run.in_place.size()) {
+      out.push_back(memory[run.in_place[i]].data());
+    } else {
+      results[i].assign(outputs[i].size_bytes() / sizeof(float), std::numeric_limits<float>::quiet_NaN());
+      out.push_back(results[i].data());
+    }
+  }
+  std::vector<double> scratch(kernel->scratch_bytes() / sizeof(double) + 1, std::nan(""));
+  GANTRY_RETURN_IF_ERROR(kernel->Run({.inputs = in, .outputs = out, .scratch = scratch.data()}));
+  std::vector<Tensor> tensors;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    tensors.push_back(FromFloats(i < run.in_place.size() ? memory[run.in_place[i]] : results[i], outputs[i]));
+  }
+  return tensors;
+}
+
+// The reference in f64, on the same (f32) values.
+std::vector<Tensor> RunTruth(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes) {
+  std::vector<Tensor> doubles;
+  for (const Tensor& input : inputs) doubles.push_back(MakeTensor(input.type.shape, input.values));
+  absl::StatusOr<std::vector<Tensor>> outputs = RunOp(op, doubles, attributes);
+  EXPECT_TRUE(outputs.ok()) << op << ": " << outputs.status();
+  return outputs.ok() ? *outputs : std::vector<Tensor>{};
+}
+
+// |found - expected| <= tolerance * (|expected| + floor), element by element.
+void ExpectClose(const Tensor& found, const Tensor& expected, double tolerance, double floor, const std::string& what) {
+  ASSERT_EQ(found.type.shape, expected.type.shape) << what;
+  for (size_t i = 0; i < found.values.size(); ++i) {
+    const double error = std::abs(found.values[i] - expected.values[i]);
+    ASSERT_LE(error, tolerance * (std::abs(expected.values[i]) + floor))
+        << what << ", element " << i << ": " << found.values[i] << " instead of " << expected.values[i];
+  }
+}
+
+void ExpectFast(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes, FastRun run,
+                double tolerance = 1e-6, double floor = 0.01) {
+  const std::vector<Tensor> expected = RunTruth(op, inputs, attributes);
+  for (int threads : {1, 3}) {
+    run.thread_count = threads;
+    std::string what = absl::StrCat(ToAbsl(op), attributes.ToString(), " on ", threads, " threads:");
+    for (const Tensor& input : inputs) absl::StrAppend(&what, " ", input.type.shape.ToString());
+    const auto found = RunFast(op, inputs, attributes, run);
+    ASSERT_TRUE(found.ok()) << what << ": " << found.status();
+    for (size_t i = 0; i < expected.size(); ++i) ExpectClose((*found)[i], expected[i], tolerance, floor, what);
+  }
+}
+
+Tensor Drawn(const Shape& shape, std::mt19937_64& random, double low = -1.0, double high = 1.0) {
+  Tensor tensor = RandomTensor(shape, random, DataType::kF32);
+  for (double& value : tensor.values) value = static_cast<float>((low + high) / 2 + value * (high - low) / 2);
+  return tensor;
+}
+
+int64_t Draw(std::mt19937_64& random, int64_t low, int64_t high) {
+  return std::uniform_int_distribution<int64_t>(low, high)(random);
+}
+
+struct OpCase {
+  std::string_view op;
+  Attributes attributes = {};
+  double low = -2.0, high = 2.0;  // of the inputs
+};
+
+const std::vector<OpCase>& Unaries() {
+  static const auto* const cases = new std::vector<OpCase>{
+      {"neg"},
+      {"abs"},
+      {"sign"},
+      {"square"},
+      {"exp"},
+      {"erf"},
+      {"sigmoid"},
+      {"tanh"},
+      {"softplus"},
+      {"silu"},
+      {"gelu"},
+      {"sqrt", {}, 0.1, 4.0},
+      {"log", {}, 0.1, 4.0},
+      {"rsqrt", {}, 0.1, 4.0},
+      {"reciprocal", {}, 0.1, 4.0},
+      {"scale", {{"alpha", 1.5}, {"beta", -0.25}}},
+      {"clip", {{"low", -0.5}, {"high", 0.75}}},
+      {"leaky_relu", {{"slope", 0.2}}},
+      {"leaky_relu", {{"slope", 0.0}}},
+      {"cast", {{"dtype", std::string("f32")}}},
+  };
+  return *cases;
+}
+
+const std::vector<OpCase>& Binaries() {
+  static const auto* const cases = new std::vector<OpCase>{
+      {"add"},
+      {"sub"},
+      {"mul"},
+      {"minimum"},
+      {"maximum"},
+      {"greater"},
+      {"equal"},
+      {"div", {}, 0.5, 2.0},
+      {"pow", {}, 0.5, 2.0},
+  };
+  return *cases;
+}
+
+const std::vector<OpCase>& Gradients() {
+  static const auto* const cases =
+      new std::vector<OpCase>{{"leaky_relu_grad", {{"slope", 0.2}}}, {"sigmoid_grad"}, {"tanh_grad"}};
+  return *cases;
+}
+
+Shape RandomShape(std::mt19937_64& random) {
+  std::vector<int64_t> dims(Draw(random, 0, 4));
+  for (int64_t& dim : dims) dim = Draw(random, 1, 19);
+  return Shape(std::move(dims));
+}
+
+TEST(FastElementwiseTest, UnaryPlain) {
+  std::mt19937_64 random(1);
+  for (const OpCase& one : Unaries()) {
+    for (const Shape& shape : {Shape{}, Shape{0, 3}, RandomShape(random), RandomShape(random), Shape{3, 5, 41, 101}}) {
+      const Tensor x = Drawn(shape, random, one.low, one.high);
+      ExpectFast(one.op, {x}, one.attributes, {});
+      ExpectFast(one.op, {x}, one.attributes, {.in_place = {0}});
+    }
+  }
+}
+
+TEST(FastElementwiseTest, UnaryPanel) {
+  std::mt19937_64 random(2);
+  for (const OpCase& one : Unaries()) {
+    for (const Shape& shape : {Shape{3, 16, 4, 5}, Shape{2, 3, 5, 3}, Shape{5, 37, 3, 2}, Shape{64, 40, 8, 8}}) {
+      const Tensor x = Drawn(shape, random, one.low, one.high);
+      ExpectFast(one.op, {x}, one.attributes, {.panels = {true}, .panel_output = true});
+      ExpectFast(one.op, {x}, one.attributes, {.panels = {true}, .panel_output = true, .in_place = {0}});
+    }
+  }
+}
+
+// A shape that broadcasts with `shape`: some axes 1, some leading axes gone.
+Shape Shrunk(const Shape& shape, std::mt19937_64& random) {
+  std::vector<int64_t> dims;
+  for (int axis = static_cast<int>(Draw(random, 0, shape.rank())); axis < shape.rank(); ++axis) {
+    dims.push_back(Draw(random, 0, 1) == 0 ? 1 : shape[axis]);
+  }
+  return Shape(std::move(dims));
+}
+
+TEST(FastElementwiseTest, BinaryPlainBroadcasts) {
+  std::mt19937_64 random(3);
+  for (const OpCase& one : Binaries()) {
+    for (int round = 0; round < 12; ++round) {
+      const Shape shape = RandomShape(random);
+      const Tensor x = Drawn(shape, random, one.low, one.high);
+      Tensor y = Drawn(Shrunk(shape, random), random, one.low, one.high);
+      if (one.op == "equal" && y.type.shape == shape) y.values = x.values;
+      ExpectFast(one.op, {x, y}, one.attributes, {.in_place = {0}});
+      ExpectFast(one.op, {y, x}, one.attributes, {.in_place = {1}});
+      // Both broadcast.
+      ExpectFast(one.op, {Drawn(Shrunk(shape, random), random, one.low, one.high), y}, one.attributes, {});
+    }
+    const Tensor image = Drawn({4, 6, 40, 50}, random, one.low, one.high);
+    for (const Shape& shape :
+         {Shape{}, Shape{1, 6, 1, 1}, Shape{6, 1, 1}, Shape{4, 1, 1, 1}, Shape{50}, Shape{4, 6, 40, 50}}) {
+      ExpectFast(one.op, {image, Drawn(shape, random, one.low, one.high)}, one.attributes, {});
+      ExpectFast(one.op, {Drawn(shape, random, one.low, one.high), image}, one.attributes, {});
+    }
+  }
+}
+
+TEST(FastElementwiseTest, BinaryPanel) {
+  std::mt19937_64 random(4);
+  std::vector<OpCase> cases = Binaries();
+  for (const OpCase& one : cases) {
+    for (const Shape& shape : {Shape{3, 16, 4, 5}, Shape{2, 3, 5, 3}, Shape{5, 37, 3, 2}, Shape{64, 40, 8, 8}}) {
+      const Tensor x = Drawn(shape, random, one.low, one.high);
+      const FastRun both = {.panels = {true, true}, .panel_output = true};
+      ExpectFast(one.op, {x, Drawn(shape, random, one.low, one.high)}, one.attributes, both);
+      for (const Shape& small : {Shape{}, Shape{1, 1, 1, 1}, Shape{1, shape[1], 1, 1}, Shape{shape[1], 1, 1}}) {
+        const Tensor y = Drawn(small, random, one.low, one.high);
+        ExpectFast(one.op, {x, y}, one.attributes, {.panels = {true, false}, .panel_output = true, .in_place = {0}});
+        ExpectFast(one.op, {y, x}, one.attributes, {.panels = {false, true}, .panel_output = true, .in_place = {1}});
+      }
+    }
+  }
+}
+
+TEST(FastElementwiseTest, ActivationGradients) {
+  std::mt19937_64 random(5);
+  for (const OpCase& one : Gradients()) {
+    for (const Shape& shape : {Shape{}, Shape{7}, Shape{2, 3, 5, 3}, Shape{9, 37, 11, 13}}) {
+      const std::vector<Tensor> inputs = {Drawn(shape, random), Drawn(shape, random)};
+      ExpectFast(one.op, inputs, one.attributes, {.in_place = {1}});
+      if (shape.rank() == 4) ExpectFast(one.op, inputs, one.attributes, {.panels = {true, true}, .panel_output = true});
+    }
+  }
+}
+
+TEST(FastElementwiseTest, WhatPanelsDoNotCoverIsLeftToOthers) {
+  std::mt19937_64 random(6);
+  const Tensor x = Drawn({4, 20, 3, 3}, random);
+  for (const Shape& shape : {Shape{4, 1, 1, 1}, Shape{3, 3}, Shape{4, 20, 1, 1}, Shape{4, 20, 3, 3}}) {
+    const auto run = RunFast("add", {x, Drawn(shape, random)}, {}, {.panels = {true, false}, .panel_output = true});
+    EXPECT_EQ(run.status().code(), absl::StatusCode::kUnimplemented) << shape.ToString();
+  }
+}
+
+TEST(FastElementwiseTest, BroadcastFillAndAddIf) {
+  std::mt19937_64 random(7);
+  for (int round = 0; round < 20; ++round) {
+    const Shape shape = RandomShape(random);
+    ExpectFast("broadcast", {Drawn(Shrunk(shape, random), random)}, {{"dims", shape.dims()}}, {}, 0.0);
+  }
+  const auto fill = RunFast("fill", {}, {{"value", 0.25}, {"dims", Ints{300, 400}}, {"dtype", std::string("f32")}},
+                            {.thread_count = 3});
+  ASSERT_TRUE(fill.ok()) << fill.status();
+  EXPECT_EQ((*fill)[0].values, std::vector<double>(120000, 0.25));
+  for (double flag : {0.0, 1.0}) {
+    Tensor x = Drawn({3, 20, 11, 40}, random), y = Drawn({3, 20, 11, 40}, random);
+    // Nobody may look at y where the flag is 0.
+    if (flag == 0.0) y.values.assign(y.values.size(), std::nan(""));
+    const Tensor when = MakeTensor({}, {flag}, DataType::kF32);
+    ExpectFast("add_if", {x, y, when}, {}, {});
+    ExpectFast("add_if", {x, y, when}, {}, {.in_place = {0}});
+    ExpectFast("add_if", {x, y, when}, {}, {.panels = {true, true}, .panel_output = true});
+  }
+}
+
+TEST(FastReductionTest, PlainOverAnyAxes) {
+  std::mt19937_64 random(8);
+  for (std::string_view op : {"reduce_sum", "reduce_mean", "reduce_max"}) {
+    for (int round = 0; round < 40; ++round) {
+      const Tensor x = Drawn(RandomShape(random), random);
+      Ints axes;
+      for (int axis = 0; axis < x.type.shape.rank(); ++axis) {
+        if (Draw(random, 0, 1) == 0) axes.push_back(axis);
+      }
+      ExpectFast(op, {x}, {{"axes", axes}, {"keep_dims", Draw(random, 0, 1)}}, {}, 2e-7, 1.0);
+    }
+    // Long ones, which are cut into parts and shared.
+    for (const Ints& axes : {Ints{}, Ints{0, 2}, Ints{1}, Ints{0}, Ints{2}, Ints{1, 2}}) {
+      ExpectFast(op, {Drawn({6, 70, 701}, random)}, {{"axes", axes}, {"keep_dims", int64_t{0}}}, {}, 2e-7, 1.0);
+    }
+  }
+  ExpectFast("reduce_sum", {Drawn({0, 3}, random)}, {{"axes", Ints{0}}, {"keep_dims", int64_t{0}}}, {});
+  ExpectFast("reduce_sum", {Drawn({3, 0}, random)}, {{"axes", Ints{1}}, {"keep_dims", int64_t{0}}}, {});
+  ExpectFast("reduce_sum", {Drawn({3, 0}, random)}, {{"axes", Ints{0}}, {"keep_dims", int64_t{0}}}, {});
+}
+
+TEST(FastReductionTest, PanelSums) {
+  std::mt19937_64 random(9);
+  for (const Shape& shape :
+       {Shape{3, 16, 4, 5}, Shape{2, 3, 5, 3}, Shape{5, 37, 3, 2}, Shape{64, 40, 8, 8}, Shape{1, 1, 1, 1}}) {
+    for (std::string_view op : {"reduce_sum", "reduce_mean"}) {
+      for (const Ints& axes : {Ints{}, Ints{0, 2, 3}, Ints{1, 2, 3}, Ints{2, 3}}) {
+        for (int64_t keep_dims : {0, 1}) {
+          ExpectFast(op, {Drawn(shape, random)}, {{"axes", axes}, {"keep_dims", keep_dims}}, {.panels = {true}}, 2e-7,
+                     1.0);
+        }
+      }
+    }
+  }
+}
+
+TEST(FastReductionTest, ThreadsDoNotChangeABit) {
+  std::mt19937_64 random(10);
+  const Tensor x = Drawn({8, 24, 33, 50}, random);
+  for (const Ints& axes : {Ints{}, Ints{0, 2, 3}, Ints{1}, Ints{0}}) {
+    for (bool panel : {false, true}) {
+      if (panel && (axes == Ints{1} || axes == Ints{0})) continue;
+      const Attributes attributes = {{"axes", axes}, {"keep_dims", int64_t{0}}};
+      const auto one = RunFast("reduce_sum", {x}, attributes, {.panels = {panel}, .thread_count = 1});
+      const auto five = RunFast("reduce_sum", {x}, attributes, {.panels = {panel}, .thread_count = 5});
+      ASSERT_TRUE(one.ok() && five.ok());
+      EXPECT_EQ((*one)[0].values, (*five)[0].values);
+    }
+  }
+  const auto one = RunFast("sum_squares", {x, x}, {}, {.thread_count = 1});
+  const auto five = RunFast("sum_squares", {x, x}, {}, {.thread_count = 5});
+  ASSERT_TRUE(one.ok() && five.ok());
+  EXPECT_EQ((*one)[0].values, (*five)[0].values);
+}
+
+class FastOptimizerTest : public ::testing::Test {
+ protected:
+  // `groups` tensors of each shape, the groups at `positive` not negative, and the three scalars.
+  std::vector<Tensor> Inputs(int groups, std::set<int> positive, double step, bool scalars = true) {
+    std::vector<Tensor> inputs;
+    for (int group = 0; group < groups; ++group) {
+      for (const Shape& shape : shapes_)
+        inputs.push_back(Drawn(shape, random_, positive.contains(group) ? 0.0 : -1.0, 1.0));
+    }
+    if (scalars) {
+      for (double value : {0.01, step, 0.5})
+        inputs.push_back(MakeTensor({}, {static_cast<float>(value)}, DataType::kF32));
+    }
+    return inputs;
+  }
+  int64_t count() const { return static_cast<int64_t>(shapes_.size()); }
+  std::vector<int> InPlace(int groups) const {
+    std::vector<int> places;
+    for (int i = 0; i < groups * static_cast<int>(shapes_.size()); ++i) places.push_back(i);
+    return places;
+  }
+
+  const std::vector<Shape> shapes_ = {{}, {7}, {130, 257}, {0}, {3, 3, 3}};
+  std::mt19937_64 random_{11};
+};
+
+TEST_F(FastOptimizerTest, Adam) {
+  for (int64_t decoupled : {0, 1}) {
+    for (double step : {1.0, 7.0, 5000.0}) {
+      const Attributes attributes = {{"count", count()}, {"beta1", 0.9},         {"beta2", 0.999},
+                                     {"epsilon", 1e-8},  {"weight_decay", 0.02}, {"decoupled", decoupled}};
+      ExpectFast("adam_update", Inputs(4, {2}, step), attributes, {.in_place = InPlace(3)}, 3e-6, 0.02);
+    }
+  }
+}
+
+TEST_F(FastOptimizerTest, Sgd) {
+  for (double momentum : {0.0, 0.9}) {
+    for (int64_t nesterov : {0, 1}) {
+      if (nesterov == 1 && momentum == 0.0) continue;
+      for (double step : {1.0, 2.0}) {
+        const Attributes attributes = {{"count", count()},
+                                       {"momentum", momentum},
+                                       {"nesterov", nesterov},
+                                       {"weight_decay", 0.02},
+                                       {"dampening", nesterov == 1 ? 0.0 : 0.25}};
+        const int groups = momentum == 0.0 ? 2 : 3;
+        ExpectFast("sgd_update", Inputs(groups, {}, step), attributes, {.in_place = InPlace(groups - 1)}, 1e-6, 0.1);
+      }
+    }
+  }
+}
+
+TEST_F(FastOptimizerTest, LerpAndSumSquares) {
+  ExpectFast("lerp_update", Inputs(2, {}, 1.0, false), {{"count", count()}, {"weight", 0.1}, {"scale", 1.25}},
+             {.in_place = InPlace(1)});
+  ExpectFast("sum_squares", Inputs(2, {}, 1.0, false), {}, {}, 2e-7);
+  ExpectFast("sum_squares", {Drawn({4, 20, 9, 9}, random_)}, {}, {.panels = {true}}, 2e-7);
+}
+
+// The fast library has what it says it has: nothing of these families falls to the reference in f32.
+TEST(FastKernelsTest, EveryElementwiseOpIsCoveredHere) {
+  std::set<std::string_view> checked = {"broadcast", "fill", "add_if", "stop_gradient"};
+  for (const auto& cases : {Unaries(), Binaries(), Gradients()}) {
+    for (const OpCase& one : cases) checked.insert(one.op);
+  }
+  for (const OpDefinition& op : ElementwiseOps()) EXPECT_TRUE(checked.contains(op.name)) << op.name;
+}
+
+}  // namespace
+}  // namespace gantry::test

@@ -10,6 +10,7 @@
 #include "memory/layout/layout_check.h"
 #include "memory/layout/layout_greedy.h"
 #include "memory/layout/layout_items.h"
+#include "memory/layout/layout_search.h"
 #include "memory/status.h"
 
 namespace gantry {
@@ -24,8 +25,9 @@ class Attempt {
         goal_(std::max(items.lower_bound, options.capacity.value_or(0))),
         deadline_(options.time_limit ? absl::Now() + *options.time_limit : absl::InfiniteFuture()) {}
 
+  // Nothing left to do, or nothing to do it with.
   bool done() const {
-    return best_.height <= goal_ || work_ >= options_.work_limit ||
+    return best_.height <= std::max(goal_, lower_bound_) || work_ >= options_.work_limit ||
            (options_.time_limit && absl::Now() >= deadline_);
   }
 
@@ -46,6 +48,30 @@ class Attempt {
     }
   }
 
+  // Searches for the goal. Without a capacity it also halves the distance between what is found and what is not, with more
+  // work for every attempt, so that the height sinks or the bound rises as long as work is left.
+  void SearchExactly() {
+    if (done() || items_.items.size() > LayoutSearch::kMaxItems) return;
+    LayoutSearch search(items_, options_.seed);
+    if (options_.capacity) {
+      SearchFor(goal_, options_.work_limit, search);
+      return;
+    }
+    int64_t least = lower_bound_;  // nothing more can be found below
+    for (int64_t share = std::max<int64_t>(1, (options_.work_limit - work_) / 8); !done(); share *= 2) {
+      int64_t low = least;  // the next height to try; not found below, if only for lack of work
+      bool is_first = true;
+      while (!done() && low < best_.height) {
+        const int64_t height = is_first ? low : low + (best_.height - low) / 2;
+        const SearchOutcome outcome = SearchFor(height, work_ + (is_first ? share : share / 2), search);
+        if (outcome != SearchOutcome::kFound) low = height + 1;
+        if (outcome == SearchOutcome::kImpossible || outcome == SearchOutcome::kExhausted) least = height + 1;
+        is_first = false;
+      }
+      if (least >= best_.height) return;
+    }
+  }
+
   // The best layout, its offsets given to buffers instead of items.
   Layout TakeLayout() {
     Layout layout = std::move(best_);
@@ -53,18 +79,34 @@ class Attempt {
     offsets.reserve(items_.item_of_buffer.size());
     for (const int32_t item : items_.item_of_buffer) offsets.push_back(item < 0 ? 0 : layout.offsets[item]);
     layout.offsets = std::move(offsets);
-    layout.lower_bound = items_.lower_bound;
+    layout.lower_bound = lower_bound_;
     layout.optimal = layout.height == layout.lower_bound;
     layout.work = work_;
     return layout;
   }
 
  private:
+  SearchOutcome SearchFor(int64_t height, int64_t work_limit, LayoutSearch& search) {
+    const auto stop = [&] { return options_.time_limit && absl::Now() >= deadline_; };
+    const SearchOutcome outcome = search.Find(height, std::min(work_limit, options_.work_limit), work_, stop);
+    if (outcome == SearchOutcome::kImpossible) lower_bound_ = std::max(lower_bound_, height + 1);
+    if (outcome != SearchOutcome::kFound) return outcome;
+    best_.offsets = search.offsets();
+    best_.height = 0;
+    for (size_t i = 0; i < items_.items.size(); ++i) {
+      if (items_.items[i].size == 0) continue;
+      best_.height = std::max(best_.height, best_.offsets[i] + items_.items[i].size);
+    }
+    best_.method = "search";
+    return outcome;
+  }
+
   const LayoutItems& items_;
   const LayoutOptions& options_;
   const int64_t goal_;
   const absl::Time deadline_;
   Layout best_{.height = std::numeric_limits<int64_t>::max()};
+  int64_t lower_bound_ = items_.lower_bound;
   int64_t work_ = 0;
 };
 
@@ -91,6 +133,7 @@ absl::StatusOr<Layout> SolveLayout(const LayoutProblem& problem, const LayoutOpt
   GANTRY_RETURN_IF_ERROR(CheckFixedOffsets(problem, items));
   Attempt attempt(items, options);
   attempt.TryGreedyOrders();
+  if (options.exact_search) attempt.SearchExactly();
   Layout layout = attempt.TakeLayout();
   for (size_t i = 0; i < problem.buffers.size(); ++i) {
     if (items.item_of_buffer[i] < 0) layout.offsets[i] = problem.buffers[i].fixed_offset.value_or(0);

@@ -15,7 +15,7 @@ struct LayoutOptions {
   std::optional<int64_t> capacity;
   // How much to try, in units of roughly a nanosecond of one core. A count and not a clock, so that the same problem and
   // options give the same layout on every machine. The first greedy order always runs to its end.
-  int64_t work_limit = 4'000'000'000;
+  int64_t work_limit = 1'000'000'000;
   // A clock on top of it, for callers that would rather have another result than a late one. Absent: no clock.
   std::optional<absl::Duration> time_limit;
   uint64_t seed = 1;         // of the randomised improvement steps

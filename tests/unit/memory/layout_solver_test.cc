@@ -33,6 +33,8 @@ TEST(LayoutProblemTest, LowerBoundCountsPaddingOfAllButTheTopmost) {
   LayoutProblem problem;
   problem.buffers = {{0, 4, 10, 16}, {0, 4, 17, 32}, {1, 2, 16, 16}};
   EXPECT_EQ(*LowerBound(problem), 16 + 32 + 16 - 15);
+  EXPECT_EQ(SolveLayout(problem)->height, 49);
+  EXPECT_TRUE(SolveLayout(problem)->optimal);
 }
 
 TEST(LayoutProblemTest, RefusesMalformedProblems) {
@@ -86,6 +88,42 @@ TEST(LayoutSolverTest, IsDeterministic) {
     EXPECT_EQ(once->work, again->work);
   }
 }
+
+// Every optimum is proved, and is what trying everything gives.
+TEST(LayoutSolverTest, EqualsBruteForceOnTinyProblems) {
+  std::mt19937_64 random(2);
+  for (int round = 0; round < 3000; ++round) {
+    const RandomLayoutShape shape{.max_buffers = 7, .max_time = 4 + round % 8, .max_size = round % 2 ? 6 : 40,
+                                  .alignments = round % 3 == 0, .aliases = false, .fixed = false};
+    const LayoutProblem problem = RandomLayoutProblem(random, shape);
+    const absl::StatusOr<Layout> layout = SolveLayout(problem);
+    ASSERT_TRUE(layout.ok()) << layout.status();
+    ASSERT_EQ(CheckLayout(problem, *layout), absl::OkStatus()) << "round " << round;
+    const int64_t least = ExhaustiveLayout(problem).Solve();
+    ASSERT_EQ(layout->height, least) << "round " << round << "\n" << FormatLayoutCsv(problem, layout->offsets);
+    ASSERT_TRUE(layout->optimal) << "round " << round;
+    if (least > 0) {
+      const absl::StatusOr<Layout> refused = SolveLayout(problem, {.capacity = least - 1});
+      ASSERT_EQ(refused->lower_bound, least) << "round " << round << "\n" << FormatLayoutCsv(problem);
+    }
+  }
+}
+
+class PublicLayoutTest : public testing::TestWithParam<const char*> {};
+
+// The five public inputs fit their published capacity, which no greedy order comes near to.
+TEST_P(PublicLayoutTest, FitsThePublishedCapacity) {
+  const absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(LayoutTestData(GetParam()));
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  const absl::StatusOr<Layout> layout = SolveLayout(*problem, {.capacity = 1'048'576, .work_limit = 10'000'000'000});
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  EXPECT_EQ(CheckLayout(*problem, *layout, 1'048'576), absl::OkStatus());
+}
+
+INSTANTIATE_TEST_SUITE_P(MiniMalloc, PublicLayoutTest,
+                         testing::Values("A.1048576.csv", "C.1048576.csv", "E.1048576.csv", "H.1048576.csv",
+                                         "K.1048576.csv"),
+                         [](const auto& info) { return std::string(1, info.param[0]); });
 
 TEST(LayoutSolverTest, TenThousandFuzzedProblems) {
   std::mt19937_64 random(1);

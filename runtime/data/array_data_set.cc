@@ -31,8 +31,12 @@ class ArrayDataSet final : public DataSet {
  public:
   ArrayDataSet(std::shared_ptr<const ByteSource> source, ArrayExtent extent, std::string kind,
                std::vector<int64_t> sample_shape, Placement placement, float padding)
-      : source_(std::move(source)), extent_(std::move(extent)), kind_(std::move(kind)),
-        sample_shape_(std::move(sample_shape)), placement_(placement), padding_(padding),
+      : source_(std::move(source)),
+        extent_(std::move(extent)),
+        kind_(std::move(kind)),
+        sample_shape_(std::move(sample_shape)),
+        placement_(placement),
+        padding_(padding),
         file_elements_(placement.planes * placement.rows * placement.columns),
         elements_(placement.planes * placement.height * placement.width) {
     for (int value = 0; value < 256; ++value) scaled_[value] = static_cast<float>(value) / 127.5f - 1.0f;
@@ -55,29 +59,48 @@ class ArrayDataSet final : public DataSet {
     const uint64_t begin = extent_.offset + static_cast<uint64_t>(index * file_elements_) * element_bytes;
     if (elements_ != file_elements_) std::ranges::fill(to, padding_);
     std::array<std::byte, kPartElements * kMaxElementBytes> raw;
-    std::array<float, kPartElements> values;
     for (int64_t done = 0; done < file_elements_; done += kPartElements) {
       const int64_t count = std::min(kPartElements, file_elements_ - done);
       const std::span<std::byte> part(raw.data(), static_cast<size_t>(count) * element_bytes);
       GANTRY_RETURN_IF_ERROR(source_->ReadAt(begin + static_cast<uint64_t>(done) * element_bytes, part));
       if (placement_.plain()) {
-        Convert(part, count, to.data() + done);
-        continue;
+        Convert(part, to.data() + done);
+      } else if (placement_.planes_last && placement_.planes > 1) {
+        Spread(part, done, count, to.data());
+      } else {
+        for (int64_t at = done; at < done + count;) {  // row by row
+          const int64_t run = std::min(placement_.columns - at % placement_.columns, done + count - at);
+          Convert(part.subspan((at - done) * element_bytes, run * element_bytes), to.data() + placement_.IndexOf(at));
+          at += run;
+        }
       }
-      Convert(part, count, values.data());
-      for (int64_t i = 0; i < count; ++i) to[placement_.IndexOf(done + i)] = values[i];
     }
     return absl::OkStatus();
   }
 
  private:
-  void Convert(std::span<std::byte> part, int64_t count, float* to) const {
+  // Elements `done` to `done` + `count` of a sample whose planes come last.
+  void Spread(std::span<std::byte> part, int64_t done, int64_t count, float* to) const {
+    std::array<float, kPartElements> values;
+    Convert(part, values.data());
+    const int64_t plane_elements = placement_.height * placement_.width;
+    int64_t plane = done % placement_.planes, pixel = done / placement_.planes;
+    int64_t index = placement_.IndexOf(done - plane);
+    for (int64_t i = 0; i < count; ++i) {
+      to[index + plane * plane_elements] = values[i];
+      if (++plane == placement_.planes) {
+        plane = 0;
+        index += ++pixel % placement_.columns == 0 ? placement_.width - placement_.columns + 1 : 1;
+      }
+    }
+  }
+  void Convert(std::span<std::byte> part, float* to) const {
     if (extent_.type == HostType::kU8) {
-      for (int64_t i = 0; i < count; ++i) to[i] = scaled_[std::to_integer<size_t>(part[i])];
+      for (size_t i = 0; i < part.size(); ++i) to[i] = scaled_[std::to_integer<size_t>(part[i])];
       return;
     }
     if (extent_.big_endian) ReverseByteOrder(extent_.type, part);
-    ConvertToF32(extent_.type, part.data(), count, to);
+    ConvertToF32(extent_.type, part.data(), static_cast<int64_t>(part.size() / SizeBytes(extent_.type)), to);
   }
 
   const std::shared_ptr<const ByteSource> source_;
@@ -95,8 +118,8 @@ class ArrayDataSet final : public DataSet {
 absl::StatusOr<std::unique_ptr<DataSet>> MakeArrayDataSet(std::shared_ptr<const ByteSource> source, ArrayExtent extent,
                                                           std::string kind, const DataSetOptions& options) {
   const auto error = [&](std::string_view what) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: %s%s %s", source->name(), Name(extent.type),
-                                                      ShapeText(extent.shape), what));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: %s%s %s", source->name(), Name(extent.type), ShapeText(extent.shape), what));
   };
   GANTRY_ASSIGN_OR_RETURN(const int64_t count, CheckedElementCount(extent.type, extent.shape));
   if (extent.shape.empty() || count == 0) return error("is no data set: it has no samples or empty ones");
@@ -121,8 +144,10 @@ absl::StatusOr<std::unique_ptr<DataSet>> MakeArrayDataSet(std::shared_ptr<const 
     height = options.height == 0 ? height : options.height;
     width = options.width == 0 ? width : options.width;
     if (height < placement.rows || width < placement.columns) {
-      return error(absl::StrFormat("has images of %d x %d, more than the %d x %d asked for; arrays are padded, not scaled "
-                                   "down", placement.columns, placement.rows, width, height));
+      return error(
+          absl::StrFormat("has images of %d x %d, more than the %d x %d asked for; arrays are padded, not scaled "
+                          "down",
+                          placement.columns, placement.rows, width, height));
     }
     placement.height = height;
     placement.width = width;

@@ -21,8 +21,8 @@ struct ArrayExtent {
   bool big_endian = false;
 };
 
-// `kind` is what Describe calls the source: "IDX file". kInvalidArgument where the shape has no samples, or does not fit
-// the options' padding or channel order. Reading allocates nothing.
+// `kind` is what Describe calls the source: "IDX file". kInvalidArgument where the shape has no samples, or does not
+// fit the options' padding or channel order. Reading allocates nothing.
 absl::StatusOr<std::unique_ptr<DataSet>> MakeArrayDataSet(std::shared_ptr<const ByteSource> source, ArrayExtent extent,
                                                           std::string kind, const DataSetOptions& options);
 

@@ -16,7 +16,9 @@ constexpr int kMaxReadAhead = 1024;
 constexpr int kMaxThreads = 64;
 
 absl::Status CheckOptions(const DataSet& data_set, const BatchStreamOptions& options) {
-  const auto error = [](const std::string& what) { return absl::InvalidArgumentError(absl::StrCat("batch stream: ", what)); };
+  const auto error = [](const std::string& what) {
+    return absl::InvalidArgumentError(absl::StrCat("batch stream: ", what));
+  };
   if (options.world_size < 1 || options.rank < 0 || options.rank >= options.world_size) {
     return error(absl::StrFormat("rank %d of %d cannot be", options.rank, options.world_size));
   }
@@ -24,7 +26,8 @@ absl::Status CheckOptions(const DataSet& data_set, const BatchStreamOptions& opt
     return error(absl::StrFormat("a batch of %d samples cannot be split evenly over %d ranks", options.batch_size,
                                  options.world_size));
   }
-  if (options.read_ahead < 1 || options.read_ahead > kMaxReadAhead || options.threads < 1 || options.threads > kMaxThreads) {
+  if (options.read_ahead < 1 || options.read_ahead > kMaxReadAhead || options.threads < 1 ||
+      options.threads > kMaxThreads) {
     return error(absl::StrFormat("read_ahead is %d, 1 to %d can be; threads is %d, 1 to %d can be", options.read_ahead,
                                  kMaxReadAhead, options.threads, kMaxThreads));
   }
@@ -32,8 +35,8 @@ absl::Status CheckOptions(const DataSet& data_set, const BatchStreamOptions& opt
     return error(absl::StrFormat("the data set has %d samples", data_set.size()));
   }
   if (options.drop_tail && options.batch_size > data_set.size()) {
-    return error(absl::StrFormat("drop_tail would skip every sample: a batch has %d, the data set %d", options.batch_size,
-                                 data_set.size()));
+    return error(absl::StrFormat("drop_tail would skip every sample: a batch has %d, the data set %d",
+                                 options.batch_size, data_set.size()));
   }
   return absl::OkStatus();
 }
@@ -76,8 +79,8 @@ absl::Status BatchStream::Start() {
   try {
     for (int i = 0; i < options_.threads; ++i) threads_.emplace_back([this] { ReadBatches(); });
   } catch (const std::system_error& error) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("batch stream: cannot start thread %d of %d: %s", threads_.size() + 1, options_.threads, error.what()));
+    return absl::ResourceExhaustedError(absl::StrFormat("batch stream: cannot start thread %d of %d: %s",
+                                                        threads_.size() + 1, options_.threads, error.what()));
   }
   return absl::OkStatus();
 }
@@ -120,7 +123,8 @@ void BatchStream::ReadBatches() {
 
 absl::Status BatchStream::Fill(uint64_t position, std::span<float> values) const {
   const auto sample_elements = static_cast<size_t>(data_set_->sample_elements());
-  const uint64_t count = static_cast<uint64_t>(batch_shape_[0]), first = position + static_cast<uint64_t>(options_.rank) * count;
+  const uint64_t count = static_cast<uint64_t>(batch_shape_[0]),
+                 first = position + static_cast<uint64_t>(options_.rank) * count;
   for (uint64_t i = 0; i < count; ++i) {
     if (cancel_) return absl::CancelledError("batch stream: stopped");
     GANTRY_RETURN_IF_ERROR(data_set_->Read(IndexAt(first + i), values.subspan(i * sample_elements, sample_elements)));
@@ -144,8 +148,9 @@ bool BatchStream::Await(std::unique_lock<std::mutex>& lock, Done done) {
 
 absl::Status BatchStream::Next(std::span<float> to) {
   if (to.size() != static_cast<size_t>(batch_elements_)) {
-    return absl::InvalidArgumentError(absl::StrFormat("batch stream: room for %d values was given, a batch f32%s has %d",
-                                                      to.size(), ShapeText(batch_shape_), batch_elements_));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("batch stream: room for %d values was given, a batch f32%s has %d", to.size(),
+                        ShapeText(batch_shape_), batch_elements_));
   }
   const Slot* slot = nullptr;
   {
@@ -175,16 +180,18 @@ absl::Status BatchStream::Seek(uint64_t samples_drawn) {
     return absl::InvalidArgumentError(absl::StrFormat("batch stream: the position %d is beyond 2^62", samples_drawn));
   }
   if (options_.drop_tail && samples_drawn % static_cast<uint64_t>(options_.batch_size) != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("batch stream: with drop_tail, position %d must be a multiple of the batch size %d; was it drawn "
-                        "with another one?", samples_drawn, options_.batch_size));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "batch stream: with drop_tail, position %d must be a multiple of the batch size %d; was it drawn "
+        "with another one?",
+        samples_drawn, options_.batch_size));
   }
   std::unique_lock lock(mutex_);
   paused_ = true;
   cancel_ = true;
   if (!Await(lock, [this] { return reading_ == 0; })) {
-    return absl::DeadlineExceededError(absl::StrFormat("batch stream: a sample is still being read after %s; does %s hang?",
-                                                       absl::FormatDuration(options_.timeout), data_set_->Describe()));
+    return absl::DeadlineExceededError(
+        absl::StrFormat("batch stream: a sample is still being read after %s; does %s hang?",
+                        absl::FormatDuration(options_.timeout), data_set_->Describe()));
   }
   for (Slot& slot : slots_) slot.ready = false;
   base_ = samples_drawn_ = samples_drawn;

@@ -32,7 +32,8 @@ OpenedDataSet OpenNpy(Source source, std::string kind, const DataSetOptions& opt
   if (header.fortran_order && header.shape.size() > 1) {
     return absl::InvalidArgumentError(
         absl::StrFormat("%s: is in column-major order, so its samples do not lie together; save it anew with "
-                        "numpy.ascontiguousarray", source->name()));
+                        "numpy.ascontiguousarray",
+                        source->name()));
   }
   const ArrayExtent extent{header.type, std::move(header.shape), header.data_offset, header.big_endian};
   return MakeArrayDataSet(std::move(source), extent, std::move(kind), options);
@@ -44,16 +45,18 @@ absl::StatusOr<std::string> ChooseTensor(const ByteSource& source, const std::ve
   if (!options.tensor.empty()) return options.tensor;
   if (names.size() == 1) return names[0];
   const size_t shown = std::min<size_t>(names.size(), 20);
-  return absl::InvalidArgumentError(absl::StrFormat(
-      "%s: has %d arrays; name the one to read: %s%s", source.name(), names.size(),
-      absl::StrJoin(names.begin(), names.begin() + static_cast<ptrdiff_t>(shown), ", "), shown < names.size() ? ", ..." : ""));
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s: has %d arrays; name the one to read: %s%s", source.name(), names.size(),
+                      absl::StrJoin(names.begin(), names.begin() + static_cast<ptrdiff_t>(shown), ", "),
+                      shown < names.size() ? ", ..." : ""));
 }
 
 OpenedDataSet OpenNpz(Source source, const DataSetOptions& options) {
   if (source->size_bytes() > options.max_memory_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrFormat("%s: has %d bytes; .npz files are read into memory, at most %d bytes: save a .npy file, which is "
-                        "read piece by piece", source->name(), source->size_bytes(), options.max_memory_bytes));
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "%s: has %d bytes; .npz files are read into memory, at most %d bytes: save a .npy file, which is "
+        "read piece by piece",
+        source->name(), source->size_bytes(), options.max_memory_bytes));
   }
   GANTRY_ASSIGN_OR_RETURN(const NpzFile file, NpzFile::Open(source));
   GANTRY_ASSIGN_OR_RETURN(const std::string name, ChooseTensor(*source, file.names(), options));
@@ -61,7 +64,8 @@ OpenedDataSet OpenNpz(Source source, const DataSetOptions& options) {
   if (bytes > options.max_memory_bytes) {
     return absl::ResourceExhaustedError(
         absl::StrFormat("%s: array '%s' unpacks to %d bytes, more than the %d allowed: save a .npy file, which is read "
-                        "piece by piece", source->name(), name, bytes, options.max_memory_bytes));
+                        "piece by piece",
+                        source->name(), name, bytes, options.max_memory_bytes));
   }
   GANTRY_ASSIGN_OR_RETURN(std::vector<std::byte> npy, file.ReadBytes(name));
   return OpenNpy(OwnedMemorySource(std::move(npy), absl::StrFormat("%s: array '%s'", source->name(), name)), "array",
@@ -94,10 +98,10 @@ OpenedDataSet OpenFolder(const std::string& folder, const DataSetOptions& option
   }
   GANTRY_ASSIGN_OR_RETURN(FolderListing listing, ListPngFiles(folder));
   if (listing.png_paths.empty()) {
-    return absl::NotFoundError(
-        absl::StrFormat("%s: no data set found. Looked for %s-idx3-ubyte, the same with .gz, and *.png files in it and its "
-                        "subfolders, among %d files. A .npy, .npz or .safetensors file is named by its own path.",
-                        folder, stem, listing.file_count));
+    return absl::NotFoundError(absl::StrFormat(
+        "%s: no data set found. Looked for %s-idx3-ubyte, the same with .gz, and *.png files in it and its "
+        "subfolders, among %d files. A .npy, .npz or .safetensors file is named by its own path.",
+        folder, stem, listing.file_count));
   }
   return MakePngFolder(folder, std::move(listing.png_paths), options);
 }
@@ -124,9 +128,10 @@ OpenedDataSet OpenDataSet(const std::string& path, const DataSetOptions& options
   if (std::memcmp(magic, "PK\x03\x04", 4) == 0) return OpenNpz(std::move(source), options);
   if (path.ends_with(".safetensors")) return OpenSafetensors(std::move(source), options);
   if (LooksLikeGzip(*source) || LooksLikeIdx(*source)) return OpenIdx(std::move(source), options);
-  return absl::InvalidArgumentError(
-      absl::StrFormat("%s: is no data set that is known: neither .npy, .npz, .safetensors nor IDX (plain or .gz). Of PNG "
-                      "images, name their folder.", path));
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "%s: is no data set that is known: neither .npy, .npz, .safetensors nor IDX (plain or .gz). Of PNG "
+      "images, name their folder.",
+      path));
 }
 
 }  // namespace gantry

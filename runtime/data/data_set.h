@@ -20,9 +20,9 @@ class DataSet {
   virtual const std::vector<int64_t>& sample_shape() const = 0;  // images are C, H, W
   // What it is and where from, for logs: "60000 samples [1,28,28] of IDX file train-images-idx3-ubyte.gz".
   virtual std::string Describe() const = 0;
-  // Writes sample `index` (0 <= index < size) to `to`, sample_elements() floats. Pixels of 8 bits are scaled to [-1, 1],
-  // x / 127.5 - 1; other numbers are converted as they are. kInvalidArgument for a wrong index or span; else what the
-  // file's reader says, with the file's name.
+  // Writes sample `index` (0 <= index < size) to `to`, sample_elements() floats. Pixels of 8 bits are scaled to [-1,
+  // 1], x / 127.5 - 1; other numbers are converted as they are. kInvalidArgument for a wrong index or span; else what
+  // the file's reader says, with the file's name.
   virtual absl::Status Read(int64_t index, std::span<float> to) const = 0;
 
   int64_t sample_elements() const;
@@ -33,8 +33,9 @@ struct DataSetOptions {
   std::string tensor;
   // "train" or "test": which of MNIST's files in a folder.
   std::string split = "train";
-  // The images' size; 0: as in the file (of a PNG folder: as its first image). Arrays are padded to it on all sides with
-  // `padding`, the odd row and column below and right; PNG images are scaled to cover it and cropped in the middle.
+  // The images' size; 0: as in the file (of a PNG folder: as its first image). Arrays are padded to it on all sides
+  // with `padding`, the odd row and column below and right; PNG images are scaled to cover it and cropped in the
+  // middle.
   int64_t height = 0, width = 0;
   float padding = -1.0f;
   // PNG folders: 1 or 3, other images are converted; 0: as the first image. Alpha is dropped.
@@ -47,7 +48,8 @@ struct DataSetOptions {
 
 // `path` is one of
 //   - an IDX file, plain (read piece by piece) or .gz (unpacked into memory): images [N, H, W] become [1, H, W];
-//   - a .npy file, row-major, read piece by piece; a .npz file, in memory; a .safetensors file, piece by piece. The first
+//   - a .npy file, row-major, read piece by piece; a .npz file, in memory; a .safetensors file, piece by piece. The
+//   first
 //     dimension counts the samples; u8 [N, H, W] are grey images, [1, H, W]; other samples keep their shape;
 //   - a folder with MNIST's file names: train-images-idx3-ubyte or t10k-images-idx3-ubyte, with or without .gz;
 //   - a folder of PNG files, subfolders included, in the order of their paths, decoded as they are read.

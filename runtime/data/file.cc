@@ -31,12 +31,13 @@ class FileSource final : public ByteSource {
   absl::Status ReadAt(uint64_t offset, std::span<std::byte> to) const override {
     GANTRY_RETURN_IF_ERROR(CheckRange(*this, offset, to.size()));
     while (!to.empty()) {
-      const ssize_t got = pread(descriptor_, to.data(), std::min(to.size(), size_t{1} << 30), static_cast<off_t>(offset));
+      const ssize_t got =
+          pread(descriptor_, to.data(), std::min(to.size(), size_t{1} << 30), static_cast<off_t>(offset));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) return ErrnoStatus(errno, absl::StrFormat("%s: cannot read at offset %d", path_, offset));
       if (got == 0) {
-        return absl::OutOfRangeError(absl::StrFormat("%s: ends at offset %d; it had %d bytes when it was opened", path_,
-                                                     offset, size_bytes_));
+        return absl::OutOfRangeError(
+            absl::StrFormat("%s: ends at offset %d; it had %d bytes when it was opened", path_, offset, size_bytes_));
       }
       offset += static_cast<uint64_t>(got);
       to = to.subspan(static_cast<size_t>(got));
@@ -86,11 +87,26 @@ std::string FolderOf(const std::string& path) {
 absl::Status ErrnoStatus(int error, std::string_view context) {
   const std::string message = absl::StrFormat("%s: %s", context, std::generic_category().message(error));
   switch (error) {
-    case ENOENT: case ENOTDIR: return absl::NotFoundError(message);
-    case EACCES: case EPERM: case EROFS: return absl::PermissionDeniedError(message);
-    case ENOSPC: case EDQUOT: case EFBIG: case EMFILE: case ENFILE: case ENOMEM: return absl::ResourceExhaustedError(message);
-    case EISDIR: case ENAMETOOLONG: case ELOOP: return absl::InvalidArgumentError(message);
-    default: return absl::UnavailableError(message);
+    case ENOENT:
+    case ENOTDIR:
+      return absl::NotFoundError(message);
+    case EACCES:
+    case EPERM:
+    case EROFS:
+      return absl::PermissionDeniedError(message);
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+    case EMFILE:
+    case ENFILE:
+    case ENOMEM:
+      return absl::ResourceExhaustedError(message);
+    case EISDIR:
+    case ENAMETOOLONG:
+    case ELOOP:
+      return absl::InvalidArgumentError(message);
+    default:
+      return absl::UnavailableError(message);
   }
 }
 
@@ -142,8 +158,8 @@ absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string
     if (descriptor >= 0) return std::unique_ptr<AtomicFile>(new AtomicFile(path, temporary, descriptor));
     if (errno != EEXIST) return ErrnoStatus(errno, absl::StrCat(path, ": cannot create a file beside it to write"));
   }
-  return absl::UnavailableError(
-      absl::StrCat(path, ": a hundred files named ", path, ".tmp-* are in the way; remove those that no process writes"));
+  return absl::UnavailableError(absl::StrCat(path, ": a hundred files named ", path,
+                                             ".tmp-* are in the way; remove those that no process writes"));
 }
 
 AtomicFile::~AtomicFile() {

@@ -36,8 +36,9 @@ std::shared_ptr<const ByteSource> OwnedMemorySource(std::vector<std::byte> bytes
 absl::StatusOr<std::vector<std::byte>> ReadAll(const ByteSource& source, uint64_t max_bytes);
 absl::StatusOr<std::vector<std::byte>> ReadFile(const std::string& path, uint64_t max_bytes);
 
-// Writes a file beside `path` under a temporary name; Commit syncs it, renames it to `path` and syncs the folder. Before
-// that, or if anything fails, `path` keeps its old content and the temporary file is removed. Used by one thread.
+// Writes a file beside `path` under a temporary name; Commit syncs it, renames it to `path` and syncs the folder.
+// Before that, or if anything fails, `path` keeps its old content and the temporary file is removed. Used by one
+// thread.
 class AtomicFile {
  public:
   static absl::StatusOr<std::unique_ptr<AtomicFile>> Create(const std::string& path);

@@ -13,16 +13,15 @@
 namespace gantry {
 namespace {
 
-// The value of a float with few bits: `exponent_bits` and `mantissa_bits` below a sign, IEEE but for the special values,
-// which the caller has handled.
+// The value of a float with few bits: `exponent_bits` and `mantissa_bits` below a sign, IEEE but for the special
+// values, which the caller has handled.
 float SmallFloat(uint32_t bits, int exponent_bits, int mantissa_bits) {
   const uint32_t mantissa = bits & ((1u << mantissa_bits) - 1);
   const int exponent = static_cast<int>((bits >> mantissa_bits) & ((1u << exponent_bits) - 1));
   const int bias = (1 << (exponent_bits - 1)) - 1;
   const float magnitude =
-      exponent == 0
-          ? std::ldexp(static_cast<float>(mantissa), 1 - bias - mantissa_bits)
-          : std::ldexp(static_cast<float>(mantissa | (1u << mantissa_bits)), exponent - bias - mantissa_bits);
+      exponent == 0 ? std::ldexp(static_cast<float>(mantissa), 1 - bias - mantissa_bits)
+                    : std::ldexp(static_cast<float>(mantissa | (1u << mantissa_bits)), exponent - bias - mantissa_bits);
   return (bits >> (exponent_bits + mantissa_bits)) & 1 ? -magnitude : magnitude;
 }
 
@@ -49,21 +48,36 @@ template <typename To>
 void ConvertTo(HostType type, const std::byte* from, int64_t count, To* to) {
   const auto same = [](auto value) { return value; };
   switch (type) {
-    case HostType::kBool: return ConvertEach<uint8_t>(from, count, to, [](uint8_t value) { return value != 0; });
-    case HostType::kU8: return ConvertEach<uint8_t>(from, count, to, same);
-    case HostType::kI8: return ConvertEach<int8_t>(from, count, to, same);
-    case HostType::kU16: return ConvertEach<uint16_t>(from, count, to, same);
-    case HostType::kI16: return ConvertEach<int16_t>(from, count, to, same);
-    case HostType::kU32: return ConvertEach<uint32_t>(from, count, to, same);
-    case HostType::kI32: return ConvertEach<int32_t>(from, count, to, same);
-    case HostType::kU64: return ConvertEach<uint64_t>(from, count, to, same);
-    case HostType::kI64: return ConvertEach<int64_t>(from, count, to, same);
-    case HostType::kF8E4M3: return ConvertEach<uint8_t>(from, count, to, F8E4M3ToF32);
-    case HostType::kF8E5M2: return ConvertEach<uint8_t>(from, count, to, F8E5M2ToF32);
-    case HostType::kF16: return ConvertEach<uint16_t>(from, count, to, F16ToF32);
-    case HostType::kBF16: return ConvertEach<uint16_t>(from, count, to, BF16ToF32);
-    case HostType::kF32: return ConvertEach<float>(from, count, to, same);
-    case HostType::kF64: return ConvertEach<double>(from, count, to, same);
+    case HostType::kBool:
+      return ConvertEach<uint8_t>(from, count, to, [](uint8_t value) { return value != 0; });
+    case HostType::kU8:
+      return ConvertEach<uint8_t>(from, count, to, same);
+    case HostType::kI8:
+      return ConvertEach<int8_t>(from, count, to, same);
+    case HostType::kU16:
+      return ConvertEach<uint16_t>(from, count, to, same);
+    case HostType::kI16:
+      return ConvertEach<int16_t>(from, count, to, same);
+    case HostType::kU32:
+      return ConvertEach<uint32_t>(from, count, to, same);
+    case HostType::kI32:
+      return ConvertEach<int32_t>(from, count, to, same);
+    case HostType::kU64:
+      return ConvertEach<uint64_t>(from, count, to, same);
+    case HostType::kI64:
+      return ConvertEach<int64_t>(from, count, to, same);
+    case HostType::kF8E4M3:
+      return ConvertEach<uint8_t>(from, count, to, F8E4M3ToF32);
+    case HostType::kF8E5M2:
+      return ConvertEach<uint8_t>(from, count, to, F8E5M2ToF32);
+    case HostType::kF16:
+      return ConvertEach<uint16_t>(from, count, to, F16ToF32);
+    case HostType::kBF16:
+      return ConvertEach<uint16_t>(from, count, to, BF16ToF32);
+    case HostType::kF32:
+      return ConvertEach<float>(from, count, to, same);
+    case HostType::kF64:
+      return ConvertEach<double>(from, count, to, same);
   }
 }
 
@@ -71,34 +85,60 @@ void ConvertTo(HostType type, const std::byte* from, int64_t count, To* to) {
 
 std::string_view Name(HostType type) {
   switch (type) {
-    case HostType::kBool: return "bool";
-    case HostType::kU8: return "u8";
-    case HostType::kI8: return "i8";
-    case HostType::kU16: return "u16";
-    case HostType::kI16: return "i16";
-    case HostType::kU32: return "u32";
-    case HostType::kI32: return "i32";
-    case HostType::kU64: return "u64";
-    case HostType::kI64: return "i64";
-    case HostType::kF8E4M3: return "f8_e4m3";
-    case HostType::kF8E5M2: return "f8_e5m2";
-    case HostType::kF16: return "f16";
-    case HostType::kBF16: return "bf16";
-    case HostType::kF32: return "f32";
-    case HostType::kF64: return "f64";
+    case HostType::kBool:
+      return "bool";
+    case HostType::kU8:
+      return "u8";
+    case HostType::kI8:
+      return "i8";
+    case HostType::kU16:
+      return "u16";
+    case HostType::kI16:
+      return "i16";
+    case HostType::kU32:
+      return "u32";
+    case HostType::kI32:
+      return "i32";
+    case HostType::kU64:
+      return "u64";
+    case HostType::kI64:
+      return "i64";
+    case HostType::kF8E4M3:
+      return "f8_e4m3";
+    case HostType::kF8E5M2:
+      return "f8_e5m2";
+    case HostType::kF16:
+      return "f16";
+    case HostType::kBF16:
+      return "bf16";
+    case HostType::kF32:
+      return "f32";
+    case HostType::kF64:
+      return "f64";
   }
   return "?";
 }
 
 size_t SizeBytes(HostType type) {
   switch (type) {
-    case HostType::kBool: case HostType::kU8: case HostType::kI8: case HostType::kF8E4M3: case HostType::kF8E5M2:
+    case HostType::kBool:
+    case HostType::kU8:
+    case HostType::kI8:
+    case HostType::kF8E4M3:
+    case HostType::kF8E5M2:
       return 1;
-    case HostType::kU16: case HostType::kI16: case HostType::kF16: case HostType::kBF16:
+    case HostType::kU16:
+    case HostType::kI16:
+    case HostType::kF16:
+    case HostType::kBF16:
       return 2;
-    case HostType::kU32: case HostType::kI32: case HostType::kF32:
+    case HostType::kU32:
+    case HostType::kI32:
+    case HostType::kF32:
       return 4;
-    case HostType::kU64: case HostType::kI64: case HostType::kF64:
+    case HostType::kU64:
+    case HostType::kI64:
+    case HostType::kF64:
       return 8;
   }
   return 1;
@@ -115,7 +155,8 @@ absl::StatusOr<int64_t> CheckedElementCount(HostType type, std::span<const int64
   int64_t bytes = static_cast<int64_t>(SizeBytes(type));
   int64_t count = 1;
   for (int64_t dim : shape) {
-    if (dim < 0) return absl::InvalidArgumentError(absl::StrFormat("shape %s has a negative dimension", ShapeText(shape)));
+    if (dim < 0)
+      return absl::InvalidArgumentError(absl::StrFormat("shape %s has a negative dimension", ShapeText(shape)));
     if (__builtin_mul_overflow(bytes, dim == 0 ? 1 : dim, &bytes)) {
       return absl::InvalidArgumentError(
           absl::StrFormat("%s%s has more bytes than a 64-bit size can hold", Name(type), ShapeText(shape)));
@@ -179,9 +220,8 @@ absl::StatusOr<HostArray> HostArray::Create(HostType type, std::vector<int64_t> 
   HostArray array;
   array.type_ = type;
   array.shape_ = std::move(shape);
-  GANTRY_ASSIGN_OR_RETURN(array.bytes_,
-                          AllocateBytes(static_cast<uint64_t>(count) * SizeBytes(type),
-                                        absl::StrCat(ToAbsl(Name(type)), ShapeText(array.shape_))));
+  GANTRY_ASSIGN_OR_RETURN(array.bytes_, AllocateBytes(static_cast<uint64_t>(count) * SizeBytes(type),
+                                                      absl::StrCat(ToAbsl(Name(type)), ShapeText(array.shape_))));
   return array;
 }
 

@@ -1,4 +1,5 @@
-// Arrays in ordinary host memory: what the file readers give and the file writers take. Little-endian, row-major, owned.
+// Arrays in ordinary host memory: what the file readers give and the file writers take. Little-endian, row-major,
+// owned.
 #pragma once
 
 #include <bit>
@@ -19,13 +20,21 @@ static_assert(std::endian::native == std::endian::little, "the readers and write
 // Every element type that a file may hold. Gantry computes in a few of them only (ops/tensor_type.h); the others are
 // converted on the way in.
 enum class HostType : uint8_t {
-  kBool,     // one byte, 0 or not 0
-  kU8, kI8, kU16, kI16, kU32, kI32, kU64, kI64,
-  kF8E4M3,   // 4 exponent bits, no infinity ("fn"); kF8E5M2 has IEEE infinities. OCP 8-bit floating point, 2023.
+  kBool,  // one byte, 0 or not 0
+  kU8,
+  kI8,
+  kU16,
+  kI16,
+  kU32,
+  kI32,
+  kU64,
+  kI64,
+  kF8E4M3,  // 4 exponent bits, no infinity ("fn"); kF8E5M2 has IEEE infinities. OCP 8-bit floating point, 2023.
   kF8E5M2,
-  kF16,      // IEEE binary16
-  kBF16,     // the upper half of an f32
-  kF32, kF64,
+  kF16,   // IEEE binary16
+  kBF16,  // the upper half of an f32
+  kF32,
+  kF64,
 };
 
 // "bool", "u8", "i8", ..., "f8_e4m3", "f16", "bf16", "f32", "f64".
@@ -106,24 +115,53 @@ class HostArray {
   std::vector<std::byte> bytes_;
 };
 
-template <> constexpr HostType HostTypeOf<uint8_t>() { return HostType::kU8; }
-template <> constexpr HostType HostTypeOf<int8_t>() { return HostType::kI8; }
-template <> constexpr HostType HostTypeOf<uint16_t>() { return HostType::kU16; }
-template <> constexpr HostType HostTypeOf<int16_t>() { return HostType::kI16; }
-template <> constexpr HostType HostTypeOf<uint32_t>() { return HostType::kU32; }
-template <> constexpr HostType HostTypeOf<int32_t>() { return HostType::kI32; }
-template <> constexpr HostType HostTypeOf<uint64_t>() { return HostType::kU64; }
-template <> constexpr HostType HostTypeOf<int64_t>() { return HostType::kI64; }
-template <> constexpr HostType HostTypeOf<float>() { return HostType::kF32; }
-template <> constexpr HostType HostTypeOf<double>() { return HostType::kF64; }
+template <>
+constexpr HostType HostTypeOf<uint8_t>() {
+  return HostType::kU8;
+}
+template <>
+constexpr HostType HostTypeOf<int8_t>() {
+  return HostType::kI8;
+}
+template <>
+constexpr HostType HostTypeOf<uint16_t>() {
+  return HostType::kU16;
+}
+template <>
+constexpr HostType HostTypeOf<int16_t>() {
+  return HostType::kI16;
+}
+template <>
+constexpr HostType HostTypeOf<uint32_t>() {
+  return HostType::kU32;
+}
+template <>
+constexpr HostType HostTypeOf<int32_t>() {
+  return HostType::kI32;
+}
+template <>
+constexpr HostType HostTypeOf<uint64_t>() {
+  return HostType::kU64;
+}
+template <>
+constexpr HostType HostTypeOf<int64_t>() {
+  return HostType::kI64;
+}
+template <>
+constexpr HostType HostTypeOf<float>() {
+  return HostType::kF32;
+}
+template <>
+constexpr HostType HostTypeOf<double>() {
+  return HostType::kF64;
+}
 
 template <typename T>
 absl::StatusOr<HostArray> HostArray::FromValues(std::vector<int64_t> shape, std::span<const T> values) {
   GANTRY_ASSIGN_OR_RETURN(HostArray array, Create(HostTypeOf<T>(), std::move(shape)));
   if (array.element_count() != static_cast<int64_t>(values.size())) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s has %d elements, but %d values were given", array.ToString(), array.element_count(),
-                        values.size()));
+    return absl::InvalidArgumentError(absl::StrFormat("%s has %d elements, but %d values were given", array.ToString(),
+                                                      array.element_count(), values.size()));
   }
   const auto from = std::as_bytes(values);
   std::copy(from.begin(), from.end(), array.bytes_.begin());

@@ -13,13 +13,20 @@ constexpr size_t kMaxIdxRank = 16;
 
 std::optional<HostType> TypeOfCode(std::byte code) {
   switch (std::to_integer<int>(code)) {
-    case 0x08: return HostType::kU8;
-    case 0x09: return HostType::kI8;
-    case 0x0b: return HostType::kI16;
-    case 0x0c: return HostType::kI32;
-    case 0x0d: return HostType::kF32;
-    case 0x0e: return HostType::kF64;
-    default: return std::nullopt;
+    case 0x08:
+      return HostType::kU8;
+    case 0x09:
+      return HostType::kI8;
+    case 0x0b:
+      return HostType::kI16;
+    case 0x0c:
+      return HostType::kI32;
+    case 0x0d:
+      return HostType::kF32;
+    case 0x0e:
+      return HostType::kF64;
+    default:
+      return std::nullopt;
   }
 }
 
@@ -139,7 +146,8 @@ absl::StatusOr<std::vector<std::byte>> Gunzip(const ByteSource& source, uint64_t
       return absl::DataLossError(absl::StrFormat("%s: its gzip data is cut short", source.name()));
     }
     if (result != Z_OK && result != Z_STREAM_END) {
-      return absl::DataLossError(absl::StrFormat("%s: its gzip data is damaged after %d bytes", source.name(), to.size()));
+      return absl::DataLossError(
+          absl::StrFormat("%s: its gzip data is damaged after %d bytes", source.name(), to.size()));
     }
   }
 }

@@ -10,17 +10,20 @@ namespace gantry {
 void ScaleToBytes(std::span<const float> values, uint8_t* to) {
   for (size_t i = 0; i < values.size(); ++i) {
     const float scaled = (values[i] + 1.0f) * 127.5f;
-    to[i] = scaled > 0.0f ? static_cast<uint8_t>(std::lround(std::min(scaled, 255.0f))) : uint8_t{0};  // NaN > 0 is false
+    to[i] =
+        scaled > 0.0f ? static_cast<uint8_t>(std::lround(std::min(scaled, 255.0f))) : uint8_t{0};  // NaN > 0 is false
   }
 }
 
-absl::StatusOr<HostArray> MakeImageGrid(std::span<const float> images, std::span<const int64_t> shape, int64_t columns) {
+absl::StatusOr<HostArray> MakeImageGrid(std::span<const float> images, std::span<const int64_t> shape,
+                                        int64_t columns) {
   GANTRY_ASSIGN_OR_RETURN(const int64_t count, CheckedElementCount(HostType::kF32, shape));
   if (shape.size() != 4 || (shape[1] != 1 && shape[1] != 3) || count == 0 || columns < 1 ||
       images.size() != static_cast<size_t>(count)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("an image grid takes [N, 1 or 3, H, W] with N > 0 and at least 1 column; given are %s, %d values "
-                        "and %d columns", ShapeText(shape), images.size(), columns));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "an image grid takes [N, 1 or 3, H, W] with N > 0 and at least 1 column; given are %s, %d values "
+        "and %d columns",
+        ShapeText(shape), images.size(), columns));
   }
   const int64_t channels = shape[1], height = shape[2], width = shape[3];
   columns = std::min(columns, shape[0]);

@@ -35,7 +35,10 @@ class HeaderParser {
     while (!Accept('}')) {
       GANTRY_ASSIGN_OR_RETURN(const std::string_view key, Text());
       GANTRY_RETURN_IF_ERROR(Expect(':'));
-      bool* seen = key == "descr" ? &has_type : key == "fortran_order" ? &has_order : key == "shape" ? &has_shape : nullptr;
+      bool* seen = key == "descr"           ? &has_type
+                   : key == "fortran_order" ? &has_order
+                   : key == "shape"         ? &has_shape
+                                            : nullptr;
       if (seen == nullptr) return Error("has an unknown key; known are descr, fortran_order and shape");
       if (*seen) return Error("has the same key twice");
       *seen = true;
@@ -162,7 +165,8 @@ absl::StatusOr<NpyHeader> ReadNpyHeader(const ByteSource& source) {
   const uint64_t prefix_bytes = std::min<uint64_t>(source.size_bytes(), sizeof(prefix));
   if (prefix_bytes < 10) return error("is too short for a .npy file");
   GANTRY_RETURN_IF_ERROR(source.ReadAt(0, std::span(prefix, prefix_bytes)));
-  if (std::memcmp(prefix, kMagic.data(), kMagic.size()) != 0) return error("is no .npy file: it does not begin with \\x93NUMPY");
+  if (std::memcmp(prefix, kMagic.data(), kMagic.size()) != 0)
+    return error("is no .npy file: it does not begin with \\x93NUMPY");
   const auto byte = [&](int at) { return std::to_integer<uint64_t>(prefix[at]); };
   const uint64_t major = byte(6), minor = byte(7);
   if (major < 1 || major > 3 || minor != 0) {
@@ -220,9 +224,9 @@ absl::StatusOr<std::string> EncodeNpyHeader(HostType type, std::span<const int64
     return absl::InvalidArgumentError(
         absl::StrFormat("NumPy files have no element type %s; convert to f32 or write safetensors", Name(type)));
   }
-  std::string text = absl::StrFormat("{'descr': '%c%s', 'fortran_order': False, 'shape': (%s%s), }",
-                                     SizeBytes(type) == 1 ? '|' : '<', descriptor->code, absl::StrJoin(shape, ", "),
-                                     shape.size() == 1 ? "," : "");
+  std::string text =
+      absl::StrFormat("{'descr': '%c%s', 'fortran_order': False, 'shape': (%s%s), }", SizeBytes(type) == 1 ? '|' : '<',
+                      descriptor->code, absl::StrJoin(shape, ", "), shape.size() == 1 ? "," : "");
   // Version 1.0: 10 bytes, the text, spaces, a newline. kMaxArrayRank keeps it far below 65,536.
   const size_t total = (10 + text.size() + 1 + kDataAlignmentBytes - 1) / kDataAlignmentBytes * kDataAlignmentBytes;
   text.resize(total - 10 - 1, ' ');

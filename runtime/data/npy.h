@@ -18,7 +18,7 @@ struct NpyHeader {
   std::vector<int64_t> shape;
   bool fortran_order = false;  // the first index moves fastest in the file
   bool big_endian = false;
-  uint64_t data_offset = 0;    // of the first element, in bytes from the start of the file
+  uint64_t data_offset = 0;  // of the first element, in bytes from the start of the file
 };
 
 // The header, checked: the shape's bytes are exactly those that follow it. kInvalidArgument says what is wrong;

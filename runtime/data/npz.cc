@@ -58,8 +58,8 @@ absl::StatusOr<Directory> FindDirectory(const ByteSource& source) {
   const uint64_t end_offset = size - tail_bytes + at;
   const std::span<const std::byte> record = std::span(tail).subspan(at);
   if (Field(record, 4, 2) != Field(record, 6, 2)) return ZipError(source, "is part of a ZIP archive of several files");
-  Directory directory{.offset = Field(record, 16, 4), .bytes = Field(record, 12, 4), .count = Field(record, 10, 2),
-                      .end = end_offset};
+  Directory directory{
+      .offset = Field(record, 16, 4), .bytes = Field(record, 12, 4), .count = Field(record, 10, 2), .end = end_offset};
   if (end_offset >= kZip64LocatorBytes) {
     std::byte locator[kZip64LocatorBytes];
     GANTRY_RETURN_IF_ERROR(source.ReadAt(end_offset - kZip64LocatorBytes, locator));
@@ -72,7 +72,9 @@ absl::StatusOr<Directory> FindDirectory(const ByteSource& source) {
       std::byte zip64[kZip64EndBytes];
       GANTRY_RETURN_IF_ERROR(source.ReadAt(zip64_offset, zip64));
       if (Field(zip64, 0, 4) != kZip64EndSignature) return ZipError(source, "has a broken zip64 end record");
-      directory = {.offset = Field(zip64, 48, 8), .bytes = Field(zip64, 40, 8), .count = Field(zip64, 32, 8),
+      directory = {.offset = Field(zip64, 48, 8),
+                   .bytes = Field(zip64, 40, 8),
+                   .count = Field(zip64, 32, 8),
                    .end = zip64_offset};
     }
   }
@@ -112,7 +114,8 @@ absl::Status ApplyZip64(const ByteSource& source, std::span<const std::byte> ext
 
 absl::Status Inflate(std::span<const std::byte> from, std::span<std::byte> to, std::string_view what) {
   z_stream stream = {};
-  if (inflateInit2(&stream, -MAX_WBITS) != Z_OK) return absl::ResourceExhaustedError(absl::StrCat(ToAbsl(what), ": no memory to inflate it"));
+  if (inflateInit2(&stream, -MAX_WBITS) != Z_OK)
+    return absl::ResourceExhaustedError(absl::StrCat(ToAbsl(what), ": no memory to inflate it"));
   int result = Z_OK;
   std::byte beyond[1];  // room for output past the stated size, so that too much is noticed
   while (result == Z_OK) {
@@ -123,7 +126,8 @@ absl::Status Inflate(std::span<const std::byte> from, std::span<std::byte> to, s
       from = from.subspan(part);
     }
     const bool full = to.empty();
-    const std::span<std::byte> room = full ? std::span<std::byte>(beyond) : to.subspan(0, std::min(to.size(), size_t{1} << 30));
+    const std::span<std::byte> room =
+        full ? std::span<std::byte>(beyond) : to.subspan(0, std::min(to.size(), size_t{1} << 30));
     stream.next_out = reinterpret_cast<Bytef*>(room.data());
     stream.avail_out = static_cast<uInt>(room.size());
     result = inflate(&stream, Z_NO_FLUSH);
@@ -161,8 +165,11 @@ absl::StatusOr<NpzFile> NpzFile::Open(std::shared_ptr<const ByteSource> source) 
     if (rest.size() < kCentralBytes || Field(rest, 0, 4) != kCentralSignature) {
       return ZipError(input, absl::StrFormat("has a broken ZIP directory at entry %d of %d", i, directory.count));
     }
-    Entry entry{.method = static_cast<uint16_t>(Field(rest, 10, 2)), .checksum = static_cast<uint32_t>(Field(rest, 16, 4)),
-                .stored_bytes = Field(rest, 20, 4), .array_bytes = Field(rest, 24, 4), .header_offset = Field(rest, 42, 4)};
+    Entry entry{.method = static_cast<uint16_t>(Field(rest, 10, 2)),
+                .checksum = static_cast<uint32_t>(Field(rest, 16, 4)),
+                .stored_bytes = Field(rest, 20, 4),
+                .array_bytes = Field(rest, 24, 4),
+                .header_offset = Field(rest, 42, 4)};
     const uint64_t flags = Field(rest, 8, 2), name_bytes = Field(rest, 28, 2), extra_bytes = Field(rest, 30, 2);
     const uint64_t variable_bytes = name_bytes + extra_bytes + Field(rest, 32, 2);
     if (variable_bytes > rest.size() - kCentralBytes) {
@@ -177,12 +184,14 @@ absl::StatusOr<NpzFile> NpzFile::Open(std::shared_ptr<const ByteSource> source) 
     if (flags & 1) return ZipError(input, absl::StrFormat("its entry '%s' is encrypted", name));
     if (entry.method != kStored && entry.method != kDeflated) {
       return ZipError(input, absl::StrFormat("its entry '%s' is compressed with ZIP method %d; stored (0) and deflated "
-                                             "(8) are read", name, entry.method));
+                                             "(8) are read",
+                                             name, entry.method));
     }
     if (entry.header_offset > directory.end || directory.end - entry.header_offset < kLocalBytes + name_bytes ||
         directory.end - entry.header_offset - kLocalBytes - name_bytes < entry.stored_bytes) {
       return ZipError(input, absl::StrFormat("its entry '%s' of %d bytes at offset %d lies outside the file; it is cut "
-                                             "short", name, entry.stored_bytes, entry.header_offset));
+                                             "short",
+                                             name, entry.stored_bytes, entry.header_offset));
     }
     const bool possible = entry.method == kStored ? entry.array_bytes == entry.stored_bytes
                                                   : entry.array_bytes / kMaxDeflateRatio <= entry.stored_bytes;
@@ -191,7 +200,8 @@ absl::StatusOr<NpzFile> NpzFile::Open(std::shared_ptr<const ByteSource> source) 
                                              entry.stored_bytes, entry.array_bytes));
     }
     extents.emplace_back(entry.header_offset, entry.header_offset + kLocalBytes + name_bytes + entry.stored_bytes);
-    if (!file.entries_.emplace(name, entry).second) return ZipError(input, absl::StrFormat("has two entries named '%s'", name));
+    if (!file.entries_.emplace(name, entry).second)
+      return ZipError(input, absl::StrFormat("has two entries named '%s'", name));
     file.names_.push_back(std::move(name));
   }
   std::ranges::sort(extents);
@@ -220,7 +230,8 @@ absl::StatusOr<std::vector<std::byte>> NpzFile::ReadBytes(std::string_view name)
   const Entry& entry = *found;
   std::byte local[kLocalBytes];
   GANTRY_RETURN_IF_ERROR(source_->ReadAt(entry.header_offset, local));
-  if (Field(local, 0, 4) != kLocalSignature) return ZipError(*source_, absl::StrFormat("its entry '%s' has no ZIP header", name));
+  if (Field(local, 0, 4) != kLocalSignature)
+    return ZipError(*source_, absl::StrFormat("its entry '%s' has no ZIP header", name));
   const uint64_t data_offset = entry.header_offset + kLocalBytes + Field(local, 26, 2) + Field(local, 28, 2);
   const std::string what = absl::StrFormat("%s: array '%s'", source_->name(), name);
   GANTRY_ASSIGN_OR_RETURN(std::vector<std::byte> stored, AllocateBytes(entry.stored_bytes, what));
@@ -254,7 +265,8 @@ absl::StatusOr<std::vector<NamedArray>> ReadNpz(const std::string& path) {
 absl::Status WriteNpz(const std::string& path, std::span<const NamedArray> arrays) {
   constexpr uint64_t kLimit = 0xffffffff;
   if (arrays.size() >= 0xffff) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: %d arrays are more than a .npz file holds", path, arrays.size()));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: %d arrays are more than a .npz file holds", path, arrays.size()));
   }
   GANTRY_ASSIGN_OR_RETURN(const auto file, AtomicFile::Create(path));
   std::set<std::string_view> names;
@@ -272,11 +284,11 @@ absl::Status WriteNpz(const std::string& path, std::span<const NamedArray> array
     }
     const uint32_t checksum = Checksum(array.bytes(), Checksum(std::as_bytes(std::span(header.data(), header.size()))));
     const std::string entry_name = name + std::string(kSuffix);
-    std::string common;  // the fields that both headers share
-    AppendField(common, 20, 2);       // version needed: 2.0
-    AppendField(common, 0x800, 2);    // names are UTF-8
+    std::string common;             // the fields that both headers share
+    AppendField(common, 20, 2);     // version needed: 2.0
+    AppendField(common, 0x800, 2);  // names are UTF-8
     AppendField(common, kStored, 2);
-    AppendField(common, 0, 2);        // time and date: 1980-01-01, so that equal arrays make equal files
+    AppendField(common, 0, 2);  // time and date: 1980-01-01, so that equal arrays make equal files
     AppendField(common, 0x21, 2);
     AppendField(common, checksum, 4);
     AppendField(common, entry_bytes, 4);

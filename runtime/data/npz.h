@@ -1,5 +1,5 @@
-// NumPy's .npz files: a ZIP archive of .npy files, one an array. Format: PKWARE APPNOTE 6.3 (stored and deflated entries,
-// zip64 records, no encryption, one disk).
+// NumPy's .npz files: a ZIP archive of .npy files, one an array. Format: PKWARE APPNOTE 6.3 (stored and deflated
+// entries, zip64 records, no encryption, one disk).
 #pragma once
 
 #include <cstdint>

@@ -7,9 +7,9 @@
 
 namespace gantry {
 
-// A pseudo-random permutation of [0, size), the same for the same (size, seed, epoch) on every machine. A Feistel network
-// over the next even power of two, applied until the value lies below `size` (cycle walking: Black and Rogaway, "Ciphers
-// with Arbitrary Finite Domains", CT-RSA 2002), fewer than four times on average. Not for secrets.
+// A pseudo-random permutation of [0, size), the same for the same (size, seed, epoch) on every machine. A Feistel
+// network over the next even power of two, applied until the value lies below `size` (cycle walking: Black and Rogaway,
+// "Ciphers with Arbitrary Finite Domains", CT-RSA 2002), fewer than four times on average. Not for secrets.
 class Permutation {
  public:
   // 0 < size <= 2^62.

@@ -27,9 +27,9 @@ struct PngInfo {
 absl::StatusOr<PngInfo> DecodePngInfo(std::span<const std::byte> bytes, std::string_view name = "png",
                                       const PngLimits& limits = {});
 
-// The image as u8 [height, width, channels]. Palettes become RGB, transparent colours an alpha channel, fewer than 8 bits
-// are spread to 0..255, 16 bits are rounded to 8. Gamma and colour profiles are not applied. kInvalidArgument for what
-// libpng refuses, kResourceExhausted beyond the limits, before the pixels are allocated.
+// The image as u8 [height, width, channels]. Palettes become RGB, transparent colours an alpha channel, fewer than 8
+// bits are spread to 0..255, 16 bits are rounded to 8. Gamma and colour profiles are not applied. kInvalidArgument for
+// what libpng refuses, kResourceExhausted beyond the limits, before the pixels are allocated.
 absl::StatusOr<HostArray> DecodePng(std::span<const std::byte> bytes, std::string_view name = "png",
                                     const PngLimits& limits = {});
 absl::StatusOr<HostArray> ReadPng(const std::string& path, const PngLimits& limits = {});

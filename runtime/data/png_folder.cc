@@ -15,7 +15,10 @@ class PngFolder final : public DataSet {
  public:
   PngFolder(std::string folder, std::vector<std::string> paths, std::vector<int64_t> sample_shape, bool resize,
             bool convert)
-      : folder_(std::move(folder)), paths_(std::move(paths)), sample_shape_(std::move(sample_shape)), resize_(resize),
+      : folder_(std::move(folder)),
+        paths_(std::move(paths)),
+        sample_shape_(std::move(sample_shape)),
+        resize_(resize),
         convert_(convert) {}
 
   int64_t size() const override { return static_cast<int64_t>(paths_.size()); }
@@ -35,13 +38,14 @@ class PngFolder final : public DataSet {
     GANTRY_ASSIGN_OR_RETURN(HostArray image, ReadPng(path));
     const int64_t rows = image.shape()[0], columns = image.shape()[1], file_channels = image.shape()[2];
     if (!resize_ && (rows != height || columns != width)) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("%s: has %d x %d pixels, the first image of the data set has %d x %d; set a height and width to "
-                          "scale all to", path, columns, rows, width, height));
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "%s: has %d x %d pixels, the first image of the data set has %d x %d; set a height and width to "
+          "scale all to",
+          path, columns, rows, width, height));
     }
     if (!convert_ && channels == 1 && file_channels >= 3) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "%s: has colours, the first image of the data set is grey; set channels to 1 or 3", path));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s: has colours, the first image of the data set is grey; set channels to 1 or 3", path));
     }
     uint8_t* const pixels = image.mutable_values<uint8_t>().data();
     // In place where the pixels do not grow, else spread into `wide`.
@@ -52,8 +56,7 @@ class PngFolder final : public DataSet {
       packed = wide.mutable_values<uint8_t>().data();
     }
     ConvertChannels(pixels, rows * columns, file_channels, packed, channels);
-    GANTRY_RETURN_IF_ERROR(
-        Annotate(ResizeAndCrop(packed, rows, columns, channels, height, width, to.data()), path));
+    GANTRY_RETURN_IF_ERROR(Annotate(ResizeAndCrop(packed, rows, columns, channels, height, width, to.data()), path));
     for (float& value : to) value = value / 127.5f - 1.0f;
     return absl::OkStatus();
   }
@@ -107,8 +110,8 @@ absl::StatusOr<FolderListing> ListPngFiles(const std::string& folder) {
 absl::StatusOr<std::unique_ptr<DataSet>> MakePngFolder(std::string folder, std::vector<std::string> paths,
                                                        const DataSetOptions& options) {
   if (options.channels != 0 && options.channels != 1 && options.channels != 3) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s: %d channels asked for; PNG images are read as 1 (grey) or 3 (RGB)", folder, options.channels));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%s: %d channels asked for; PNG images are read as 1 (grey) or 3 (RGB)", folder, options.channels));
   }
   if (paths.empty()) return absl::NotFoundError(absl::StrCat(folder, ": has no PNG files"));
   const std::string first = folder + "/" + paths[0];

@@ -41,7 +41,8 @@ void Resize(const uint8_t* pixels, int64_t rows, int64_t columns, int64_t channe
             float* to) {
   const double step = std::min(static_cast<double>(rows) / static_cast<double>(height),
                                static_cast<double>(columns) / static_cast<double>(width));
-  const Axis vertical = MakeAxis(rows, height, (static_cast<double>(rows) - static_cast<double>(height) * step) / 2, step);
+  const Axis vertical =
+      MakeAxis(rows, height, (static_cast<double>(rows) - static_cast<double>(height) * step) / 2, step);
   const Axis horizontal =
       MakeAxis(columns, width, (static_cast<double>(columns) - static_cast<double>(width) * step) / 2, step);
   std::vector<double> line(static_cast<size_t>(width * channels));  // one output row before the vertical sum
@@ -60,7 +61,8 @@ void Resize(const uint8_t* pixels, int64_t rows, int64_t columns, int64_t channe
       for (size_t i = 0; i < sum.size(); ++i) sum[i] += vertical.weights[tap] * line[i];
     }
     for (int64_t x = 0; x < width; ++x) {
-      for (int64_t c = 0; c < channels; ++c) to[(c * height + y) * width + x] = static_cast<float>(sum[x * channels + c]);
+      for (int64_t c = 0; c < channels; ++c)
+        to[(c * height + y) * width + x] = static_cast<float>(sum[x * channels + c]);
     }
   }
 }

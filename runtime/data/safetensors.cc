@@ -20,10 +20,10 @@ struct DtypeName {
   std::string_view name;
 };
 constexpr DtypeName kDtypeNames[] = {
-    {HostType::kBool, "BOOL"}, {HostType::kU8, "U8"},        {HostType::kI8, "I8"},        {HostType::kU16, "U16"},
-    {HostType::kI16, "I16"},   {HostType::kU32, "U32"},      {HostType::kI32, "I32"},      {HostType::kU64, "U64"},
+    {HostType::kBool, "BOOL"}, {HostType::kU8, "U8"},          {HostType::kI8, "I8"},          {HostType::kU16, "U16"},
+    {HostType::kI16, "I16"},   {HostType::kU32, "U32"},        {HostType::kI32, "I32"},        {HostType::kU64, "U64"},
     {HostType::kI64, "I64"},   {HostType::kF8E4M3, "F8_E4M3"}, {HostType::kF8E5M2, "F8_E5M2"}, {HostType::kF16, "F16"},
-    {HostType::kBF16, "BF16"}, {HostType::kF32, "F32"},      {HostType::kF64, "F64"},
+    {HostType::kBF16, "BF16"}, {HostType::kF32, "F32"},        {HostType::kF64, "F64"},
 };
 
 // Takes the JSON header piece by piece, so that a hostile one costs no more memory than its tensors' entries. Each
@@ -55,7 +55,8 @@ class HeaderHandler {
   bool key(std::string& name) {
     key_ = name;
     if (depth_ == 1 && !names_.insert(name).second) return Fail(absl::StrFormat("has '%s' twice", name));
-    if (depth_ == 2 && in_metadata_ && metadata.contains(name)) return Fail(absl::StrFormat("has the metadata '%s' twice", name));
+    if (depth_ == 2 && in_metadata_ && metadata.contains(name))
+      return Fail(absl::StrFormat("has the metadata '%s' twice", name));
     return true;
   }
   bool string(std::string& value) {
@@ -63,10 +64,12 @@ class HeaderHandler {
       metadata[key_] = value;
       return true;
     }
-    if (depth_ != 2 || in_array_ || key_ != "dtype" || has_dtype_) return Fail(absl::StrFormat("has a text as '%s'", key_));
+    if (depth_ != 2 || in_array_ || key_ != "dtype" || has_dtype_)
+      return Fail(absl::StrFormat("has a text as '%s'", key_));
     has_dtype_ = true;
     const auto found = std::ranges::find(kDtypeNames, std::string_view(value), &DtypeName::name);
-    if (found == std::end(kDtypeNames)) return Fail(absl::StrFormat("has the element type '%s', which is not read", value));
+    if (found == std::end(kDtypeNames))
+      return Fail(absl::StrFormat("has the element type '%s', which is not read", value));
     tensors.back().type = found->type;
     return true;
   }
@@ -91,13 +94,16 @@ class HeaderHandler {
   }
   bool number_unsigned(uint64_t value) {
     if (!in_array_) return Fail(absl::StrFormat("has a number as '%s'", key_));
-    if (value > static_cast<uint64_t>(INT64_MAX)) return Fail(absl::StrFormat("has %d, which is beyond 63 bits", value));
+    if (value > static_cast<uint64_t>(INT64_MAX))
+      return Fail(absl::StrFormat("has %d, which is beyond 63 bits", value));
     if (values_.size() == kMaxArrayRank) return Fail("has more than 32 dimensions");
     values_.push_back(static_cast<int64_t>(value));
     return true;
   }
   bool number_integer(int64_t value) { return Fail(absl::StrFormat("has the negative number %d", value)); }
-  bool number_float(double, const std::string& text) { return Fail(absl::StrFormat("has '%s', which is no integer", text.substr(0, 40))); }
+  bool number_float(double, const std::string& text) {
+    return Fail(absl::StrFormat("has '%s', which is no integer", text.substr(0, 40)));
+  }
   bool null() { return Fail(absl::StrFormat("has null as '%s'", key_)); }
   bool boolean(bool) { return Fail(absl::StrFormat("has a truth value as '%s'", key_)); }
   bool binary(std::vector<uint8_t>&) { return Fail("has binary data"); }
@@ -146,8 +152,9 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(std::shared_ptr<const Byte
   uint64_t header_bytes = 0;
   GANTRY_RETURN_IF_ERROR(source->ReadAt(0, std::as_writable_bytes(std::span(&header_bytes, 1))));
   if (header_bytes > kMaxSafetensorsHeaderBytes) {
-    return error(absl::StrFormat("says that its header has %d bytes, more than the %d allowed; is it a safetensors file?",
-                                 header_bytes, kMaxSafetensorsHeaderBytes));
+    return error(
+        absl::StrFormat("says that its header has %d bytes, more than the %d allowed; is it a safetensors file?",
+                        header_bytes, kMaxSafetensorsHeaderBytes));
   }
   if (header_bytes > file_bytes - kLengthBytes) {
     return error(absl::StrFormat("is cut short: its header has %d bytes, the file %d", header_bytes, file_bytes));
@@ -155,7 +162,8 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Open(std::shared_ptr<const Byte
   GANTRY_ASSIGN_OR_RETURN(std::vector<std::byte> text, AllocateBytes(header_bytes, source->name()));
   GANTRY_RETURN_IF_ERROR(source->ReadAt(kLengthBytes, text));
   const char* begin = reinterpret_cast<const char*>(text.data());
-  if (header_bytes == 0 || *begin != '{') return error("has a header that does not begin with '{'; is it a safetensors file?");
+  if (header_bytes == 0 || *begin != '{')
+    return error("has a header that does not begin with '{'; is it a safetensors file?");
   HeaderHandler handler;
   if (!nlohmann::json::sax_parse(begin, begin + header_bytes, &handler)) return error(handler.error);
 
@@ -216,8 +224,8 @@ absl::Status SafetensorsFile::ReadRange(const SafetensorsEntry& entry, uint64_t 
 absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(const std::string& path,
                                                                              std::span<const Declaration> tensors,
                                                                              const SafetensorsMetadata& metadata) {
-  // The text is put together by hand: the header keeps the order of the declarations, and strict quoting of names is the
-  // only part of JSON it needs from the library.
+  // The text is put together by hand: the header keeps the order of the declarations, and strict quoting of names is
+  // the only part of JSON it needs from the library.
   const auto quoted = [&path](const std::string& text) -> absl::StatusOr<std::string> {
     try {
       return nlohmann::json(text).dump();
@@ -255,7 +263,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(con
   }
   std::string header = absl::StrCat("{", absl::StrJoin(parts, ","), "}");
   header.resize((kLengthBytes + header.size() + kDataAlignmentBytes - 1) / kDataAlignmentBytes * kDataAlignmentBytes -
-                    kLengthBytes, ' ');
+                    kLengthBytes,
+                ' ');
   if (header.size() > kMaxSafetensorsHeaderBytes) {
     return absl::InvalidArgumentError(absl::StrFormat("%s: its header would have %d bytes, more than the %d allowed",
                                                       path, header.size(), kMaxSafetensorsHeaderBytes));
@@ -269,8 +278,8 @@ absl::StatusOr<std::unique_ptr<SafetensorsWriter>> SafetensorsWriter::Create(con
 
 absl::Status SafetensorsWriter::Append(std::span<const std::byte> bytes) {
   if (bytes.size() > missing_bytes_) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: %d bytes given, but the declared tensors lack only %d", path_,
-                                                      bytes.size(), missing_bytes_));
+    return absl::InvalidArgumentError(absl::StrFormat("%s: %d bytes given, but the declared tensors lack only %d",
+                                                      path_, bytes.size(), missing_bytes_));
   }
   GANTRY_RETURN_IF_ERROR(file_->Write(bytes));
   missing_bytes_ -= bytes.size();

@@ -58,8 +58,9 @@ class SafetensorsFile {
   SafetensorsMetadata metadata_;
 };
 
-// Writes a file whose tensors are declared first and whose bytes then come in pieces of any size, in order: a checkpoint
-// needs no second copy of the model. Written beside, synced, renamed by Commit; dropped without it. Used by one thread.
+// Writes a file whose tensors are declared first and whose bytes then come in pieces of any size, in order: a
+// checkpoint needs no second copy of the model. Written beside, synced, renamed by Commit; dropped without it. Used by
+// one thread.
 class SafetensorsWriter {
  public:
   struct Declaration {
@@ -71,7 +72,8 @@ class SafetensorsWriter {
   static absl::StatusOr<std::unique_ptr<SafetensorsWriter>> Create(const std::string& path,
                                                                    std::span<const Declaration> tensors,
                                                                    const SafetensorsMetadata& metadata = {});
-  // The next bytes of the tensors, one behind the other in the order of their declaration. kInvalidArgument past the end.
+  // The next bytes of the tensors, one behind the other in the order of their declaration. kInvalidArgument past the
+  // end.
   absl::Status Append(std::span<const std::byte> bytes);
   // kFailedPrecondition while bytes are missing.
   absl::Status Commit();

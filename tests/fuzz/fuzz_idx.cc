@@ -1,8 +1,7 @@
 // Plain and packed IDX files; a small limit keeps the packed ones quick.
-#include "runtime/data/idx.h"
-
 #include <algorithm>
 
+#include "runtime/data/idx.h"
 #include "tests/fuzz/fuzz_input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -1,8 +1,7 @@
 // What was read is written and read again to the same array.
-#include "runtime/data/npy.h"
-
 #include <algorithm>
 
+#include "runtime/data/npy.h"
 #include "tests/fuzz/fuzz_input.h"
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

@@ -1,4 +1,5 @@
-// Runs a fuzz target without libFuzzer, the same way every time: each file of the corpus, then `--runs` mutations of them.
+// Runs a fuzz target without libFuzzer, the same way every time: each file of the corpus, then `--runs` mutations of
+// them.
 //   fuzz_npy [--runs=20000] [--seed=1] [--only=I] [--save=FILE] CORPUS...
 // Mutation i depends on the seed, i and the corpus alone. When one fails, its number is printed: --only=I runs it again
 // alone, with --save=FILE its bytes are kept. A CORPUS is a folder of inputs or one input.
@@ -44,7 +45,8 @@ void ReportInput() {
     put(current_file, std::strlen(current_file));
   } else {
     put(kMutation.data(), kMutation.size());
-    put(text, static_cast<size_t>(std::to_chars(text, text + sizeof(text), static_cast<int64_t>(current_run)).ptr - text));
+    put(text,
+        static_cast<size_t>(std::to_chars(text, text + sizeof(text), static_cast<int64_t>(current_run)).ptr - text));
   }
   put("\n", 1);
 }
@@ -66,8 +68,22 @@ class Random {
 };
 
 void MutateOnce(Input& input, const std::vector<Input>& corpus, Random& random) {
-  static constexpr uint64_t kInteresting[] = {0, 1, 7, 8, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fffffff,
-                                              0x80000000, 0xffffffff, 0x7fffffffffffffff, 0x8000000000000000, ~uint64_t{0}};
+  static constexpr uint64_t kInteresting[] = {0,
+                                              1,
+                                              7,
+                                              8,
+                                              0x7f,
+                                              0x80,
+                                              0xff,
+                                              0x7fff,
+                                              0x8000,
+                                              0xffff,
+                                              0x7fffffff,
+                                              0x80000000,
+                                              0xffffffff,
+                                              0x7fffffffffffffff,
+                                              0x8000000000000000,
+                                              ~uint64_t{0}};
   static constexpr std::string_view kText = "0123456789-+.,:;'\"()[]{}<>|=eE \n\\";
   const size_t at = random.Below(input.size() + 1), left = input.size() - at;
   const size_t count = std::min(left, 1 + random.Below(random.Below(4) == 0 ? 64 : 4));

@@ -217,7 +217,8 @@ TEST(BatchStreamTest, AFileThatShrinksWhileItIsReadIsAnError) {
   std::vector<float> values(1000 * 2);
   std::iota(values.begin(), values.end(), 0.0f);
   ASSERT_TRUE(WriteNpy(folder / "a.npy", MakeArray<float>({1000, 2}, values)).ok());
-  const auto stream = MakeStream(OpenDataSet(folder / "a.npy").value(), {.batch_size = 10, .shuffle = false, .read_ahead = 2});
+  const auto stream =
+      MakeStream(OpenDataSet(folder / "a.npy").value(), {.batch_size = 10, .shuffle = false, .read_ahead = 2});
   std::vector<float> room(20);
   ASSERT_TRUE(stream->Next(room).ok());
   std::filesystem::resize_file(folder / "a.npy", 128 + 500 * 8);
@@ -258,7 +259,9 @@ TEST(BatchStreamTest, StopsInTheMiddleOfReading) {
 
 TEST(BatchStreamTest, RefusesOptionsThatDoNotFit) {
   const auto data_set = std::make_shared<NumberedSet>(40);
-  const auto create = [&](const BatchStreamOptions& options) { return BatchStream::Create(data_set, options).status(); };
+  const auto create = [&](const BatchStreamOptions& options) {
+    return BatchStream::Create(data_set, options).status();
+  };
   EXPECT_THAT(create({.batch_size = 10, .world_size = 3}), FailsWith(kInvalid, "10 samples"));
   EXPECT_THAT(create({.batch_size = 0}), FailsWith(kInvalid, "0 samples"));
   EXPECT_THAT(create({.rank = 2, .world_size = 2}), FailsWith(kInvalid, "rank 2 of 2"));

@@ -83,8 +83,8 @@ TEST(DataSetTest, ArraysOfEveryFileFormatReadAlike) {
   // The channel last: [H, W, C] = [2, 2, 3] becomes [3, 2, 2], padded to 2 x 3.
   const auto turned = Open(folder / "a.npy", {.width = 3, .channels_last = true});
   EXPECT_EQ(turned->sample_shape(), (Shape{3, 2, 3}));
-  EXPECT_EQ(Sample(*turned, 0), (std::vector<float>{-3, -1.5f, -1, 0, 1.5f, -1,          //
-                                                    -2.5f, -1, -1, 0.5f, 2, -1,          //
+  EXPECT_EQ(Sample(*turned, 0), (std::vector<float>{-3, -1.5f, -1, 0, 1.5f, -1,  //
+                                                    -2.5f, -1, -1, 0.5f, 2, -1,  //
                                                     -2, -0.5f, -1, 1, 2.5f, -1}));
 }
 
@@ -99,6 +99,17 @@ TEST(DataSetTest, SamplesLargerThanOnePartAreReadWhole) {
     ASSERT_EQ(plain[i], static_cast<float>(20000 + i));
     ASSERT_EQ(padded[i / 200 * 201 + i % 200], static_cast<float>(20000 + i));
   }
+  // Planes last, the parts' borders within a pixel: [H, W, C] = [100, 67, 3].
+  ASSERT_TRUE(WriteNpy(folder / "b.npy",
+                       MakeArray<double>({1, 100, 67, 3}, std::vector<double>(values.begin(), values.begin() + 20100)))
+                  .ok());
+  const std::vector<float> turned =
+      Sample(*Open(folder / "b.npy", {.height = 102, .width = 70, .channels_last = true}), 0);
+  for (int64_t i = 0; i < 20100; ++i) {
+    const int64_t row = i / 201 + 1, column = i / 3 % 67 + 1, channel = i % 3;
+    ASSERT_EQ(turned[(channel * 102 + row) * 70 + column], static_cast<float>(i));
+  }
+  EXPECT_EQ(turned[0], -1.0f);
 }
 
 TEST(DataSetTest, ErrorsSayWhatToDo) {

@@ -37,7 +37,9 @@ class TemporaryFolder {
   std::filesystem::path path_;
 };
 
-inline std::string FixturePath(std::string_view name) { return std::string(GANTRY_TEST_DATA "/data/arrays/") + std::string(name); }
+inline std::string FixturePath(std::string_view name) {
+  return std::string(GANTRY_TEST_DATA "/data/arrays/") + std::string(name);
+}
 
 inline std::span<const std::byte> AsBytes(std::string_view text) {
   return std::as_bytes(std::span(text.data(), text.size()));
@@ -48,9 +50,7 @@ inline std::string ReadText(const std::string& path) {
   return {std::istreambuf_iterator<char>(file), {}};
 }
 
-inline void WriteText(const std::string& path, std::string_view text) {
-  std::ofstream(path, std::ios::binary) << text;
-}
+inline void WriteText(const std::string& path, std::string_view text) { std::ofstream(path, std::ios::binary) << text; }
 
 // The closed formulas of tests/data/make_arrays.py.
 template <typename T>

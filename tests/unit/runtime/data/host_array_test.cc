@@ -81,8 +81,8 @@ TEST(HostArrayTest, HalfPrecisionRoundsTripAndToNearestEven) {
       EXPECT_EQ(F32ToBF16(wide), half);
     }
   }
-  EXPECT_EQ(F32ToF16(1.0f + 0x1p-11f), 0x3c00);           // halfway: to the even one below
-  EXPECT_EQ(F32ToF16(1.0f + 3 * 0x1p-11f), 0x3c02);       // halfway: to the even one above
+  EXPECT_EQ(F32ToF16(1.0f + 0x1p-11f), 0x3c00);      // halfway: to the even one below
+  EXPECT_EQ(F32ToF16(1.0f + 3 * 0x1p-11f), 0x3c02);  // halfway: to the even one above
   EXPECT_EQ(F32ToF16(65519.0f), 0x7bff);
   EXPECT_EQ(F32ToF16(65520.0f), 0x7c00);
   EXPECT_EQ(F32ToF16(0x1p-25f), 0);

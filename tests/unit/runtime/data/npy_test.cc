@@ -22,7 +22,8 @@ TEST(NpyTest, AgreesWithNumPy) {
   EXPECT_EQ(ReadNpy(FixturePath("f8_big.npy")).value(), MakeArray<double>({5}, FixtureFloats<double>(5)));
   EXPECT_EQ(ReadNpy(FixturePath("f2.npy")).value().ToF32().value(), MakeArray<float>({3, 3}, FixtureFloats<float>(9)));
   EXPECT_EQ(ReadNpy(FixturePath("i8_scalar.npy")).value(), MakeArray<int64_t>({}, {7}));
-  EXPECT_EQ(ReadNpy(FixturePath("i4_fortran_big.npy")).value(), MakeArray<int32_t>({3, 5}, FixtureIntegers<int32_t>(15)));
+  EXPECT_EQ(ReadNpy(FixturePath("i4_fortran_big.npy")).value(),
+            MakeArray<int32_t>({3, 5}, FixtureIntegers<int32_t>(15)));
   EXPECT_EQ(ReadNpy(FixturePath("u1.npy")).value(), MakeArray<uint8_t>({2, 4, 4}, FixtureIntegers<uint8_t>(32)));
   EXPECT_EQ(ReadNpy(FixturePath("bool.npy")).value().ToF32().value(), MakeArray<float>({6}, {1, 0, 1, 0, 1, 0}));
   EXPECT_EQ(ReadNpy(FixturePath("empty.npy")).value(), MakeArray<float>({0, 3}, {}));
@@ -67,7 +68,8 @@ TEST(NpyTest, HostileHeadersAreRefused) {
       {"{'descr': '<f4", "closing quote"},
       {"", "no '{'"},
   };
-  for (const auto& [header, message] : cases) EXPECT_THAT(Decode(Npy(header, 8)), FailsWith(kInvalid, message)) << header;
+  for (const auto& [header, message] : cases)
+    EXPECT_THAT(Decode(Npy(header, 8)), FailsWith(kInvalid, message)) << header;
   std::string many = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
   for (int i = 0; i < 40; ++i) many += "1,";
   EXPECT_THAT(Decode(Npy(many + ")}", 4)), FailsWith(kInvalid, "32 dimensions"));

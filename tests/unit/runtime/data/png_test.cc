@@ -84,14 +84,15 @@ TEST(PngTest, HugeSizesAreRefusedBeforeAnythingIsAllocated) {
   EXPECT_THAT(DecodePng(AsBytes(Resized(good, 0x7fffffff, 1))), FailsWith(kInvalid, "libpng"));
   EXPECT_THAT(DecodePng(AsBytes(Resized(good, 0, 4))), FailsWith(kInvalid, "libpng"));
   EXPECT_THAT(DecodePng(AsBytes(Resized(good, 5, 5))), FailsWith(kInvalid, "libpng"));
-  EXPECT_THAT(DecodePng(AsBytes(good), "x", {.max_pixels = 19}), FailsWith(absl::StatusCode::kResourceExhausted, "at most 19"));
+  EXPECT_THAT(DecodePng(AsBytes(good), "x", {.max_pixels = 19}),
+              FailsWith(absl::StatusCode::kResourceExhausted, "at most 19"));
   EXPECT_THAT(DecodePng(AsBytes("GIF89a...")), FailsWith(kInvalid, "no PNG"));
   EXPECT_EQ(DecodePngInfo(AsBytes(good)).value().width, 5);
 }
 
 TEST(ImageGridTest, PlacesEveryImage) {
   // Three images of 1 x 2 pixels and 3 channels, two a row.
-  const std::vector<float> images = {-1, 1, -1, -1, 1, 1,  0, 0.5f, 2, -7, 0, 0,  1, 1, 1, 1, 1, NAN};
+  const std::vector<float> images = {-1, 1, -1, -1, 1, 1, 0, 0.5f, 2, -7, 0, 0, 1, 1, 1, 1, 1, NAN};
   const std::vector<int64_t> shape = {3, 3, 1, 2};
   const TemporaryFolder folder;
   ASSERT_TRUE(WriteImageGrid(folder / "a.png", images, shape, 2).ok());
@@ -114,7 +115,9 @@ TEST(ImageGridTest, PlacesEveryImage) {
 
 TEST(ImageGridTest, RefusesOtherShapes) {
   const std::vector<float> values(12);
-  const auto make = [&](std::vector<int64_t> shape, int64_t columns) { return MakeImageGrid(values, shape, columns).status(); };
+  const auto make = [&](std::vector<int64_t> shape, int64_t columns) {
+    return MakeImageGrid(values, shape, columns).status();
+  };
   EXPECT_TRUE(make({1, 3, 2, 2}, 100).ok());
   EXPECT_THAT(make({3, 2, 2}, 1), FailsWith(kInvalid, "[3,2,2]"));
   EXPECT_THAT(make({1, 2, 3, 2}, 1), FailsWith(kInvalid, "[1,2,3,2]"));

@@ -10,7 +10,9 @@ std::string File(std::string_view header, size_t data_bytes) {
   return std::string(reinterpret_cast<const char*>(&size), 8) + std::string(header) + std::string(data_bytes, 'x');
 }
 
-absl::StatusOr<SafetensorsFile> OpenText(std::string_view bytes) { return SafetensorsFile::Open(MemorySource(AsBytes(bytes))); }
+absl::StatusOr<SafetensorsFile> OpenText(std::string_view bytes) {
+  return SafetensorsFile::Open(MemorySource(AsBytes(bytes)));
+}
 
 TEST(SafetensorsTest, AgreesWithTheReferenceImplementation) {
   const SafetensorsFile file = SafetensorsFile::Open(FixturePath("numpy.safetensors")).value();
@@ -82,9 +84,12 @@ TEST(SafetensorsTest, HostileHeadersAreRefused) {
   const std::tuple<std::string_view, size_t, std::string_view> cases[] = {
       {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 3, "3 bytes of data"},
       {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", 3, "hole"},
-      {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})", 3, "overlap"},
-      {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})", 2, "overlap"},
-      {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})", 4, "twice"},
+      {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[1,3]}})",
+       3, "overlap"},
+      {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"b":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}})",
+       2, "overlap"},
+      {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]},"a":{"dtype":"U8","shape":[2],"data_offsets":[2,4]}})",
+       4, "twice"},
       {R"({"a":{"dtype":"U8","shape":[9],"data_offsets":[0,9]}})", 2, "cut short"},
       {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[2,0]}})", 2, "begin and end"},
       {R"({"a":{"dtype":"U8","shape":[2],"data_offsets":[0]}})", 2, "begin and end"},

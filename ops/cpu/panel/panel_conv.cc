@@ -30,6 +30,11 @@ class Scratch {
   float* next_;
 };
 
+// The form for a kernel of three taps per phase, or of two, which Supports then checks.
+const WinogradKernels& TransformsFor(Isa isa, const ConvGeometry& g, Algorithm algorithm) {
+  return KernelsFor(isa).winograd[g.kernel_h == 3 * g.stride_h ? 1 : 0][algorithm == Algorithm::kWinograd4 ? 1 : 0];
+}
+
 }  // namespace
 
 std::string_view Name(Direction direction) {
@@ -57,7 +62,7 @@ bool PanelConv::plain_input() const {
 }
 
 const WinogradKernels& PanelConv::transforms() const {
-  return KernelsFor(options_.isa).winograd[options_.algorithm == Algorithm::kWinograd4 ? 1 : 0];
+  return TransformsFor(options_.isa, geometry_, options_.algorithm);
 }
 
 bool PanelConv::Supports(const ConvGeometry& geometry, Direction direction, const ConvOptions& options) {
@@ -90,8 +95,8 @@ absl::StatusOr<PanelConv> PanelConv::Create(const ConvGeometry& g, Direction dir
         absl::StrFormat("this machine or build cannot run the %s panel kernels", Name(options.isa)));
   }
   const PanelConv conv(g, direction, options);
-  if (options.algorithm != Algorithm::kDirect && !winograd::Supports(g, conv.transforms().outputs)) {
-    return absl::UnimplementedError(absl::StrFormat("%s serves 4x4 kernels of stride 2 and 2x2 kernels of stride 1, not %dx%d of "
+  if (options.algorithm != Algorithm::kDirect && !winograd::Supports(g, conv.transforms())) {
+    return absl::UnimplementedError(absl::StrFormat("%s serves 4x4 and 6x6 kernels of stride 2, 2x2 and 3x3 of stride 1, not %dx%d of "
                                                     "stride %dx%d, dilation %dx%d, pads %d, %d",
                                                     Name(options.algorithm), g.kernel_h, g.kernel_w, g.stride_h, g.stride_w,
                                                     g.dilation_h, g.dilation_w, g.pad_top, g.pad_left));
@@ -124,9 +129,10 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
                    packings * static_cast<double>(g.taps()) * channel_steps * 16.0 * kPackNs;
   for (const auto& [algorithm, outputs] :
        {std::pair{Algorithm::kWinograd2, int64_t{2}}, std::pair{Algorithm::kWinograd4, int64_t{4}}}) {
-    if (!winograd::Supports(g, static_cast<int>(outputs))) continue;
+    const WinogradKernels& transforms = TransformsFor(Isa::kPortable, g, algorithm);
+    if (!winograd::Supports(g, transforms)) continue;
     const double tiles = static_cast<double>(((g.out_h + outputs - 1) / outputs) * ((g.out_w + outputs - 1) / outputs));
-    const double points = static_cast<double>((outputs + 1) * (outputs + 1));
+    const double points = static_cast<double>(transforms.points() * transforms.points());
     const double phases = static_cast<double>(g.stride_h * g.stride_w);
     const double panels = phases * static_cast<double>(PanelCount(g.in_channels)) + static_cast<double>(PanelCount(g.out_channels));
     const double ns = tiles * points * batch * (phases * channel_steps * kStepNs + panels * 16.0 * kTransformNs) +
@@ -142,7 +148,7 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
 int64_t PanelConv::PackedWeightFloats() const {
   const bool plain = plain_input();
   if (options_.algorithm != Algorithm::kDirect && direction_ != Direction::kWeightGradient) {
-    return winograd::WeightFloats(geometry_, transforms().outputs);
+    return winograd::WeightFloats(geometry_, transforms());
   }
   switch (direction_) {
     case Direction::kForward:
@@ -177,8 +183,8 @@ int64_t PanelConv::ScratchFloats(int thread_count) const {
   if (options_.output_format == ImageFormat::kPlain) floats += OutputFloats(geometry_);
   if (options_.algorithm != Algorithm::kDirect) {
     floats += direction_ == Direction::kWeightGradient
-                  ? winograd::WeightGradientScratchFloats(geometry_, transforms().outputs, thread_count)
-                  : winograd::ImageScratchFloats(geometry_, transforms().outputs);
+                  ? winograd::WeightGradientScratchFloats(geometry_, transforms(), thread_count)
+                  : winograd::ImageScratchFloats(geometry_, transforms());
     return RoundUp(floats);
   }
   switch (direction_) {
@@ -215,7 +221,7 @@ void PanelConv::Forward(const float* input, const float* packed_weights, const E
                          parts.Take(direct::PlainForwardScratchFloats(g, thread_count)), thread_count);
   } else if (options_.algorithm != Algorithm::kDirect) {
     winograd::Forward(g, kernels, transforms(), input, packed_weights, epilogue, result,
-                      parts.Take(winograd::ImageScratchFloats(g, transforms().outputs)), thread_count);
+                      parts.Take(winograd::ImageScratchFloats(g, transforms())), thread_count);
   } else {
     direct::Forward(g, kernels, input, packed_weights, epilogue, result, thread_count);
   }
@@ -242,7 +248,7 @@ void PanelConv::InputGradient(const float* output_gradient, const float* packed_
   float* result = plain_result ? parts.Take(InputFloats(g)) : input_gradient;
   if (options_.algorithm != Algorithm::kDirect) {
     winograd::InputGradient(g, kernels, transforms(), output_gradient, packed_weights, epilogue, result,
-                            parts.Take(winograd::ImageScratchFloats(g, transforms().outputs)), thread_count);
+                            parts.Take(winograd::ImageScratchFloats(g, transforms())), thread_count);
   } else {
     direct::InputGradient(g, kernels, output_gradient, packed_weights, epilogue, result, thread_count);
   }
@@ -271,7 +277,7 @@ void PanelConv::WeightGradient(const float* input, const float* output_gradient,
                                 parts.Take(direct::PlainWeightGradientScratchFloats(g)), thread_count);
   } else if (options_.algorithm != Algorithm::kDirect) {
     winograd::WeightGradient(g, kernels, transforms(), input, output_gradient, accumulate, weight_gradient,
-                             parts.Take(winograd::WeightGradientScratchFloats(g, transforms().outputs, thread_count)),
+                             parts.Take(winograd::WeightGradientScratchFloats(g, transforms(), thread_count)),
                              thread_count);
   } else {
     direct::WeightGradient(g, kernels, input, output_gradient, accumulate, weight_gradient,

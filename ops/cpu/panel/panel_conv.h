@@ -40,8 +40,8 @@ enum class Direction : uint8_t { kForward, kInputGradient, kWeightGradient };
 
 enum class Algorithm : uint8_t {
   kDirect,     // any geometry
-  kWinograd2,  // 4x4 stride 2 or 2x2 stride 1: F(2x2,2x2) per phase, 2.25 times the memory for packed weights
-  kWinograd4,  // the same geometries: F(4x4,2x2) per phase, 6.25 times the memory, twice the rounding error
+  kWinograd2,  // F(2x2,..) per phase: 4x4 stride 2 and 2x2 (packed weights 2.25 times as large), 3x3 and 6x6 stride 2 (1.8 times)
+  kWinograd4,  // F(4x4,..) likewise: 6.25 and 4 times the weights, two to three times the rounding error of kDirect
 };
 
 // How an image operand lies in memory.

@@ -48,8 +48,7 @@ struct WinogradKernels {
 };
 
 // Most sources or results that a transform has.
-inline constexpr int kMostPoints = 25;
-inline constexpr int kWinogradForms = 2;
+inline constexpr int kMostPoints = 36;
 
 struct PanelKernels {
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][row * 16 + k] * b[b_offsets[i] + k * 16 + 0..16),
@@ -63,7 +62,7 @@ struct PanelKernels {
                           int64_t k_count, float* c, bool accumulate, const float* const* next);
   // to[c * to_stride + r] = (accumulate ? itself : 0) + from[r * from_stride + c], 16 rows and columns, any alignment.
   void (*transpose)(const float* from, int64_t from_stride, float* to, int64_t to_stride, bool accumulate);
-  WinogradKernels winograd[kWinogradForms];
+  WinogradKernels winograd[2][2];  // [taps 2, 3][outputs 2, 4]
 
   // Norms; see norm_kernels.inc. Per-channel arguments are 16 floats, images are rows of 16.
   void (*moments)(int64_t rows, const float* x, float* center, float* sum, float* squares);

@@ -9,7 +9,6 @@
 namespace gantry::cpu::winograd {
 namespace {
 
-constexpr int64_t kTaps = 2;  // per phase and dimension
 // Between the arrays of neighbouring points: an odd number of cache lines, so that they do not share a cache set.
 constexpr int64_t kPointGap = 5 * 16;
 // Transformed tiles that are in flight at once should stay in the last-level cache.
@@ -20,8 +19,10 @@ constexpr int64_t kGroupFloats = 640 << 10;
 // Where everything lies for one geometry and tile size.
 struct Tiling {
   const ConvGeometry& g;
-  int64_t m;  // outputs of a tile per dimension
-  int64_t points = m + kTaps - 1;
+  const WinogradKernels& transforms;
+  int64_t m = transforms.outputs;  // of a tile, per dimension
+  int64_t taps = transforms.taps;  // of a phase, per dimension
+  int64_t points = m + taps - 1;
   int64_t all_points = points * points;
   int64_t stride = g.stride_h;
   int64_t phases = stride * stride;
@@ -150,20 +151,20 @@ void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int t
 template <typename Offset>
 void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* weights, bool rows_are_inputs,
           const Offset& offset, float* packed, int thread_count) {
-  const Tiling t{g, transforms.outputs};
+  const Tiling t{g, transforms};
   const int64_t point_floats = t.out_panels * t.phase_panels * 256;
   ParallelFor(thread_count, t.out_panels * t.in_panels, [&](int64_t task) {
-    alignas(64) float blocks[16 * 256];
+    alignas(64) float blocks[kMostPoints * 256];
     // Neighbouring tasks write neighbouring blocks.
     const int64_t out_panel = rows_are_inputs ? task / t.in_panels : task % t.out_panels;
     const int64_t in_panel = rows_are_inputs ? task % t.in_panels : task / t.out_panels;
     direct::GatherWeights(g, kernels, weights, out_panel, in_panel, rows_are_inputs, blocks, 256);
     for (int64_t phase = 0; phase < t.phases; ++phase) {
-      const float* sources[kTaps * kTaps];
+      const float* sources[kMostPoints];
       float* results[kMostPoints];
-      for (int64_t i = 0; i < kTaps; ++i) {
-        for (int64_t j = 0; j < kTaps; ++j) {
-          sources[i * kTaps + j] = blocks + ((phase / t.stride + t.stride * i) * g.kernel_w + phase % t.stride + t.stride * j) * 256;
+      for (int64_t i = 0; i < t.taps; ++i) {
+        for (int64_t j = 0; j < t.taps; ++j) {
+          sources[i * t.taps + j] = blocks + ((phase / t.stride + t.stride * i) * g.kernel_w + phase % t.stride + t.stride * j) * 256;
         }
       }
       for (int64_t p = 0; p < t.all_points; ++p) {
@@ -184,18 +185,18 @@ bool HasEpilogue(const Epilogue& epilogue) { return epilogue.bias != nullptr || 
 
 }  // namespace
 
-bool Supports(const ConvGeometry& g, int outputs) {
+bool Supports(const ConvGeometry& g, const WinogradKernels& transforms) {
   if (g.stride_h != g.stride_w || g.kernel_h != g.kernel_w || g.dilation_h != 1 || g.dilation_w != 1) return false;
-  if (g.stride_h > 2 || g.kernel_h != kTaps * g.stride_h || g.pad_top < 0 || g.pad_left < 0) return false;
-  const Tiling t{g, outputs};
+  if (g.stride_h > 2 || g.kernel_h != transforms.taps * g.stride_h || g.pad_top < 0 || g.pad_left < 0) return false;
+  const Tiling t{g, transforms};
   // The first input row (column) behind what the last tile sees.
   const int64_t end_y = t.stride * (t.m * (t.tiles_y - 1) + t.points) - g.pad_top;
   const int64_t end_x = t.stride * (t.m * (t.tiles_x - 1) + t.points) - g.pad_left;
   return end_y >= g.in_h && end_x >= g.in_w;
 }
 
-int64_t WeightFloats(const ConvGeometry& g, int outputs) {
-  const Tiling t{g, outputs};
+int64_t WeightFloats(const ConvGeometry& g, const WinogradKernels& transforms) {
+  const Tiling t{g, transforms};
   return t.all_points * t.out_panels * t.phase_panels * 256;
 }
 
@@ -223,15 +224,15 @@ void PackInputGradient(const ConvGeometry& g, const PanelKernels& kernels, const
       packed, thread_count);
 }
 
-int64_t ImageScratchFloats(const ConvGeometry& g, int outputs) {
-  const Tiling t{g, outputs};
+int64_t ImageScratchFloats(const ConvGeometry& g, const WinogradKernels& transforms) {
+  const Tiling t{g, transforms};
   const int64_t tiles = t.block_tiles();
   return t.panel_floats + t.all_points * (t.point_stride(tiles, t.phase_panels) + t.point_stride(tiles, t.out_panels));
 }
 
 void Forward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,
              const float* packed, const Epilogue& epilogue, float* output, float* scratch, int thread_count) {
-  const Tiling t{g, transforms.outputs};
+  const Tiling t{g, transforms};
   const int64_t block_tiles = t.block_tiles();
   const int64_t input_stride = t.point_stride(block_tiles, t.phase_panels);
   const int64_t product_stride = t.point_stride(block_tiles, t.out_panels);
@@ -278,7 +279,7 @@ void Forward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradK
 void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms,
                    const float* output_gradient, const float* packed, const Epilogue& epilogue, float* input_gradient,
                    float* scratch, int thread_count) {
-  const Tiling t{g, transforms.outputs};
+  const Tiling t{g, transforms};
   const int64_t block_tiles = t.block_tiles();
   const int64_t gradient_stride = t.point_stride(block_tiles, t.out_panels);
   const int64_t product_stride = t.point_stride(block_tiles, t.phase_panels);
@@ -321,7 +322,7 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
         InputPatch(t, input_gradient, tile, phase_panel / t.in_panels, panel, results);
         for (int64_t y = 0; y < t.points; ++y) {
           for (int64_t x = 0; x < t.points; ++x) {
-            const bool seen = (y < kTaps - 1 && tile_y > 0) || (x < kTaps - 1 && tile_x > 0);
+            const bool seen = (y < t.taps - 1 && tile_y > 0) || (x < t.taps - 1 && tile_x > 0);
             const bool more = (y >= t.m && tile_y + 1 < t.tiles_y) || (x >= t.m && tile_x + 1 < t.tiles_x);
             modes[y * t.points + x] = (seen ? kAddToResult : 0) | (more ? 0 : epilogue_mode);
           }
@@ -407,8 +408,8 @@ void AddProducts(const GradientProducts& p, int64_t tiles, int64_t in_count, int
 
 }  // namespace
 
-int64_t WeightGradientScratchFloats(const ConvGeometry& g, int outputs, int thread_count) {
-  const Tiling t{g, outputs};
+int64_t WeightGradientScratchFloats(const ConvGeometry& g, const WinogradKernels& transforms, int thread_count) {
+  const Tiling t{g, transforms};
   const GradientBlocking blocking(t, std::max(thread_count, 1));
   return t.panel_floats + t.all_points * t.point_stride(t.tiles, t.out_panels) +
          std::max(thread_count, 1) * blocking.share_floats(t) + direct::WeightGradientScratchFloats(g);
@@ -417,7 +418,7 @@ int64_t WeightGradientScratchFloats(const ConvGeometry& g, int outputs, int thre
 void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,
                     const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                     int thread_count) {
-  const Tiling t{g, transforms.outputs};
+  const Tiling t{g, transforms};
   const int64_t shares = std::max(thread_count, 1);
   const GradientBlocking blocking(t, static_cast<int>(shares));
   const int64_t gradient_stride = t.point_stride(t.tiles, t.out_panels);
@@ -452,10 +453,10 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const Wi
         for (int64_t o = 0; o < out_count; ++o) {
           for (int64_t c = 0; c < in_count; ++c) {
             const float* sources[kMostPoints];
-            float* results[kTaps * kTaps];
+            float* results[kMostPoints];
             for (int64_t p = 0; p < t.all_points; ++p) sources[p] = sums + p * blocking.sum_stride() + (o * group + c) * 256;
-            for (int64_t i = 0; i < kTaps * kTaps; ++i) {
-              const int64_t tap = (phase / t.stride + t.stride * (i / kTaps)) * g.kernel_w + phase % t.stride + t.stride * (i % kTaps);
+            for (int64_t i = 0; i < t.taps * t.taps; ++i) {
+              const int64_t tap = (phase / t.stride + t.stride * (i / t.taps)) * g.kernel_w + phase % t.stride + t.stride * (i % t.taps);
               results[i] = blocks + ((tap * t.out_panels + first_out + o) * t.in_panels + first_in + c) * 256;
             }
             transforms.weight_adjoint(256, sources, results, nullptr);

@@ -11,5 +11,9 @@ std::vector<GradientCase> ElementwiseGradientCases();
 std::vector<GradientCase> ReductionGradientCases();
 std::vector<GradientCase> ShapeGradientCases();
 std::vector<GradientCase> ProductGradientCases();  // matmul, gather, sum_squares, dropout
+std::vector<GradientCase> ConvolutionGradientCases();
+std::vector<GradientCase> PoolingGradientCases();
+std::vector<GradientCase> ResizeGradientCases();
+std::vector<GradientCase> NormalizationGradientCases();
 
 }  // namespace gantry::test

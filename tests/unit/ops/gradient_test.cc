@@ -10,7 +10,8 @@ namespace {
 std::vector<GradientCase> AllCases() {
   std::vector<GradientCase> cases;
   for (const std::vector<GradientCase>& family :
-       {ElementwiseGradientCases(), ReductionGradientCases(), ShapeGradientCases(), ProductGradientCases()}) {
+       {ElementwiseGradientCases(), ReductionGradientCases(), ShapeGradientCases(), ProductGradientCases(),
+        ConvolutionGradientCases(), PoolingGradientCases(), ResizeGradientCases(), NormalizationGradientCases()}) {
     cases.insert(cases.end(), family.begin(), family.end());
   }
   return cases;

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Writes tests/data/onnx/operators.npz and tests/data/onnx/training.npz, and the seeds of the ONNX fuzzer.
+"""Writes operators.npz, training.npz and layers.npz to tests/data/onnx, and the seeds of the ONNX fuzzer.
 
 operators.npz: one small ONNX model a case, with inputs and the outputs that ONNX Runtime computes (float32).
 training.npz:  small networks exported by PyTorch in training mode, with the outputs, and the running statistics after one
                forward pass, that PyTorch computes in float64.
+layers.npz:    layers with torch.nn.utils.spectral_norm in float64: weights before, and results and gradients of two passes.
 Arrays are named "<case>/model" (the file's bytes), "<case>/in/<name>", "<case>/out/<name>" and "<case>/state/<name>".
 
 Needs numpy, onnx, onnxruntime, torch and onnxscript. Usage: make_onnx_fixtures.py [tests/data/onnx] [tests/fuzz/corpus/onnx]
@@ -397,7 +398,7 @@ def torch_networks():
         return nn.Sequential(*up), nn.Sequential(*down, nn.Conv2d(before, 1, 4, bias=False), nn.Flatten())
 
     torch.manual_seed(7)
-    generator, discriminator = dcgan([8, 6, 4], 3)
+    generator, discriminator = dcgan([8, 4, 2], 3)
     z, image = torch.randn(2, 7, 1, 1), torch.randn(2, 3, 32, 32)
     twelve = torch.randn(5, 3, 9, 9)
     label = torch.tensor([0, 3, 1, 1, 2])
@@ -454,6 +455,27 @@ def torch_networks():
                 arrays[f"{key}/state/{one}"] = value.numpy()
 
 
+def spectral_layers():
+    import torch
+    from torch import nn
+
+    torch.manual_seed(3)
+    for name, layer, shape in [("linear", nn.Linear(5, 4), (3, 5)), ("conv", nn.Conv2d(3, 4, 3, padding=1), (2, 3, 5, 5))]:
+        layer = nn.utils.spectral_norm(layer).double().train()
+        for key, value in layer.state_dict().items():
+            arrays[f"{name}/before/{key}"] = value.numpy().copy()
+        for turn in [1, 2]:
+            x = torch.randn(*shape, dtype=torch.float64)
+            y = layer(x)
+            layer.weight_orig.grad = None
+            y.square().sum().backward()
+            arrays[f"{name}/{turn}/x"] = x.numpy()
+            arrays[f"{name}/{turn}/y"] = y.detach().numpy()
+            arrays[f"{name}/{turn}/u"] = layer.weight_u.numpy().copy()
+            arrays[f"{name}/{turn}/v"] = layer.weight_v.numpy().copy()
+            arrays[f"{name}/{turn}/weight_gradient"] = layer.weight_orig.grad.numpy().copy()
+
+
 def write_fuzz_seeds(folder):
     folder.mkdir(parents=True, exist_ok=True)
     seeds = ["elementwise_logic", "conv_bias", "deconv_output_shape", "fold_reshape", "fold_floats", "resize_axes", "shape_slice_steps",
@@ -474,6 +496,8 @@ def main():
     write(target / "operators.npz")
     torch_networks()
     write(target / "training.npz")
+    spectral_layers()
+    write(target / "layers.npz")
 
 
 if __name__ == "__main__":

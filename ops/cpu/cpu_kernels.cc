@@ -1,5 +1,9 @@
 #include "ops/cpu/cpu_kernels.h"
 
+#if defined(GANTRY_HAVE_ONEDNN)
+#include "ops/cpu/onednn.h"
+#endif
+
 namespace gantry {
 namespace {
 
@@ -10,6 +14,9 @@ constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,
     cpu::MakeFastOptimizer,
+#if defined(GANTRY_HAVE_ONEDNN)
+    cpu::MakeOneDnnKernel,
+#endif
 };
 
 class CpuLibrary final : public KernelLibrary {

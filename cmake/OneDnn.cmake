@@ -1,0 +1,21 @@
+# gantry::onednn, made from the header and the library: the package's own dnnl-config.cmake also demands OpenCL headers, which
+# nothing here uses. GANTRY_WITH_ONEDNN: AUTO takes oneDNN where it is found, ON demands it, OFF leaves it out.
+set(GANTRY_WITH_ONEDNN AUTO CACHE STRING "CPU kernels on oneDNN: AUTO, ON or OFF")
+set_property(CACHE GANTRY_WITH_ONEDNN PROPERTY STRINGS AUTO ON OFF)
+
+if(NOT GANTRY_WITH_ONEDNN STREQUAL "OFF")
+  find_path(GANTRY_ONEDNN_INCLUDE_DIR oneapi/dnnl/dnnl.hpp)
+  find_library(GANTRY_ONEDNN_LIBRARY dnnl)
+  mark_as_advanced(GANTRY_ONEDNN_INCLUDE_DIR GANTRY_ONEDNN_LIBRARY)
+  if(GANTRY_ONEDNN_INCLUDE_DIR AND GANTRY_ONEDNN_LIBRARY)
+    add_library(gantry_onednn INTERFACE)
+    add_library(gantry::onednn ALIAS gantry_onednn)
+    target_include_directories(gantry_onednn SYSTEM INTERFACE ${GANTRY_ONEDNN_INCLUDE_DIR})
+    target_link_libraries(gantry_onednn INTERFACE ${GANTRY_ONEDNN_LIBRARY} OpenMP::OpenMP_CXX)
+    message(STATUS "oneDNN: ${GANTRY_ONEDNN_LIBRARY}")
+  elseif(GANTRY_WITH_ONEDNN STREQUAL "AUTO")
+    message(STATUS "oneDNN: not found; shapes without an own fast kernel run on the reference kernels")
+  else()
+    message(FATAL_ERROR "GANTRY_WITH_ONEDNN is ON, but oneapi/dnnl/dnnl.hpp or libdnnl is missing (Debian: libdnnl-dev)")
+  endif()
+endif()

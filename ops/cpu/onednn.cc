@@ -1,0 +1,539 @@
+#include "ops/cpu/onednn.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <oneapi/dnnl/dnnl.hpp>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "memory/cpu/parallel.h"
+#include "ops/convolution.h"
+#include "ops/pooling.h"
+
+namespace gantry::cpu {
+namespace {
+
+using dnnl::memory;
+using Dims = memory::dims;
+
+constexpr size_t kAlignment = 64;
+// oneDNN counts in 32 bits in places.
+constexpr int64_t kMostElements = INT32_MAX;
+
+const dnnl::engine& CpuEngine() {
+  static const dnnl::engine* const engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
+  return *engine;
+}
+
+// Primitives split their work by the number of threads at creation, and may use no other number when they run.
+class ScopedThreadCount {
+ public:
+  explicit ScopedThreadCount(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(std::max(count, 1)); }
+  ScopedThreadCount(const ScopedThreadCount&) = delete;
+  ScopedThreadCount& operator=(const ScopedThreadCount&) = delete;
+  ~ScopedThreadCount() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+};
+
+// oneDNN's own plain loops: a thousand times slower than anything else.
+bool IsReference(std::string_view implementation) { return implementation.find("ref") != std::string_view::npos; }
+
+memory::desc Row(const Dims& dims) {
+  Dims strides(dims.size(), 1);
+  for (size_t axis = dims.size(); axis-- > 1;) strides[axis - 1] = strides[axis] * dims[axis];
+  return memory::desc(dims, memory::data_type::f32, strides);
+}
+memory::desc ChannelsLast(const Dims& dims) {
+  Dims strides(dims.size(), 1);
+  int64_t stride = dims[1];
+  for (size_t axis = dims.size(); axis-- > 2;) {
+    strides[axis] = stride;
+    stride *= dims[axis];
+  }
+  strides[0] = stride;
+  return memory::desc(dims, memory::data_type::f32, strides);
+}
+memory::desc Any(const Dims& dims) { return memory::desc(dims, memory::data_type::f32, memory::format_tag::any); }
+
+dnnl::primitive_attr UserScratchpad() {
+  dnnl::primitive_attr attributes;
+  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  return attributes;
+}
+
+// A sequence of primitives over inputs, outputs and scratch.
+class OneDnnKernel final : public Kernel {
+ public:
+  explicit OneDnnKernel(int thread_count) : thread_count_(thread_count), stream_(CpuEngine()) {}
+
+  size_t scratch_bytes() const override { return scratchpad_offset_ + scratchpad_bytes_; }
+  std::string_view implementation() const override { return implementation_; }
+
+  absl::Status Run(const KernelArguments& arguments) override {
+    const ScopedThreadCount threads(thread_count_);
+    try {
+      for (Binding& binding : bindings_) binding.tensor.set_data_handle(Address(binding, arguments));
+      for (const Step& step : steps_) {
+        const dnnl_status_t status = dnnl_primitive_execute(step.primitive.get(), stream_.get(),
+                                                            static_cast<int>(step.arguments.size()), step.arguments.data());
+        if (status != dnnl_success) {
+          return absl::InternalError(absl::StrFormat("%s failed with dnnl_status_t %d", implementation_, status));
+        }
+      }
+      stream_.wait();
+    } catch (const dnnl::error& error) {
+      return absl::InternalError(absl::StrFormat("%s: %s", implementation_, error.what()));
+    }
+    if (activation_.has_value()) ApplyActivation(*activation_, arguments);
+    return absl::OkStatus();
+  }
+
+  // Each returns the index of a tensor for Add.
+  int Input(int index, const memory::desc& descriptor) { return Bind(Place::kInput, index, descriptor); }
+  int Output(int index, const memory::desc& descriptor) { return Bind(Place::kOutput, index, descriptor); }
+  int Scratch(const memory::desc& descriptor) {
+    const size_t offset = scratchpad_offset_;
+    scratchpad_offset_ += (descriptor.get_size() + kAlignment - 1) / kAlignment * kAlignment;
+    return Bind(Place::kScratch, offset, descriptor);
+  }
+
+  // Appends a primitive; `tensors` pairs DNNL_ARG_... with an index. Scratchpads of all primitives lie in one place.
+  void Add(const dnnl::primitive& primitive, const memory::desc& scratchpad, const std::vector<std::pair<int, int>>& tensors) {
+    Step step{primitive, {}};
+    for (const auto& [argument, tensor] : tensors) step.arguments.push_back({argument, bindings_[tensor].tensor.get()});
+    if (scratchpad.get_size() > 0) {
+      scratchpad_bytes_ = std::max(scratchpad_bytes_, scratchpad.get_size());
+      step.arguments.push_back({DNNL_ARG_SCRATCHPAD, bindings_[Bind(Place::kScratchpad, 0, scratchpad)].tensor.get()});
+    }
+    steps_.push_back(std::move(step));
+  }
+
+  // Tensor `from` in the format `to`: itself, or a copy in scratch made by a reorder.
+  int Reordered(int from, const memory::desc& to) {
+    if (bindings_[from].tensor.get_desc() == to) return from;
+    const int copy = Scratch(to);
+    Reorder(from, copy);
+    return copy;
+  }
+  void Reorder(int from, int to) {
+    const dnnl::reorder::primitive_desc descriptor(CpuEngine(), bindings_[from].tensor.get_desc(), CpuEngine(),
+                                                   bindings_[to].tensor.get_desc(), UserScratchpad());
+    Add(dnnl::reorder(descriptor), descriptor.scratchpad_desc(), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
+  }
+  // Where a primitive writes output 0, plain: there, or in scratch with Deliver's reorder after it.
+  int ResultTensor(const memory::desc& produced, const memory::desc& plain) {
+    return produced == plain ? Output(0, plain) : Scratch(produced);
+  }
+  void Deliver(int result, const memory::desc& plain) {
+    if (bindings_[result].place != Place::kOutput) Reorder(result, Output(0, plain));
+  }
+
+  // At the end: output 0, [N, channels, places], gets the bias of input 2, if there is one, and a leaky ReLU.
+  void SetActivation(int64_t batch, int64_t channels, int64_t places, bool has_bias, float slope) {
+    activation_ = Activation{batch, channels, places, has_bias, slope};
+  }
+  void SetImplementation(std::string_view implementation, std::string_view format) {
+    implementation_ = absl::StrFormat("oneDNN %s%s", implementation, format);
+  }
+
+ private:
+  enum class Place { kInput, kOutput, kScratch, kScratchpad };
+  struct Binding {
+    memory tensor;
+    Place place;
+    size_t at;  // which input or output, or bytes into scratch
+  };
+  struct Step {
+    dnnl::primitive primitive;
+    std::vector<dnnl_exec_arg_t> arguments;
+  };
+  struct Activation {
+    int64_t batch, channels, places;
+    bool has_bias;
+    float slope;
+  };
+
+  int Bind(Place place, size_t at, const memory::desc& descriptor) {
+    bindings_.push_back({memory(descriptor, CpuEngine(), DNNL_MEMORY_NONE), place, at});
+    return static_cast<int>(bindings_.size()) - 1;
+  }
+
+  void* Address(const Binding& binding, const KernelArguments& arguments) const {
+    switch (binding.place) {
+      case Place::kInput: return const_cast<void*>(arguments.inputs[binding.at]);
+      case Place::kOutput: return arguments.outputs[binding.at];
+      case Place::kScratch: return static_cast<char*>(arguments.scratch) + binding.at;
+      case Place::kScratchpad: return static_cast<char*>(arguments.scratch) + scratchpad_offset_;
+    }
+    return nullptr;
+  }
+
+  void ApplyActivation(const Activation& activation, const KernelArguments& arguments) const {
+    const float* const biases = activation.has_bias ? static_cast<const float*>(arguments.inputs[2]) : nullptr;
+    ParallelFor(thread_count_, activation.batch * activation.channels, [&](int64_t plane) {
+      float* const values = static_cast<float*>(arguments.outputs[0]) + plane * activation.places;
+      const float bias = biases == nullptr ? 0.0f : biases[plane % activation.channels];
+      for (int64_t place = 0; place < activation.places; ++place) {
+        const float value = values[place] + bias;
+        values[place] = value > 0.0f ? value : activation.slope * value;
+      }
+    });
+  }
+
+  int thread_count_;
+  dnnl::stream stream_;
+  std::vector<Binding> bindings_;
+  std::vector<Step> steps_;
+  size_t scratchpad_offset_ = 0;  // behind the scratch tensors
+  size_t scratchpad_bytes_ = 0;
+  std::optional<Activation> activation_;
+  std::string implementation_;
+};
+
+// --- convolution ------------------------------------------------------------------------------------------------------
+
+// The tensors of a convolution as oneDNN counts them: groups as an axis of the weights, dilations less one.
+struct ConvShape {
+  Dims source, weights, result, strides, dilations, pads_begin, pads_end;
+};
+
+ConvShape MakeConvShape(const ConvGeometry& geometry) {
+  ConvShape shape;
+  shape.source = {geometry.batch, geometry.input_channels};
+  shape.result = {geometry.batch, geometry.output_channels};
+  if (geometry.groups > 1) shape.weights = {geometry.groups};
+  shape.weights.push_back(geometry.group_output_channels());
+  shape.weights.push_back(geometry.group_input_channels());
+  for (int index = 0; index < geometry.window.rank; ++index) {
+    const WindowAxis& axis = geometry.window.spatial(index);
+    const int place = 3 - geometry.window.rank + index;
+    shape.source.push_back(geometry.input[place]);
+    shape.result.push_back(geometry.output[place]);
+    shape.weights.push_back(axis.kernel);
+    shape.strides.push_back(axis.stride);
+    shape.dilations.push_back(axis.dilation - 1);
+    shape.pads_begin.push_back(axis.pad_begin);
+    shape.pads_end.push_back(axis.pad_end);
+  }
+  return shape;
+}
+
+// The format of images on both sides; weights may always take what the implementation likes best.
+enum class ImageFormat { kAny, kChannelsLast, kPlain };
+
+std::string_view Name(ImageFormat format) {
+  switch (format) {
+    case ImageFormat::kAny: return ", any";
+    case ImageFormat::kChannelsLast: return ", channels last";
+    case ImageFormat::kPlain: return ", plain";
+  }
+  return "";
+}
+
+memory::desc Images(const Dims& dims, ImageFormat format) {
+  switch (format) {
+    case ImageFormat::kAny: return Any(dims);
+    case ImageFormat::kChannelsLast: return ChannelsLast(dims);
+    case ImageFormat::kPlain: return Row(dims);
+  }
+  return Any(dims);
+}
+
+struct ConvFormats {
+  memory::desc source, weights, result;
+};
+
+ConvFormats MakeFormats(const ConvShape& shape, ImageFormat images) {
+  return {Images(shape.source, images), Any(shape.weights), Images(shape.result, images)};
+}
+
+// What differs between oneDNN 2 and 3. Each is empty where there is no implementation.
+dnnl::convolution_forward::primitive_desc ForwardDescriptor(const ConvShape& s, const ConvFormats& f, const memory::desc& bias,
+                                                            const dnnl::primitive_attr& attributes) {
+  constexpr auto kind = dnnl::prop_kind::forward_training;
+  constexpr auto algorithm = dnnl::algorithm::convolution_direct;
+#if DNNL_VERSION_MAJOR >= 3
+  return {CpuEngine(), kind,         algorithm,    f.source,   f.weights,  bias, f.result,
+          s.strides,   s.dilations,  s.pads_begin, s.pads_end, attributes, true};
+#else
+  return {{kind, algorithm, f.source, f.weights, bias, f.result, s.strides, s.dilations, s.pads_begin, s.pads_end},
+          attributes,
+          CpuEngine(),
+          true};
+#endif
+}
+
+dnnl::convolution_backward_data::primitive_desc BackwardDataDescriptor(
+    const ConvShape& s, const ConvFormats& f, const dnnl::convolution_forward::primitive_desc& forward) {
+  constexpr auto algorithm = dnnl::algorithm::convolution_direct;
+#if DNNL_VERSION_MAJOR >= 3
+  return {CpuEngine(), algorithm,    f.source,   f.weights, f.result,         s.strides,
+          s.dilations, s.pads_begin, s.pads_end, forward,   UserScratchpad(), true};
+#else
+  return {{algorithm, f.source, f.weights, f.result, s.strides, s.dilations, s.pads_begin, s.pads_end},
+          UserScratchpad(),
+          CpuEngine(),
+          forward,
+          true};
+#endif
+}
+
+dnnl::convolution_backward_weights::primitive_desc BackwardWeightsDescriptor(
+    const ConvShape& s, const ConvFormats& f, const dnnl::convolution_forward::primitive_desc& forward) {
+  constexpr auto algorithm = dnnl::algorithm::convolution_direct;
+#if DNNL_VERSION_MAJOR >= 3
+  return {CpuEngine(), algorithm,    f.source,   f.weights, f.result,         s.strides,
+          s.dilations, s.pads_begin, s.pads_end, forward,   UserScratchpad(), true};
+#else
+  return {{algorithm, f.source, f.weights, f.result, s.strides, s.dilations, s.pads_begin, s.pads_end},
+          UserScratchpad(),
+          CpuEngine(),
+          forward,
+          true};
+#endif
+}
+
+void AppendLeakyRelu(dnnl::post_ops& operations, float slope) {
+#if DNNL_VERSION_MAJOR >= 3
+  operations.append_eltwise(dnnl::algorithm::eltwise_relu, slope, 0.0f);
+#else
+  operations.append_eltwise(1.0f, dnnl::algorithm::eltwise_relu, slope, 0.0f);
+#endif
+}
+
+bool Usable(const dnnl::primitive_desc_base& descriptor) {
+  return static_cast<bool>(descriptor) && !IsReference(descriptor.impl_info_str());
+}
+
+std::unique_ptr<OneDnnKernel> TryConv(const KernelRequest& request, const ConvShape& shape, ImageFormat images) {
+  const bool has_bias = request.inputs.size() > 2;
+  dnnl::primitive_attr attributes = UserScratchpad();
+  if (request.attributes.Has("slope")) {
+    dnnl::post_ops operations;
+    AppendLeakyRelu(operations, static_cast<float>(request.attributes.Float("slope")));
+    attributes.set_post_ops(operations);
+  }
+  const memory::desc bias = has_bias ? Row({shape.result[1]}) : memory::desc();
+  const auto forward = ForwardDescriptor(shape, MakeFormats(shape, images), bias, attributes);
+  if (!Usable(forward)) return nullptr;
+  auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
+  const int source = kernel->Reordered(kernel->Input(0, Row(shape.source)), forward.src_desc());
+  const int weights = kernel->Reordered(kernel->Input(1, Row(shape.weights)), forward.weights_desc());
+  const int result = kernel->ResultTensor(forward.dst_desc(), Row(shape.result));
+  std::vector<std::pair<int, int>> tensors = {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weights}, {DNNL_ARG_DST, result}};
+  if (has_bias) tensors.emplace_back(DNNL_ARG_BIAS, kernel->Input(2, bias));
+  kernel->Add(dnnl::convolution_forward(forward), forward.scratchpad_desc(), tensors);
+  kernel->Deliver(result, Row(shape.result));
+  kernel->SetImplementation(forward.impl_info_str(), Name(images));
+  return kernel;
+}
+
+std::unique_ptr<OneDnnKernel> TryConvTranspose(const KernelRequest& request, const ConvShape& shape, ImageFormat images) {
+  const auto forward = ForwardDescriptor(shape, MakeFormats(shape, ImageFormat::kAny), memory::desc(), UserScratchpad());
+  if (!forward) return nullptr;
+  const auto backward = BackwardDataDescriptor(shape, MakeFormats(shape, images), forward);
+  if (!Usable(backward)) return nullptr;
+  auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
+  const int gradient = kernel->Reordered(kernel->Input(0, Row(shape.result)), backward.diff_dst_desc());
+  const int weights = kernel->Reordered(kernel->Input(1, Row(shape.weights)), backward.weights_desc());
+  const int result = kernel->ResultTensor(backward.diff_src_desc(), Row(shape.source));
+  kernel->Add(dnnl::convolution_backward_data(backward), backward.scratchpad_desc(),
+              {{DNNL_ARG_DIFF_DST, gradient}, {DNNL_ARG_WEIGHTS, weights}, {DNNL_ARG_DIFF_SRC, result}});
+  kernel->Deliver(result, Row(shape.source));
+  kernel->SetImplementation(backward.impl_info_str(), Name(images));
+  const bool has_bias = request.inputs.size() > 2;
+  if (has_bias || request.attributes.Has("slope")) {
+    int64_t places = 1;
+    for (size_t axis = 2; axis < shape.source.size(); ++axis) places *= shape.source[axis];
+    kernel->SetActivation(shape.source[0], shape.source[1], places, has_bias,
+                          static_cast<float>(request.attributes.Float("slope", 1.0)));
+  }
+  return kernel;
+}
+
+std::unique_ptr<OneDnnKernel> TryConvWeightGrad(const KernelRequest& request, const ConvShape& shape, ImageFormat images) {
+  const auto forward = ForwardDescriptor(shape, MakeFormats(shape, ImageFormat::kAny), memory::desc(), UserScratchpad());
+  if (!forward) return nullptr;
+  const auto backward = BackwardWeightsDescriptor(shape, MakeFormats(shape, images), forward);
+  if (!Usable(backward)) return nullptr;
+  auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
+  const int source = kernel->Reordered(kernel->Input(0, Row(shape.source)), backward.src_desc());
+  const int gradient = kernel->Reordered(kernel->Input(1, Row(shape.result)), backward.diff_dst_desc());
+  const int result = kernel->ResultTensor(backward.diff_weights_desc(), Row(shape.weights));
+  kernel->Add(dnnl::convolution_backward_weights(backward), backward.scratchpad_desc(),
+              {{DNNL_ARG_SRC, source}, {DNNL_ARG_DIFF_DST, gradient}, {DNNL_ARG_DIFF_WEIGHTS, result}});
+  kernel->Deliver(result, Row(shape.weights));
+  kernel->SetImplementation(backward.impl_info_str(), Name(images));
+  return kernel;
+}
+
+// Blocked formats pad channels to 8 or 16. Where a side has fewer, channels last is faster; plain is the last resort.
+std::unique_ptr<OneDnnKernel> MakeConvolution(const KernelRequest& request) {
+  const ConvGeometry geometry = GeometryOf(request.op.name, request.inputs, request.outputs, request.attributes);
+  const ConvShape shape = MakeConvShape(geometry);
+  const bool narrow = std::min(geometry.group_input_channels(), geometry.group_output_channels()) < 8;
+  const auto formats = narrow ? std::array{ImageFormat::kChannelsLast, ImageFormat::kAny, ImageFormat::kPlain}
+                              : std::array{ImageFormat::kAny, ImageFormat::kChannelsLast, ImageFormat::kPlain};
+  const auto attempt = request.op.name == "conv"             ? TryConv
+                       : request.op.name == "conv_transpose" ? TryConvTranspose
+                                                             : TryConvWeightGrad;
+  for (ImageFormat format : formats) {
+    if (std::unique_ptr<OneDnnKernel> kernel = attempt(request, shape, format)) return kernel;
+  }
+  return nullptr;
+}
+
+// --- matmul -----------------------------------------------------------------------------------------------------------
+
+// [batch, rows, columns] of a matrix stored plainly, or with the last two axes exchanged.
+memory::desc Matrix(const Dims& batch, int64_t rows, int64_t columns, bool transposed) {
+  Dims dims = batch, strides(batch.size() + 2);
+  dims.insert(dims.end(), {rows, columns});
+  strides[batch.size()] = transposed ? 1 : columns;
+  strides[batch.size() + 1] = transposed ? rows : 1;
+  int64_t stride = rows * columns;
+  for (size_t axis = batch.size(); axis-- > 0;) {
+    strides[axis] = stride;
+    stride *= batch[axis];
+  }
+  return memory::desc(dims, memory::data_type::f32, strides);
+}
+
+std::unique_ptr<OneDnnKernel> MakeMatmul(const KernelRequest& request) {
+  const Shape& a = request.inputs[0].shape;
+  const Shape& c = request.inputs[1].shape;
+  const Shape& result = request.outputs[0].shape;
+  const bool transpose_a = request.attributes.Int("transpose_a") != 0, transpose_c = request.attributes.Int("transpose_b") != 0;
+  int64_t rows = result[result.rank() - 2];
+  const int64_t columns = result[result.rank() - 1];
+  const int64_t inner = transpose_a ? a[a.rank() - 2] : a[a.rank() - 1];
+  // Leading dimensions, aligned at the right and filled up with ones.
+  const auto leading = [&](const Shape& shape) {
+    Dims batch(result.rank() - shape.rank(), 1);
+    batch.insert(batch.end(), shape.dims().begin(), shape.dims().end() - 2);
+    return batch;
+  };
+  Dims batch_a = leading(a), batch_c = leading(c), batch = leading(result);
+  const auto count = [](const Dims& dims) {
+    int64_t product = 1;
+    for (int64_t dim : dims) product *= dim;
+    return product;
+  };
+  if (count(batch_c) == 1 && batch_a == batch && !transpose_a) {
+    rows *= count(batch);  // one matrix for all: the batch is more rows
+    batch_a = batch_c = batch = {};
+  } else if (batch_a == batch && batch_c == batch) {
+    batch_a = batch_c = batch = {count(batch)};
+  }
+  const memory::desc left = Matrix(batch_a, rows, inner, transpose_a), right = Matrix(batch_c, inner, columns, transpose_c);
+  const memory::desc product = Matrix(batch, rows, columns, false);
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::matmul::primitive_desc descriptor(CpuEngine(), left, right, product, UserScratchpad(), true);
+#else
+  const dnnl::matmul::primitive_desc descriptor({left, right, product}, UserScratchpad(), CpuEngine(), true);
+#endif
+  if (!Usable(descriptor)) return nullptr;
+  auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
+  const int left_tensor = kernel->Input(0, left), right_tensor = kernel->Input(1, right), result_tensor = kernel->Output(0, product);
+  kernel->Add(dnnl::matmul(descriptor), descriptor.scratchpad_desc(),
+              {{DNNL_ARG_SRC, left_tensor}, {DNNL_ARG_WEIGHTS, right_tensor}, {DNNL_ARG_DST, result_tensor}});
+  kernel->SetImplementation(descriptor.impl_info_str(), "");
+  return kernel;
+}
+
+// --- pooling ----------------------------------------------------------------------------------------------------------
+
+// avg_pool, avg_pool_grad and max_pool without dilation, in the plain format.
+std::unique_ptr<OneDnnKernel> MakePool(const KernelRequest& request) {
+  const bool backward = request.op.name == "avg_pool_grad";
+  const Shape& x = backward ? request.outputs[0].shape : request.inputs[0].shape;
+  const Shape& pooled = backward ? request.inputs[0].shape : request.outputs[0].shape;
+  const PoolGeometry geometry = PoolGeometryOf(x, pooled, request.attributes);
+  const auto algorithm = request.op.name == "max_pool"  ? dnnl::algorithm::pooling_max
+                         : geometry.count_include_pad ? dnnl::algorithm::pooling_avg_include_padding
+                                                      : dnnl::algorithm::pooling_avg_exclude_padding;
+  Dims strides, kernel_dims, pads_begin, pads_end;
+  for (int index = 0; index < geometry.window.rank; ++index) {
+    const WindowAxis& axis = geometry.window.spatial(index);
+    const int place = 3 - geometry.window.rank + index;
+    const int64_t reach = (geometry.output[place] - 1) * axis.stride + axis.kernel - geometry.input[place] - axis.pad_begin;
+    // A window of ceil_mode that goes beyond the pad: oneDNN would count those places as padding.
+    if (reach > axis.pad_end && algorithm == dnnl::algorithm::pooling_avg_include_padding) return nullptr;
+    if (axis.dilation > 1 && axis.kernel > 1) return nullptr;
+    strides.push_back(axis.stride);
+    kernel_dims.push_back(axis.kernel);
+    pads_begin.push_back(axis.pad_begin);
+    pads_end.push_back(std::max(reach, axis.pad_end));
+  }
+  const memory::desc source = Row(x.dims()), result = Row(pooled.dims());
+  // forward_inference: no workspace, which only the gradient of the maximum needs.
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::pooling_forward::primitive_desc forward(CpuEngine(), dnnl::prop_kind::forward_inference, algorithm, source, result,
+                                                      strides, kernel_dims, Dims(strides.size(), 0), pads_begin, pads_end,
+                                                      UserScratchpad(), true);
+#else
+  const dnnl::pooling_forward::primitive_desc forward({dnnl::prop_kind::forward_inference, algorithm, source, result, strides,
+                                                       kernel_dims, pads_begin, pads_end},
+                                                      UserScratchpad(), CpuEngine(), true);
+#endif
+  if (!forward) return nullptr;
+  auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
+  if (!backward) {
+    if (!Usable(forward)) return nullptr;
+    const int from = kernel->Input(0, source), to = kernel->Output(0, result);
+    kernel->Add(dnnl::pooling_forward(forward), forward.scratchpad_desc(), {{DNNL_ARG_SRC, from}, {DNNL_ARG_DST, to}});
+    kernel->SetImplementation(forward.impl_info_str(), "");
+    return kernel;
+  }
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::pooling_backward::primitive_desc gradient(CpuEngine(), algorithm, source, result, strides, kernel_dims,
+                                                        Dims(strides.size(), 0), pads_begin, pads_end, forward, UserScratchpad(),
+                                                        true);
+#else
+  const dnnl::pooling_backward::primitive_desc gradient(
+      {algorithm, source, result, strides, kernel_dims, pads_begin, pads_end}, UserScratchpad(), CpuEngine(), forward, true);
+#endif
+  if (!Usable(gradient)) return nullptr;
+  const int from = kernel->Input(0, result), to = kernel->Output(0, source);
+  kernel->Add(dnnl::pooling_backward(gradient), gradient.scratchpad_desc(), {{DNNL_ARG_DIFF_DST, from}, {DNNL_ARG_DIFF_SRC, to}});
+  kernel->SetImplementation(gradient.impl_info_str(), "");
+  return kernel;
+}
+
+bool Covers(const KernelRequest& request) {
+  for (std::span<const TensorType> types : {request.inputs, request.outputs}) {
+    for (const TensorType& type : types) {
+      if (type.dtype != DataType::kF32 || type.layout != TensorLayout::kPlain) return false;
+      if (type.element_count() < 1 || type.element_count() > kMostElements) return false;
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Kernel>> MakeOneDnnKernel(const KernelRequest& request) {
+  using Maker = std::unique_ptr<OneDnnKernel> (*)(const KernelRequest&);
+  constexpr std::pair<std::string_view, Maker> kOps[] = {
+      {"conv", MakeConvolution},   {"conv_transpose", MakeConvolution}, {"conv_weight_grad", MakeConvolution}, {"matmul", MakeMatmul},
+      {"avg_pool", MakePool}, {"avg_pool_grad", MakePool},         {"max_pool", MakePool},
+  };
+  for (const auto& [name, make] : kOps) {
+    if (name != request.op.name || !Covers(request)) continue;
+    const ScopedThreadCount threads(request.thread_count);
+    try {
+      return make(request);
+    } catch (const dnnl::error& error) {
+      // Out of memory, or a shape that oneDNN refuses outright: another library serves.
+      if (error.status == dnnl_out_of_memory) return absl::ResourceExhaustedError(error.what());
+      return nullptr;
+    }
+  }
+  return nullptr;
+}
+
+}  // namespace gantry::cpu

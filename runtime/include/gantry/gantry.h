@@ -1,0 +1,523 @@
+/* gantry.h: the C interface of Gantry, a training runtime for GANs. C99; it includes no C++ and no device header.
+ * True of every function unless its comment says otherwise:
+ *   errors     a gantry_status; outputs come last and are written only on GANTRY_OK; gantry_last_error() says why.
+ *              Getters that cannot fail return their value, and 0 or NULL for a NULL handle or an index outside.
+ *              No function aborts, exits, prints or installs a signal handler.
+ *   units      sizes are bytes, counts are elements; data is little-endian.
+ *   shapes     row-major, outermost dimension first; dimension 0 is the batch; images are N, C, H, W.
+ *   threads    different handles may be used at once, one handle by one thread at a time. Objects made with a context
+ *              count as different handles.
+ *   ownership  *_create, *_open and *_load make a handle and *_destroy frees it; *_destroy(NULL) does nothing. Arguments
+ *              are copied where the call returns. Text and pointers that a getter returns belong to the handle, and stay
+ *              valid until the next call that changes it, or for text until the next call that returns text from it.
+ *   structs    begin with struct_size: start from the INIT macro, then set what you need. A caller built with an older
+ *              header keeps working (fields it lacks have their default); one built with a newer header works as long as
+ *              what this library does not know is zero, else the call fails with GANTRY_VERSION_MISMATCH. */
+#ifndef GANTRY_GANTRY_H_
+#define GANTRY_GANTRY_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define GANTRY_API
+#else
+#define GANTRY_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status ---------------------------------------------------------------------------------------------------- */
+
+/* Values never change; new ones are appended to their group. The groups tell what is still usable. */
+typedef enum gantry_status {
+  GANTRY_OK = 0,
+  /* 1-19, the call: nothing changed, every handle works on. */
+  GANTRY_INVALID_ARGUMENT = 1,    /* an argument is wrong; the message says which, and what would be right */
+  GANTRY_NOT_FOUND = 2,           /* no file, tensor, scalar or run of that name; the message lists or names near ones */
+  GANTRY_FAILED_PRECONDITION = 3, /* right call, wrong moment, e.g. a step before the plan */
+  GANTRY_UNSUPPORTED = 4,         /* an operator, mode or device that this build does not have */
+  GANTRY_VERSION_MISMATCH = 5,    /* a struct has fields that this library does not know: install a newer library */
+  GANTRY_BAD_DATA = 6,            /* a file is damaged, or not what it is used for */
+  /* 20-39, the machine: nothing changed, every handle works on; the same call may succeed later. */
+  GANTRY_OUT_OF_MEMORY = 20,      /* memory or the context's budget is short; a smaller request may succeed */
+  GANTRY_PERMISSION_DENIED = 21,  /* the system refuses access to a file */
+  GANTRY_NO_SPACE = 22,           /* the disk is full; a file that existed is as it was */
+  GANTRY_IO_ERROR = 23,           /* reading or writing failed; a file that existed is as it was */
+  GANTRY_CANNOT_CREATE = 24,      /* an output file or folder cannot be made */
+  GANTRY_TIMED_OUT = 25,          /* what was waited for goes on; call again */
+  /* 40-59, the training: the session can be read, saved and destroyed, and stepped again only after a resume. */
+  GANTRY_NOT_FINITE = 40,         /* a loss became NaN or infinite; the message names the step and what held it first */
+  /* 60-: only *_destroy is of use for the handle. */
+  GANTRY_INTERNAL = 60            /* a bug in Gantry; please report it with the message */
+} gantry_status;
+
+/* Why the last call of this thread that failed did so: one or more lines, never NULL, "" before any failure. Valid until
+ * this thread's next failing call. A successful call leaves it as it is. */
+GANTRY_API const char* gantry_last_error(void);
+/* "GANTRY_NOT_FOUND" and so on; "unknown status" for another number. Valid for ever. */
+GANTRY_API const char* gantry_status_name(gantry_status status);
+
+/* ---- version and build ----------------------------------------------------------------------------------------- */
+
+#define GANTRY_VERSION_MAJOR 0
+#define GANTRY_VERSION_MINOR 1
+#define GANTRY_VERSION_PATCH 0
+/* Counts incompatible changes of this interface; it is the N of libgantry.so.N. */
+#define GANTRY_ABI_VERSION 1
+
+/* "0.1.0", of the library that runs. Valid for ever, like all text of this group. */
+GANTRY_API const char* gantry_version(void);
+/* GANTRY_ABI_VERSION as the library was built: refuse to go on where it differs from the header's. */
+GANTRY_API int32_t gantry_abi_version(void);
+/* The backends of this build and what they found on this machine, one a line: "cpu: oneDNN 2.6.3, AVX2, 2 cores". */
+GANTRY_API const char* gantry_backends(void);
+/* Compiler, build type and libraries, one a line, for bug reports. */
+GANTRY_API const char* gantry_build_info(void);
+
+/* ---- element types --------------------------------------------------------------------------------------------- */
+
+typedef enum gantry_dtype {
+  GANTRY_F32 = 1, /* networks compute in f32 or f64 */
+  GANTRY_F64 = 2,
+  GANTRY_I32 = 3, /* indices */
+  GANTRY_I64 = 4,
+  GANTRY_U8 = 5,
+  GANTRY_BOOL = 6, /* from here on: only in arrays */
+  GANTRY_I8 = 7,
+  GANTRY_U16 = 8,
+  GANTRY_I16 = 9,
+  GANTRY_U32 = 10,
+  GANTRY_U64 = 11,
+  GANTRY_F16 = 12,
+  GANTRY_BF16 = 13,
+  GANTRY_F8_E4M3 = 14,
+  GANTRY_F8_E5M2 = 15
+} gantry_dtype;
+
+/* "f32", "bf16", ...; NULL for another number. Valid for ever. */
+GANTRY_API const char* gantry_dtype_name(int32_t dtype);
+/* Bytes of one element; 0 for another number. */
+GANTRY_API size_t gantry_dtype_size(int32_t dtype);
+
+/* ---- operators ------------------------------------------------------------------------------------------------- */
+
+/* One operator that gantry_network_add_op takes. */
+typedef struct gantry_op_info {
+  size_t struct_size;
+  const char* name;       /* valid for ever */
+  int32_t min_inputs;
+  int32_t max_inputs;     /* -1: any number */
+  int32_t differentiable; /* 1: gradients pass through it, of any order */
+} gantry_op_info;
+#define GANTRY_OP_INFO_INIT {sizeof(gantry_op_info), 0, 0, 0, 0}
+
+/* Operators known. Thread-safe. */
+GANTRY_API size_t gantry_op_count(void);
+/* The index-th operator by name. Thread-safe. Errors: GANTRY_INVALID_ARGUMENT  index >= gantry_op_count(). */
+GANTRY_API gantry_status gantry_op_get(size_t index, gantry_op_info* info);
+
+/* ---- context --------------------------------------------------------------------------------------------------- */
+
+typedef struct gantry_context gantry_context; /* a device, its memory budget, its threads, and where messages go */
+
+typedef enum gantry_log_level {
+  GANTRY_LOG_NONE = 0,
+  GANTRY_LOG_ERROR = 1,
+  GANTRY_LOG_WARNING = 2, /* a slower path than asked for was taken, a setting has no effect */
+  GANTRY_LOG_INFO = 3,    /* plans, checkpoints */
+  GANTRY_LOG_DEBUG = 4
+} gantry_log_level;
+
+/* Gets one message, without a line end, valid during the call. Called on the thread that made the gantry_* call; it must not
+ * call back into the handle at work. */
+typedef void (*gantry_log_function)(int32_t level, const char* message, void* payload);
+
+typedef struct gantry_context_config {
+  size_t struct_size;
+  const char* device;      /* "cpu", also as NULL */
+  uint64_t memory_bytes;   /* what all sessions of the context may reserve together; 0: no limit but the machine's */
+  int32_t thread_count;    /* threads that one step may use; 0: one for each core the process may run on */
+  int32_t log_level;       /* messages up to this gantry_log_level reach `log` */
+  gantry_log_function log; /* NULL: no messages */
+  void* log_payload;       /* given to `log` as it is */
+} gantry_context_config;
+#define GANTRY_CONTEXT_CONFIG_INIT {sizeof(gantry_context_config), 0, 0, 0, GANTRY_LOG_WARNING, 0, 0}
+
+/* `config` may be NULL: the defaults. Errors: GANTRY_UNSUPPORTED  no such device in this build or on this machine. */
+GANTRY_API gantry_status gantry_context_create(const gantry_context_config* config, gantry_context** context);
+/* The sessions and runs made with the context keep what they need of it: any order of destruction is right. */
+GANTRY_API void gantry_context_destroy(gantry_context* context);
+/* Threads that a step may use. */
+GANTRY_API int32_t gantry_context_thread_count(const gantry_context* context);
+/* Bytes that the context's sessions hold reserved now. Thread-safe. */
+GANTRY_API uint64_t gantry_context_reserved_bytes(const gantry_context* context);
+
+/* ---- arrays and archives --------------------------------------------------------------------------------------- */
+
+typedef struct gantry_array gantry_array;     /* numbers with a shape in host memory; it does not change once made */
+typedef struct gantry_archive gantry_archive; /* an opened file of named arrays, which are read one by one */
+
+/* A copy of `data`, elements of `dtype` in row-major order; NULL: all zero. `rank` may be 0 (a scalar) to 32.
+ * Errors: GANTRY_INVALID_ARGUMENT, GANTRY_OUT_OF_MEMORY. */
+GANTRY_API gantry_status gantry_array_create(int32_t dtype, size_t rank, const int64_t* dims, const void* data,
+                                             gantry_array** array);
+/* An array of a .npy, .npz or .safetensors file, recognised by its content. `name` says which of a file of several; NULL
+ * where there is one only. Errors: GANTRY_NOT_FOUND  no file, or no array of that name
+ *                                   GANTRY_BAD_DATA   the file is damaged or of another kind. */
+GANTRY_API gantry_status gantry_array_load(const char* path, const char* name, gantry_array** array);
+/* The values as GANTRY_F32 or GANTRY_F64, rounded to nearest. Errors: GANTRY_INVALID_ARGUMENT  another `dtype`. */
+GANTRY_API gantry_status gantry_array_convert(const gantry_array* array, int32_t dtype, gantry_array** converted);
+/* Writes a .npy file: beside `path` first, synced, then renamed, as all files that Gantry writes. */
+GANTRY_API gantry_status gantry_array_save(const gantry_array* array, const char* path);
+GANTRY_API void gantry_array_destroy(gantry_array* array);
+GANTRY_API int32_t gantry_array_dtype(const gantry_array* array); /* a gantry_dtype */
+GANTRY_API size_t gantry_array_rank(const gantry_array* array);
+GANTRY_API const int64_t* gantry_array_dims(const gantry_array* array); /* gantry_array_rank() of them */
+GANTRY_API size_t gantry_array_element_count(const gantry_array* array);
+GANTRY_API size_t gantry_array_size_bytes(const gantry_array* array);
+GANTRY_API const void* gantry_array_data(const gantry_array* array); /* gantry_array_size_bytes(), row-major */
+
+/* Opens a .npz or .safetensors file, or a .npy file as an archive of one array named "". Errors as gantry_array_load. */
+GANTRY_API gantry_status gantry_archive_open(const char* path, gantry_archive** archive);
+GANTRY_API void gantry_archive_destroy(gantry_archive* archive);
+GANTRY_API size_t gantry_archive_count(const gantry_archive* archive);
+/* The name of the index-th array, in the file's order. */
+GANTRY_API const char* gantry_archive_name(const gantry_archive* archive, size_t index);
+/* Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA, GANTRY_OUT_OF_MEMORY. */
+GANTRY_API gantry_status gantry_archive_read(const gantry_archive* archive, const char* name, gantry_array** array);
+
+/* One PNG with all images, row by row from the upper left: `images` is [count, channels, height, width] with values in
+ * [-1, 1] and 1 or 3 channels; `columns` a row, 0: about square. */
+GANTRY_API gantry_status gantry_image_grid_write(const char* path, const float* images, int64_t count, int64_t channels,
+                                                 int64_t height, int64_t width, int64_t columns);
+
+/* ---- networks -------------------------------------------------------------------------------------------------- */
+
+typedef struct gantry_network gantry_network; /* a model's forward pass for one batch size, with its first weights */
+typedef int32_t gantry_value;                 /* a value inside one network */
+
+typedef struct gantry_onnx_config {
+  size_t struct_size;
+  const char* name;          /* for messages; NULL: the file's */
+  int64_t batch_size;        /* replaces a symbolic batch dimension; 0: the file's own, which must be a number */
+  int32_t dtype;             /* GANTRY_F32 or GANTRY_F64: what the network computes in */
+  int32_t inference;         /* 1: batch norm uses its running statistics, dropout does nothing */
+  const char* const* frozen; /* names of weights that are not trained */
+  size_t frozen_count;
+} gantry_onnx_config;
+#define GANTRY_ONNX_CONFIG_INIT {sizeof(gantry_onnx_config), 0, 0, GANTRY_F32, 0, 0, 0}
+
+/* A network from an ONNX file (opset 7 to 21); its weights are the first weights, and tensors keep their names.
+ * `config` may be NULL. Errors: GANTRY_NOT_FOUND    no such file
+ *                               GANTRY_BAD_DATA     the file is damaged or inconsistent
+ *                               GANTRY_UNSUPPORTED  an operator or mode that Gantry lacks; the message names the node. */
+GANTRY_API gantry_status gantry_network_load_onnx(const char* path, const gantry_onnx_config* config,
+                                                  gantry_network** network);
+/* The same from `size_bytes` of memory. */
+GANTRY_API gantry_status gantry_network_load_onnx_memory(const void* bytes, size_t size_bytes,
+                                                         const gantry_onnx_config* config, gantry_network** network);
+
+/* A network made op by op, empty at first. `name` is for messages. */
+GANTRY_API gantry_status gantry_network_create(const char* name, gantry_network** network);
+GANTRY_API void gantry_network_destroy(gantry_network* network);
+
+/* An input. Inputs are bound in the order in which they were added: of a generator noise, of a discriminator samples.
+ * dims[0] is the batch. The input named "random_state", GANTRY_I64 [2], is filled by the session for ops that draw numbers. */
+GANTRY_API gantry_status gantry_network_add_input(gantry_network* network, const char* name, int32_t dtype, size_t rank,
+                                                  const int64_t* dims, gantry_value* value);
+
+typedef enum gantry_initializer_kind {
+  GANTRY_CONSTANT = 0, /* every element `a` */
+  GANTRY_NORMAL = 1,   /* mean `a`, standard deviation `b` */
+  GANTRY_UNIFORM = 2,  /* from `a` to `b` */
+  GANTRY_DATA = 3      /* `data`, as many as the tensor has elements */
+} gantry_initializer_kind;
+
+/* The first content of a tensor. Draws depend on the session's seed and the tensor's name only. */
+typedef struct gantry_initializer {
+  size_t struct_size;
+  int32_t kind;       /* a gantry_initializer_kind */
+  int32_t statistic;  /* 1: a tensor that the optimizer leaves alone; see gantry_network_update */
+  double a, b;
+  const double* data; /* GANTRY_DATA: row-major */
+  size_t data_count;
+} gantry_initializer;
+#define GANTRY_INITIALIZER_INIT {sizeof(gantry_initializer), GANTRY_CONSTANT, 0, 0.0, 0.0, 0, 0}
+
+/* A trained tensor (or a statistic). `initializer` NULL: zeros. In a session its name is "<role>.<name>". */
+GANTRY_API gantry_status gantry_network_add_parameter(gantry_network* network, const char* name, int32_t dtype,
+                                                      size_t rank, const int64_t* dims,
+                                                      const gantry_initializer* initializer, gantry_value* value);
+
+typedef enum gantry_attribute_kind {
+  GANTRY_ATTRIBUTE_INT = 0,
+  GANTRY_ATTRIBUTE_FLOAT = 1,
+  GANTRY_ATTRIBUTE_STRING = 2,
+  GANTRY_ATTRIBUTE_INTS = 3,
+  GANTRY_ATTRIBUTE_FLOATS = 4
+} gantry_attribute_kind;
+
+/* One attribute of an op; in an array of them, the first one's struct_size is the distance between two. */
+typedef struct gantry_attribute {
+  size_t struct_size;
+  const char* name;
+  int32_t kind;         /* a gantry_attribute_kind; it says which of the fields below counts */
+  int64_t int_value;
+  double float_value;
+  const char* string_value;
+  const int64_t* ints;  /* `count` of them */
+  const double* floats; /* `count` of them */
+  size_t count;
+} gantry_attribute;
+#define GANTRY_ATTRIBUTE_INIT {sizeof(gantry_attribute), 0, 0, 0, 0.0, 0, 0, 0, 0}
+/* Initializers for single attributes: gantry_attribute slope = GANTRY_FLOAT("slope", 0.2); */
+#define GANTRY_INT(name, value) {sizeof(gantry_attribute), name, GANTRY_ATTRIBUTE_INT, value, 0.0, 0, 0, 0, 0}
+#define GANTRY_FLOAT(name, value) {sizeof(gantry_attribute), name, GANTRY_ATTRIBUTE_FLOAT, 0, value, 0, 0, 0, 0}
+#define GANTRY_STRING(name, value) {sizeof(gantry_attribute), name, GANTRY_ATTRIBUTE_STRING, 0, 0.0, value, 0, 0, 0}
+#define GANTRY_INTS(name, values, count) \
+  {sizeof(gantry_attribute), name, GANTRY_ATTRIBUTE_INTS, 0, 0.0, 0, values, 0, count}
+
+/* Adds the operator `op` ("matmul", "conv", ...; gantry_op_get lists them, docs/reference/ops.md describes them). The names
+ * "linear" (x, weight [out, in], and a bias [out] or none) and "relu" are understood too. Writes as many values as `op` has
+ * outputs. Errors: GANTRY_NOT_FOUND         no such operator; the message names the nearest
+ *                  GANTRY_INVALID_ARGUMENT  inputs or attributes do not fit (the message has all shapes), or `op` has
+ *                                           more than `output_capacity` outputs. The network is as before. */
+GANTRY_API gantry_status gantry_network_add_op(gantry_network* network, const char* op, size_t input_count,
+                                               const gantry_value* inputs, size_t attribute_count,
+                                               const gantry_attribute* attributes, size_t output_capacity,
+                                               gantry_value* outputs);
+/* `value` is the new content of the statistic `name` after each use of the network: running means and the like. */
+GANTRY_API gantry_status gantry_network_update(gantry_network* network, const char* name, gantry_value value);
+/* `value` is an output; a generator's first output are its samples, a discriminator's its logits. */
+GANTRY_API gantry_status gantry_network_set_output(gantry_network* network, const char* name, gantry_value value);
+/* The shape of a value: its rank, and its dimensions as far as `capacity` goes. */
+GANTRY_API gantry_status gantry_network_shape(const gantry_network* network, gantry_value value, size_t capacity,
+                                              int64_t* dims, size_t* rank);
+/* Elements of all trained tensors together. */
+GANTRY_API uint64_t gantry_network_parameter_count(const gantry_network* network);
+/* The program as text, to read and to diff. */
+GANTRY_API gantry_status gantry_network_text(gantry_network* network, const char** text);
+
+/* ---- GAN sessions ---------------------------------------------------------------------------------------------- */
+
+typedef struct gantry_gan gantry_gan; /* networks, losses and optimizers as one step program, its plan and its memory */
+
+typedef enum gantry_loss {       /* r, f: logits of real and made samples; means over all logits */
+  GANTRY_LOSS_NONSATURATING = 0, /* D: softplus(-r) + softplus(f)  G: softplus(-f) */
+  GANTRY_LOSS_HINGE = 1,         /* D: relu(1 - r) + relu(1 + f)   G: -f */
+  GANTRY_LOSS_WGAN = 2,          /* D: f - r                       G: -f */
+  GANTRY_LOSS_LEASTSQUARES = 3,  /* D: (r - 1)^2 + f^2             G: (f - 1)^2 */
+  GANTRY_LOSS_RELATIVISTIC = 4   /* D: softplus(-(r - f))          G: softplus(-(f - r)), in pairs */
+} gantry_loss;
+
+typedef enum gantry_kernels {
+  GANTRY_KERNELS_FAST = 0,     /* f32 kernels for this processor; reference kernels where there is none */
+  GANTRY_KERNELS_REFERENCE = 1 /* plain loops, the truth that the others are tested against */
+} gantry_kernels;
+
+typedef struct gantry_gan_config {
+  size_t struct_size;
+  int32_t loss;             /* a gantry_loss */
+  int32_t dtype;            /* GANTRY_F32 or GANTRY_F64, of every network */
+  double r1, r2;            /* weight of r/2 * mean |d(sum D)/d(sample)|^2 at real and at made samples; 0: none */
+  double gradient_penalty;  /* weight of mean (|d(sum D)/d(mix)| - 1)^2; 0: none */
+  double ema;               /* average = ema * average + (1 - ema) * weights after each generator update; 0: none */
+  int32_t penalty_every;    /* r1 and r2 on every k-th step only, the first one included */
+  int32_t n_critic;         /* discriminator updates a step */
+  int32_t accumulate;       /* micro-batches an update; networks are made for one of them */
+  int32_t kernels;          /* a gantry_kernels */
+  uint64_t seed;            /* of first weights, noise and dropout */
+  int32_t gradient_norms;   /* 1: scalars "gradient_norm.<tensor>" of every parameter's first update in a step */
+  int32_t disable_health;   /* 1: leave out the scalars that watch for collapse and divergence */
+  int32_t disable_winograd; /* 1: no Winograd forms of convolutions, which are faster and a little less exact */
+  int32_t disable_fusion;   /* 1: no op is joined with another */
+  int32_t disable_in_place; /* 1: no op writes over its input */
+  int32_t reserved;         /* 0 */
+} gantry_gan_config;
+#define GANTRY_GAN_CONFIG_INIT                                                                                       \
+  {sizeof(gantry_gan_config), GANTRY_LOSS_NONSATURATING, GANTRY_F32, 0.0, 0.0, 0.0, 0.0, 1, 1, 1, GANTRY_KERNELS_FAST, \
+   0, 0, 0, 0, 0, 0, 0}
+
+typedef enum gantry_optimizer_kind {
+  GANTRY_ADAM = 0,  /* Kingma and Ba 2015; weight decay is added to the gradient */
+  GANTRY_ADAMW = 1, /* Loshchilov and Hutter 2019; weight decay acts on the weights */
+  GANTRY_SGD = 2
+} gantry_optimizer_kind;
+
+/* How one role's weights learn; every formula is PyTorch's. */
+typedef struct gantry_optimizer {
+  size_t struct_size;
+  int32_t kind;     /* a gantry_optimizer_kind */
+  int32_t nesterov; /* GANTRY_SGD: 1 looks ahead along the momentum */
+  double learning_rate;
+  double beta1, beta2, epsilon; /* GANTRY_ADAM and GANTRY_ADAMW */
+  double momentum;              /* GANTRY_SGD; 0: none */
+  double weight_decay;
+  double clip_norm; /* gradients are scaled so that their joint norm is at most this; 0: never */
+} gantry_optimizer;
+#define GANTRY_OPTIMIZER_INIT {sizeof(gantry_optimizer), GANTRY_ADAM, 0, 2e-4, 0.5, 0.999, 1e-8, 0.0, 0.0, 0.0}
+
+/* An empty session. `config` may be NULL. Add roles, then plan, then step. */
+GANTRY_API gantry_status gantry_gan_create(gantry_context* context, const gantry_gan_config* config, gantry_gan** gan);
+GANTRY_API void gantry_gan_destroy(gantry_gan* gan);
+/* Adds a copy of `network` as the generator or discriminator `role`, a name of letters, digits and '_' that no other role
+ * has. There may be several of both; every discriminator judges every generator. `optimizer` may be NULL.
+ * Errors: GANTRY_FAILED_PRECONDITION  the session is planned already. */
+GANTRY_API gantry_status gantry_gan_add_generator(gantry_gan* gan, const char* role, const gantry_network* network,
+                                                  const gantry_optimizer* optimizer);
+GANTRY_API gantry_status gantry_gan_add_discriminator(gantry_gan* gan, const char* role, const gantry_network* network,
+                                                      const gantry_optimizer* optimizer);
+
+typedef struct gantry_plan_info {
+  size_t struct_size;
+  uint64_t arena_bytes;       /* all memory of the session's tensors: states, activations, gradients, scratch, inputs */
+  uint64_t lower_bound_bytes; /* no placement can be lower: the most bytes alive at one time */
+  uint64_t state_bytes;       /* of arena_bytes: weights, statistics, moments, averages */
+  uint64_t op_count;          /* that a step runs */
+  uint64_t buffer_count;
+  uint64_t fallback_count;    /* kinds of ops that run on reference kernels though fast ones were asked for */
+} gantry_plan_info;
+#define GANTRY_PLAN_INFO_INIT {sizeof(gantry_plan_info), 0, 0, 0, 0, 0, 0}
+
+/* Builds the step program, plans it, reserves the arena and fills the first weights. `info` may be NULL.
+ * Errors: GANTRY_INVALID_ARGUMENT     roles, shapes or options do not fit together; the message names them
+ *         GANTRY_OUT_OF_MEMORY        the arena does not fit the context's budget; the message has all bytes
+ *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
+GANTRY_API gantry_status gantry_gan_plan(gantry_gan* gan, gantry_plan_info* info);
+/* The plan as text: totals, the largest buffers at the peak. */
+GANTRY_API gantry_status gantry_gan_plan_text(gantry_gan* gan, const char** text);
+/* The step program as text. `executed` 0: as built, also before the plan; 1: as it runs, after fusion and lowering. */
+GANTRY_API gantry_status gantry_gan_program_text(gantry_gan* gan, int32_t executed, const char** text);
+/* Highest byte of the arena that a step has touched so far: after a step it equals gantry_plan_info.arena_bytes. */
+GANTRY_API uint64_t gantry_gan_high_water_bytes(const gantry_gan* gan);
+
+/* Elements that one step reads, all micro-batches of all draws together, and the shape of a batch of samples. */
+typedef struct gantry_step_sizes {
+  size_t struct_size;
+  uint64_t real_elements;  /* n_critic * accumulate batches */
+  uint64_t noise_elements;
+  uint64_t mix_elements;   /* 0 without gradient penalty */
+  int64_t batch_size;      /* of one micro-batch */
+  int64_t images_per_step; /* real samples */
+  int64_t sample_rank;     /* dimensions of a batch of samples; at most 8 */
+  int64_t sample_dims[8];
+} gantry_step_sizes;
+#define GANTRY_STEP_SIZES_INIT {sizeof(gantry_step_sizes), 0, 0, 0, 0, 0, 0, {0, 0, 0, 0, 0, 0, 0, 0}}
+/* Errors: GANTRY_FAILED_PRECONDITION  not planned. */
+GANTRY_API gantry_status gantry_gan_sizes(const gantry_gan* gan, gantry_step_sizes* sizes);
+
+/* What one step reads, draw by draw; the session reads it during the call only. Values are f32 also in an f64 session. */
+typedef struct gantry_batch {
+  size_t struct_size;
+  const float* real;  /* real_elements of gantry_step_sizes */
+  size_t real_count;
+  const float* noise; /* NULL: standard normal, drawn from the seed and the step's number */
+  size_t noise_count;
+  const float* mix;   /* the e of e * real + (1 - e) * made; NULL: uniform, drawn likewise */
+  size_t mix_count;
+} gantry_batch;
+#define GANTRY_BATCH_INIT {sizeof(gantry_batch), 0, 0, 0, 0, 0, 0}
+
+/* One adversarial step: every discriminator learns n_critic times, then every generator. From the second call on it
+ * allocates nothing. Errors: GANTRY_INVALID_ARGUMENT     a count is wrong
+ *                            GANTRY_FAILED_PRECONDITION  not planned, or a step before ended with GANTRY_NOT_FINITE
+ *                            GANTRY_NOT_FINITE           a loss is NaN or infinite. */
+GANTRY_API gantry_status gantry_gan_step(gantry_gan* gan, const gantry_batch* batch);
+/* Steps finished since the first, those before a resume included. */
+GANTRY_API int64_t gantry_gan_step_count(const gantry_gan* gan);
+/* The role's learning rate from the next step on. */
+GANTRY_API gantry_status gantry_gan_set_learning_rate(gantry_gan* gan, const char* role, double learning_rate);
+
+/* What the last step measured: "discriminator_loss", "generator_loss", "r1", "r2", "gradient_penalty", "mean_logit_real",
+ * "mean_logit_fake", "<role>.gradient_norm", ... gantry_gan_scalar_name lists them. */
+GANTRY_API gantry_status gantry_gan_read_scalar(const gantry_gan* gan, const char* name, double* value);
+GANTRY_API size_t gantry_gan_scalar_count(const gantry_gan* gan);
+GANTRY_API const char* gantry_gan_scalar_name(const gantry_gan* gan, size_t index);
+
+typedef enum gantry_state_kind {
+  GANTRY_STATE_PARAMETER = 0, /* trained */
+  GANTRY_STATE_STATISTIC = 1, /* running means and the like */
+  GANTRY_STATE_MOMENT = 2,    /* of an optimizer */
+  GANTRY_STATE_AVERAGE = 3    /* EMA of a parameter */
+} gantry_state_kind;
+
+/* A tensor that lives from step to step. Pointers are valid as long as the session. */
+typedef struct gantry_state_info {
+  size_t struct_size;
+  const char* name;   /* "generator.0.weight", "generator.0.weight.moment1", "ema.generator.0.weight" */
+  const char* role;   /* "generator" */
+  int32_t kind;       /* a gantry_state_kind */
+  int32_t dtype;      /* a gantry_dtype */
+  size_t rank;
+  const int64_t* dims;
+  size_t element_count;
+} gantry_state_info;
+#define GANTRY_STATE_INFO_INIT {sizeof(gantry_state_info), 0, 0, 0, 0, 0, 0, 0}
+
+/* States of a planned session; 0 before. */
+GANTRY_API size_t gantry_gan_state_count(const gantry_gan* gan);
+/* Errors: GANTRY_INVALID_ARGUMENT  index >= gantry_gan_state_count(). */
+GANTRY_API gantry_status gantry_gan_state_get(const gantry_gan* gan, size_t index, gantry_state_info* info);
+/* Copies a state out or in, row-major, as doubles whatever its type; `count` is its element count.
+ * Errors: GANTRY_NOT_FOUND  the message names the nearest name; GANTRY_INVALID_ARGUMENT  wrong count. */
+GANTRY_API gantry_status gantry_gan_read_state(const gantry_gan* gan, const char* name, double* to, size_t count);
+GANTRY_API gantry_status gantry_gan_write_state(gantry_gan* gan, const char* name, const double* from, size_t count);
+
+/* Draws `count` samples from the first generator into `to`, sample_count floats: count times the elements of one sample.
+ * `use_average` 1: on its EMA weights where the session has some. The noise depends on `noise_seed` only. Training goes on
+ * unchanged. */
+GANTRY_API gantry_status gantry_gan_sample(gantry_gan* gan, int64_t count, uint64_t noise_seed, int32_t use_average,
+                                           float* to, size_t sample_count);
+
+/* Writes everything that the session needs to go on bit for bit. Errors: GANTRY_NO_SPACE, GANTRY_IO_ERROR,
+ * GANTRY_CANNOT_CREATE; a file that was there is as before. */
+GANTRY_API gantry_status gantry_gan_save(gantry_gan* gan, const char* path);
+/* Goes on from a file of gantry_gan_save, in a session planned with the same roles and configuration.
+ * Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA (damaged, or of another model: the message names the tensor); the session is
+ * as before. */
+GANTRY_API gantry_status gantry_gan_resume(gantry_gan* gan, const char* path);
+
+/* ---- memory layouts -------------------------------------------------------------------------------------------- */
+
+/* The text file of a layout problem is comma-separated: a first line "id,lower,upper,size[,alignment][,group][,offset]", then
+ * one buffer a line, live in [lower, upper); docs/reference/layout-files.md has the details. */
+
+typedef struct gantry_layout_config {
+  size_t struct_size;
+  uint64_t capacity_bytes; /* stop at the first placement that fits; 0: as low as can be found */
+  int64_t work_limit;      /* how long to search, in units of about a nanosecond; 0: the default, some seconds */
+  uint64_t seed;
+} gantry_layout_config;
+#define GANTRY_LAYOUT_CONFIG_INIT {sizeof(gantry_layout_config), 0, 0, 1}
+
+typedef struct gantry_layout_result {
+  size_t struct_size;
+  uint64_t buffer_count;
+  uint64_t height_bytes;      /* the highest byte used */
+  uint64_t lower_bound_bytes; /* no placement is lower */
+  int32_t optimal;            /* 1: proved, the height is the lower bound */
+  int32_t fits;               /* 1: height_bytes <= capacity_bytes, or no capacity was given */
+  char method[64];            /* what found the placement; "" from gantry_layout_check */
+} gantry_layout_result;
+#define GANTRY_LAYOUT_RESULT_INIT {sizeof(gantry_layout_result), 0, 0, 0, 0, 0, {0}}
+
+/* Places the buffers of the file `problem_path` and, where they fit, writes the problem with an offset column to
+ * `placed_path` (NULL: nowhere). A placement that does not fit is no error: see `fits`. `config` may be NULL.
+ * Errors: GANTRY_BAD_DATA  the file is no layout problem; the message names the line. */
+GANTRY_API gantry_status gantry_layout_solve(const char* problem_path, const gantry_layout_config* config,
+                                             const char* placed_path, gantry_layout_result* result);
+/* Proves that the offsets of `placed_path` (columns id and offset; by position where it has no ids) are a right placement of
+ * `problem_path`: no two buffers that live at one time share a byte, alignments and fixed offsets are kept, and nothing lies
+ * above capacity_bytes (0: no limit). `valid` becomes 1 or 0; where it is 0, gantry_last_error() names the buffers.
+ * Errors: GANTRY_BAD_DATA  a file cannot be read as what it should be, or a buffer has no offset. */
+GANTRY_API gantry_status gantry_layout_check(const char* problem_path, const char* placed_path, uint64_t capacity_bytes,
+                                             int32_t* valid, gantry_layout_result* result);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* GANTRY_GANTRY_H_ */

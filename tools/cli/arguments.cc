@@ -1,0 +1,154 @@
+// The only file that includes CLI11, which is slow to compile.
+#include "tools/cli/arguments.h"
+
+#include <cstdio>
+#include <functional>
+
+#include <CLI/CLI.hpp>
+
+#include "tools/cli/commands.h"
+#include "tools/cli/support.h"
+
+namespace gantry::cli {
+namespace {
+
+constexpr char kExitCodesText[] =
+    "Exit status: 0 done, 1 the answer is no, 64 wrong usage, 65 bad input, 66 input missing, 69 something is unavailable,\n"
+    "70 a bug, 73 cannot create output, 74 input/output error, 75 stopped after a checkpoint (resume goes on).";
+
+// Which subcommand was chosen: its callback stores what to run, so that failures are thrown outside of CLI11.
+using Chosen = std::function<int()>;
+
+void AddCheck(CLI::App& app, Chosen& chosen) {
+  static CheckOptions options;
+  CLI::App* command = app.add_subcommand("check", "Replay a reference case and compare every logged value and weight with it");
+  command->add_option("case", options.folder, "Folder with case.json, generator.onnx, discriminator.onnx, real.npy, noise.npy, expected.npz")->required();
+  command->add_option("--kernels", options.kernels, "reference (default): plain loops; fast: kernels for this processor")
+      ->check(CLI::IsMember({"reference", "fast"}));
+  command->add_option("--dtype", options.dtype, "f64 (default with reference kernels) or f32")->check(CLI::IsMember({"f64", "f32"}));
+  command->add_option("--threads", options.threads, "Threads of a step; 0 (default): one a core")->check(CLI::Range(0, 4096));
+  command->add_flag("!--no-winograd", options.winograd, "No Winograd forms of convolutions");
+  command->add_flag("--json", options.json, "End stdout with one line of JSON: log, weights_sha256, largest errors");
+  command->callback([&] { chosen = [] { return RunCheck(options); }; });
+}
+
+void AddLayout(CLI::App& app, Chosen& chosen) {
+  static LayoutOptions options;
+  CLI::App* layout = app.add_subcommand("layout", "Place buffers with known lifetimes in one arena");
+  layout->require_subcommand(1);
+  CLI::App* solve = layout->add_subcommand("solve", "Find a low placement; exit 1 where none fits the capacity");
+  solve->add_option("problem", options.problem, "CSV file: id,lower,upper,size[,alignment][,group][,offset]")->required();
+  solve->add_option("--capacity", options.capacity_bytes, "Bytes of the arena; default: as low as can be found");
+  solve->add_option("--out", options.placed, "CSV file to write: the problem with an offset column");
+  solve->add_option("--work", options.work_limit, "How long to search, in units of about a nanosecond")->check(CLI::NonNegativeNumber);
+  solve->add_option("--seed", options.seed, "Seed of the randomised part");
+  solve->callback([&] { chosen = [] { return RunLayoutSolve(options); }; });
+  CLI::App* check = layout->add_subcommand("check", "Prove a placement right; exit 1 where it is wrong");
+  check->add_option("problem", options.problem, "CSV file of the problem")->required();
+  check->add_option("placed", options.placed, "CSV file with columns id and offset")->required();
+  check->add_option("--capacity", options.capacity_bytes, "Bytes of the arena");
+  check->callback([&] { chosen = [] { return RunLayoutCheck(options); }; });
+}
+
+void AddInfo(CLI::App& app, Chosen& chosen) {
+  app.add_subcommand("backends", "Say which backends this build has and what they found here")->callback([&] { chosen = RunBackends; });
+  app.add_subcommand("ops", "List the operators that models can be made of")->callback([&] { chosen = RunOps; });
+}
+
+void AddModel(CLI::App& app, Chosen& chosen) {
+  static ModelOptions options;
+  const auto AddSource = [](CLI::App* command) {
+    command->add_option("source", options.source, "A run file, or the folder of a reference case")->required();
+    command->add_option("--set", options.settings, "Override a key of the run file: train.batch=32")->type_name("KEY=VALUE");
+    command->add_option("--dtype", options.dtype, "Of a reference case: f32 (default) or f64")->check(CLI::IsMember({"f64", "f32"}));
+    command->add_option("--kernels", options.kernels, "Of a reference case: fast (default) or reference")->check(CLI::IsMember({"reference", "fast"}));
+  };
+  CLI::App* program = app.add_subcommand("program", "Look at step programs");
+  program->require_subcommand(1);
+  CLI::App* show = program->add_subcommand("show", "Print the step program as text");
+  AddSource(show);
+  show->add_flag("--executed", options.executed, "As it runs: simplified, fused, lowered to this processor");
+  show->add_flag("--gradient-norms", options.gradient_norms, "Of a reference case: with the norm of every parameter's gradient");
+  show->callback([&] { chosen = [] { return RunProgramShow(options); }; });
+  CLI::App* plan = app.add_subcommand("plan", "Look at plans");
+  plan->require_subcommand(1);
+  CLI::App* show_plan = plan->add_subcommand("show", "Print what a step will need: peak bytes and the largest buffers");
+  AddSource(show_plan);
+  show_plan->callback([&] { chosen = [] { return RunPlanShow(options); }; });
+}
+
+void AddTrain(CLI::App& app, Chosen& chosen) {
+  static TrainOptions train;
+  CLI::App* command = app.add_subcommand("train", "Train what a run file describes");
+  command->add_option("run", train.run_file, "Run file (TOML)")->required();
+  command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE");
+  command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file");
+  command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(CLI::PositiveNumber);
+  command->callback([&] { chosen = [] { return RunTrain(train); }; });
+
+  static SampleOptions sample;
+  CLI::App* draw = app.add_subcommand("sample", "Draw samples from a checkpoint");
+  draw->add_option("source", sample.source, "A checkpoint, a run's folder (its newest checkpoint), or a run file")->required();
+  draw->add_option("--out", sample.out, "File to write: .png (a grid of images) or .npy")->required();
+  draw->add_option("--count", sample.count, "Samples; default 64")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  draw->add_option("--columns", sample.columns, "Images a row; default: about square")->check(CLI::NonNegativeNumber);
+  draw->add_option("--seed", sample.seed, "Seed of the noise; default 0");
+  draw->add_flag("!--no-average", sample.average, "Use the weights, not their running average");
+  draw->callback([&] { chosen = [] { return RunSample(sample); }; });
+}
+
+// The innermost subcommand on the command line.
+const CLI::App& Innermost(const CLI::App& app) {
+  const std::vector<CLI::App*> used = const_cast<CLI::App&>(app).get_subcommands();
+  return used.empty() ? app : Innermost(*used.back());
+}
+
+// " (did you mean '--kernels'?)" for the first argument that nobody takes.
+std::string Suggestion(const CLI::App& app, int argc, char** argv) {
+  const CLI::App& command = Innermost(app);
+  std::vector<std::string> names;
+  for (const CLI::Option* option : command.get_options()) {
+    for (const std::string& name : option->get_lnames()) names.push_back("--" + name);
+    for (const std::string& name : option->get_fnames()) names.push_back("--" + name);
+  }
+  for (const CLI::App* subcommand : const_cast<CLI::App&>(command).get_subcommands([](CLI::App*) { return true; })) {
+    names.push_back(subcommand->get_name());
+  }
+  for (int i = 1; i < argc; ++i) {
+    std::string argument = argv[i];
+    if (argument.starts_with("--")) argument = argument.substr(0, argument.find('='));
+    if (std::find(names.begin(), names.end(), argument) != names.end()) continue;
+    const std::string nearest = Nearest(argument, names);
+    if (!nearest.empty() && nearest.starts_with("--") == argument.starts_with("--")) {
+      return "; did you mean '" + nearest + "' instead of '" + argument + "'?";
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+int ParseAndRun(int argc, char** argv) {
+  CLI::App app("Trains generative adversarial networks. `gantry COMMAND --help` describes a command.", "gantry");
+  app.footer(kExitCodesText);
+  app.set_version_flag("--version", std::string("gantry ") + gantry_version());
+  app.require_subcommand(1);
+  Chosen chosen;
+  AddTrain(app, chosen);
+  AddCheck(app, chosen);
+  AddModel(app, chosen);
+  AddLayout(app, chosen);
+  AddInfo(app, chosen);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::Success& success) {
+    return app.exit(success, std::cout, std::cerr);  // --help, --version
+  } catch (const CLI::ParseError& error) {
+    const std::string path = Innermost(app).get_name();
+    throw Failure(kExitUsage, std::string(error.what()) + Suggestion(app, argc, argv) + "\ntry: gantry " +
+                                  (&Innermost(app) == &app ? "" : path + " ") + "--help");
+  }
+  return chosen();
+}
+
+}  // namespace gantry::cli

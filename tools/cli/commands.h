@@ -1,0 +1,61 @@
+// The subcommands: each takes what its options said and returns the exit code. They throw Failure.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace gantry::cli {
+
+struct CheckOptions {
+  std::string folder;
+  std::string kernels = "reference";
+  std::string dtype;  // empty: f64 with reference kernels, f32 with fast ones
+  int threads = 0;    // 0: one for each core
+  bool winograd = true;
+  bool json = false;
+};
+int RunCheck(const CheckOptions& options);
+
+struct LayoutOptions {
+  std::string problem, placed;
+  uint64_t capacity_bytes = 0;  // 0: none
+  int64_t work_limit = 0;       // 0: the library's
+  uint64_t seed = 1;
+};
+int RunLayoutSolve(const LayoutOptions& options);
+int RunLayoutCheck(const LayoutOptions& options);
+
+int RunBackends();
+int RunOps();
+
+// A run file with overrides, or a reference case.
+struct ModelOptions {
+  std::string source;
+  std::vector<std::string> settings;
+  std::string dtype = "f32", kernels = "fast";  // of a reference case
+  bool executed = false;        // the program as it runs
+  bool gradient_norms = false;  // of a reference case
+};
+int RunProgramShow(const ModelOptions& options);
+int RunPlanShow(const ModelOptions& options);
+
+struct TrainOptions {
+  std::string run_file;
+  std::vector<std::string> settings;
+  std::string resume;   // empty, "latest" or a file
+  int64_t steps = 0;    // stop after so many; 0: at the run's end
+};
+int RunTrain(const TrainOptions& options);
+
+struct SampleOptions {
+  std::string source;  // a checkpoint, a run's folder, or a run file
+  std::string out;
+  int64_t count = 64;
+  int64_t columns = 0;
+  uint64_t seed = 0;
+  bool average = true;
+};
+int RunSample(const SampleOptions& options);
+
+}  // namespace gantry::cli

@@ -225,7 +225,7 @@ class StepBuilder {
     if (config_.gradient_penalty > 0) {
       for (ValueId fake_sample : draw.fakes) {
         GANTRY_ASSIGN_OR_RETURN(const ValueId penalty, GradientPenalty(role, draw, fake_sample));
-        losses.push_back(penalty);
+        losses.push_back(ops::Scale(program_, penalty, config_.gradient_penalty));
         Log("gradient_penalty", penalty);
       }
     }
@@ -256,17 +256,16 @@ class StepBuilder {
     return program_.status();
   }
 
-  // r1 and r2 as values of their own, also appended to `losses`.
+  // r1 and r2: logged without their weights, appended to `losses` with them.
   absl::Status AddZeroCenteredPenalties(const Draw& draw, ValueId real, const std::vector<ValueId>& fakes,
                                         std::vector<ValueId>& losses) {
     const auto Penalty = [&](std::string_view name, double weight, ValueId logits, ValueId sample) -> absl::Status {
       program_.SetPhase("penalty");
       const ValueId outputs[] = {logits}, inputs[] = {sample};
       GANTRY_ASSIGN_OR_RETURN(const std::vector<ValueId> gradient, Differentiate(program_, outputs, {}, inputs));
-      ValueId value = gradient[0] == kNoValue
-                          ? Scalar(0.0)
-                          : ops::Scale(program_, ops::ReduceMean(program_, SquaredNorms(program_, gradient[0]), {}), weight / 2);
-      losses.push_back(value);
+      ValueId value =
+          gradient[0] == kNoValue ? Scalar(0.0) : ops::ReduceMean(program_, SquaredNorms(program_, gradient[0]), {});
+      losses.push_back(ops::Scale(program_, value, weight / 2));
       if (lazy()) {
         const ValueId condition = program_.condition();
         program_.SetCondition(kNoValue);
@@ -285,6 +284,7 @@ class StepBuilder {
     return absl::OkStatus();
   }
 
+  // Without its weight, as it is logged.
   absl::StatusOr<ValueId> GradientPenalty(const GanRole& role, const Draw& draw, ValueId fake) {
     program_.SetPhase("penalty");
     Program& p = program_;
@@ -300,7 +300,7 @@ class StepBuilder {
       return absl::InvalidArgumentError(absl::StrFormat("'%s' does not depend on its input: no gradient penalty", role.name));
     }
     const ValueId norm = ops::Sqrt(p, SquaredNorms(p, gradient[0]));
-    return ops::Scale(p, ops::ReduceMean(p, ops::Square(p, ops::Scale(p, norm, 1.0, -1.0)), {}), config_.gradient_penalty);
+    return ops::ReduceMean(p, ops::Square(p, ops::Scale(p, norm, 1.0, -1.0)), {});
   }
 
   absl::Status GeneratorPhase() {

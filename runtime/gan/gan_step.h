@@ -65,8 +65,8 @@ struct GanStepConfig {
 //   "penalty"                       scalar: 1 in steps with r1 or r2, else 0; only where penalty_every > 1
 //   "random_state"                  i64[2], where a network draws random numbers
 // Scalar outputs: "discriminator_loss" "r1" "r2" "gradient_penalty" "generator_loss" "mean_logit_real" "mean_logit_fake"
-//   (of the last draw, means over micro-batches and sums over roles); with health also "sign_real", "<role>.gradient_norm",
-//   "diversity_real", "diversity_fake": mean over elements of the standard deviation over the batch.
+//   (penalties without their weights; of the last draw, means over micro-batches and sums over roles); with health also
+//   "sign_real", "<role>.gradient_norm", "diversity_real", "diversity_fake": mean over elements of the standard deviation over the batch.
 // States: "<role>.<name>" of every network, "<role>.<name>.moment1" and so on, "ema.<generator>.<name>".
 //   Further outputs: "sample" (the last made batch of the first generator).
 // Every discriminator judges every generator. kInvalidArgument names roles and shapes that do not fit together.

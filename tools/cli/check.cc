@@ -58,6 +58,7 @@ class Replay {
     real_ = Load("real.npy", sizes_.real_elements);
     noise_ = Load("noise.npy", sizes_.noise_elements);
     if (sizes_.mix_elements > 0) mix_ = Load("mix.npy", sizes_.mix_elements);
+    ResetRunningStatistics();
   }
 
   const gantry_plan_info& plan() const { return plan_; }
@@ -117,6 +118,18 @@ class Replay {
   }
 
  private:
+  // Exporting a network in training mode runs it once and moves its running statistics; the recorded run began from fresh ones.
+  void ResetRunningStatistics() {
+    for (size_t i = 0; i < gantry_gan_state_count(gan_.get()); ++i) {
+      gantry_state_info info = GANTRY_STATE_INFO_INIT;
+      Require(gantry_gan_state_get(gan_.get(), i, &info));
+      const std::string_view name = info.name;
+      if (info.kind != GANTRY_STATE_STATISTIC || (!name.ends_with(".running_mean") && !name.ends_with(".running_var"))) continue;
+      const std::vector<double> fresh(info.element_count, name.ends_with("mean") ? 0.0 : 1.0);
+      Require(gantry_gan_write_state(gan_.get(), info.name, fresh.data(), fresh.size()));
+    }
+  }
+
   static const float* Data(const Array& array) { return static_cast<const float*>(gantry_array_data(array.get())); }
 
   std::vector<double> Read(const char* name, size_t count) {

@@ -1,0 +1,203 @@
+// Times training steps of a built-in DCGAN, alone or for step_compare: see tools/bench/peers/README.md for the protocol.
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <map>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include "memory/device.h"
+#include "ops/philox.h"
+#include "runtime/data/npy.h"
+#include "runtime/gan/families.h"
+#include "runtime/gan/gan_session.h"
+#include "runtime/graph/onnx.h"
+
+namespace gantry {
+namespace {
+
+struct Options {
+  std::string model = "dcgan32";
+  std::string data;  // a reference case to check against
+  int64_t batch = 64;
+  int threads = 1;
+  int iterations = 10;
+  bool serve = false, json = false, profile = false, winograd = true;
+};
+
+struct Bench {
+  std::unique_ptr<Device> device;
+  std::unique_ptr<GanSession> session;
+  std::vector<float> real;
+
+  absl::StatusOr<double> Step(std::span<const float> noise = {}) {
+    const auto start = std::chrono::steady_clock::now();
+    GANTRY_RETURN_IF_ERROR(session->Step({.real = real, .noise = noise}));
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+};
+
+absl::StatusOr<Bench> Make(const Options& options, Model generator, Model discriminator) {
+  Bench bench;
+  bench.device = MakeCpuDevice({.thread_count = options.threads});
+  std::vector<GanRole> generators, discriminators;
+  generators.push_back({"generator", std::move(generator), {}});
+  discriminators.push_back({"discriminator", std::move(discriminator), {}});
+  GanSessionOptions session;
+  session.step.health = false;
+  session.plan.thread_count = options.threads;
+  session.plan.winograd = options.winograd;
+  GANTRY_ASSIGN_OR_RETURN(bench.session, GanSession::Create(session, std::move(generators), std::move(discriminators), *bench.device));
+  bench.real.resize(bench.session->real_elements());
+  for (size_t i = 0; i < bench.real.size(); ++i) bench.real[i] = std::sin(0.37f * static_cast<float>(i));
+  return bench;
+}
+
+absl::StatusOr<Bench> MakeTimed(const Options& options) {
+  const bool small = options.model == "dcgan32";
+  if (!small && options.model != "dcgan64") {
+    return absl::InvalidArgumentError("unknown model '" + options.model + "'; known are dcgan32, dcgan64");
+  }
+  FamilyOptions family;
+  family.image_size = small ? 32 : 64;
+  family.channels = small ? 1 : 3;
+  family.width = 64;
+  family.latent_size = 100;
+  family.batch = options.batch;
+  GANTRY_ASSIGN_OR_RETURN(Family models, BuildFamily("dcgan", family));
+  return Make(options, std::move(models.generator), std::move(models.discriminator));
+}
+
+// Losses of the first steps of a reference case, [[D, G], ...].
+absl::StatusOr<nlohmann::json> CaseLosses(const Options& options) {
+  GANTRY_ASSIGN_OR_RETURN(const HostArray real, ReadNpy(options.data + "/real.npy"));
+  GANTRY_ASSIGN_OR_RETURN(const HostArray noise, ReadNpy(options.data + "/noise.npy"));
+  const OnnxOptions onnx{.batch = real.shape[1]};
+  GANTRY_ASSIGN_OR_RETURN(Model generator, ImportOnnxFile(options.data + "/generator.onnx", onnx));
+  GANTRY_ASSIGN_OR_RETURN(Model discriminator, ImportOnnxFile(options.data + "/discriminator.onnx", onnx));
+  GANTRY_ASSIGN_OR_RETURN(Bench bench, Make(options, std::move(generator), std::move(discriminator)));
+  const std::vector<float> reals = ToF32(real), noises = ToF32(noise);
+  nlohmann::json losses = nlohmann::json::array();
+  for (int64_t step = 0; step < std::min<int64_t>(3, real.shape[0]); ++step) {
+    const int64_t reals_each = bench.session->real_elements(), noise_each = bench.session->noise_elements();
+    bench.real.assign(reals.begin() + step * reals_each, reals.begin() + (step + 1) * reals_each);
+    GANTRY_RETURN_IF_ERROR(bench.Step(std::span(noises).subspan(step * noise_each, noise_each)).status());
+    losses.push_back({*bench.session->Scalar("discriminator_loss"), *bench.session->Scalar("generator_loss")});
+  }
+  return losses;
+}
+
+void PrintProfile(Executor& executor, int steps) {
+  std::map<std::string, std::pair<double, int>> rows;
+  const Program& program = executor.program();
+  double total = 0;
+  size_t index = 0;
+  for (const PlannedOp& step : executor.plan().schedule) {
+    if (step.kernel == nullptr) continue;
+    const Op& op = program.ops()[step.op];
+    std::string name = absl::StrFormat("%s (%s) %s", op.definition->name, step.kernel->implementation(),
+                                       program.TypeOf(op.outputs[0]).ToString());
+    auto& row = rows[name];
+    row.first += executor.op_seconds()[index] / steps;
+    ++row.second;
+    total += executor.op_seconds()[index++] / steps;
+  }
+  std::vector<std::pair<double, std::string>> sorted;
+  for (const auto& [name, row] : rows) sorted.emplace_back(row.first, absl::StrFormat("%2dx %s", row.second, name));
+  std::sort(sorted.rbegin(), sorted.rend());
+  for (const auto& [seconds, name] : sorted) std::printf("%9.3f ms %5.1f %%  %s\n", seconds * 1e3, 100 * seconds / total, name.c_str());
+}
+
+absl::Status Serve(const Options& options) {
+  nlohmann::json ready = {{"ready", true}};
+  if (!options.data.empty()) {
+    GANTRY_ASSIGN_OR_RETURN(ready["losses"], CaseLosses(options));
+  }
+  GANTRY_ASSIGN_OR_RETURN(Bench bench, MakeTimed(options));
+  GANTRY_RETURN_IF_ERROR(bench.Step().status());
+  std::cout << ready.dump() << std::endl;
+  std::string command;
+  int count = 0;
+  while (std::cin >> command >> count && command == "run") {
+    nlohmann::json samples = nlohmann::json::array();
+    for (int i = 0; i < count; ++i) {
+      GANTRY_ASSIGN_OR_RETURN(const double seconds, bench.Step());
+      samples.push_back(seconds);
+    }
+    std::cout << nlohmann::json{{"samples_s", samples}}.dump() << std::endl;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Measure(const Options& options) {
+  GANTRY_ASSIGN_OR_RETURN(Bench bench, MakeTimed(options));
+  GANTRY_RETURN_IF_ERROR(bench.Step().status());
+  if (options.profile) bench.session->executor().SetProfiling(true);
+  std::vector<double> samples;
+  for (int i = 0; i < options.iterations; ++i) {
+    GANTRY_ASSIGN_OR_RETURN(const double seconds, bench.Step());
+    samples.push_back(seconds);
+  }
+  if (options.profile) PrintProfile(bench.session->executor(), options.iterations);
+  std::vector<double> sorted = samples;
+  std::sort(sorted.begin(), sorted.end());
+  const double median = sorted[sorted.size() / 2];
+  rusage usage;
+  getrusage(RUSAGE_SELF, &usage);
+  const double images = static_cast<double>(options.batch) / median;
+  const Plan& plan = bench.session->plan();
+  if (options.json) {
+    std::cout << nlohmann::json{{"name", "step"}, {"model", options.model}, {"threads", options.threads}, {"samples_s", samples},
+                                {"images_per_s", images}, {"arena_bytes", plan.arena_bytes},
+                                {"arena_lower_bound_bytes", plan.lower_bound_bytes},
+                                {"peak_rss_bytes", usage.ru_maxrss * 1024}}.dump()
+              << std::endl;
+  } else {
+    std::printf("%s, %d threads: median %.4f s, best %.4f s, %.1f images/s; arena %.1f MB (%.3f x lower bound), peak RSS %.1f MB\n",
+                options.model.c_str(), options.threads, median, sorted[0], images, plan.arena_bytes / 1e6,
+                static_cast<double>(plan.arena_bytes) / static_cast<double>(plan.lower_bound_bytes), usage.ru_maxrss / 1e3);
+  }
+  return absl::OkStatus();
+}
+
+int Main(int argc, char** argv) {
+  Options options;
+  for (int i = 1; i < argc; ++i) {
+    const std::string flag = argv[i];
+    const auto Value = [&]() -> std::string { return i + 1 < argc ? argv[++i] : ""; };
+    if (flag == "--model") options.model = Value();
+    else if (flag == "--data") options.data = Value();
+    else if (flag == "--batch") options.batch = std::atoll(Value().c_str());
+    else if (flag == "--threads") options.threads = std::atoi(Value().c_str());
+    else if (flag == "--iterations") options.iterations = std::atoi(Value().c_str());
+    else if (flag == "--serve") options.serve = true;
+    else if (flag == "--json") options.json = true;
+    else if (flag == "--profile") options.profile = true;
+    else if (flag == "--no-winograd") options.winograd = false;
+    else {
+      std::fprintf(stderr, "step_bench [--model dcgan32|dcgan64] [--threads N] [--batch N] [--iterations N] [--data CASE] "
+                           "[--no-winograd] [--profile] [--json] [--serve]\n");
+      return 64;
+    }
+  }
+  if (options.batch < 1 || options.threads < 1 || options.iterations < 1) {
+    std::fprintf(stderr, "step_bench: --batch, --threads and --iterations must be at least 1\n");
+    return 64;
+  }
+  const absl::Status status = options.serve ? Serve(options) : Measure(options);
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "step_bench: %s\n", std::string(status.message()).c_str());
+  return 70;
+}
+
+}  // namespace
+}  // namespace gantry
+
+int main(int argc, char** argv) { return gantry::Main(argc, argv); }

@@ -79,13 +79,18 @@ absl::StatusOr<Bench> MakeTimed(const Options& options) {
 absl::StatusOr<nlohmann::json> CaseLosses(const Options& options) {
   GANTRY_ASSIGN_OR_RETURN(const HostArray real, ReadNpy(options.data + "/real.npy"));
   GANTRY_ASSIGN_OR_RETURN(const HostArray noise, ReadNpy(options.data + "/noise.npy"));
-  const OnnxOptions onnx{.batch = real.shape[1]};
+  const OnnxOptions onnx{.batch = real.shape()[1]};
   GANTRY_ASSIGN_OR_RETURN(Model generator, ImportOnnxFile(options.data + "/generator.onnx", onnx));
   GANTRY_ASSIGN_OR_RETURN(Model discriminator, ImportOnnxFile(options.data + "/discriminator.onnx", onnx));
   GANTRY_ASSIGN_OR_RETURN(Bench bench, Make(options, std::move(generator), std::move(discriminator)));
-  const std::vector<float> reals = ToF32(real), noises = ToF32(noise);
+  const auto Floats = [](const HostArray& array) {
+    std::vector<float> values(array.element_count());
+    ConvertToF32(array.type(), array.bytes().data(), array.element_count(), values.data());
+    return values;
+  };
+  const std::vector<float> reals = Floats(real), noises = Floats(noise);
   nlohmann::json losses = nlohmann::json::array();
-  for (int64_t step = 0; step < std::min<int64_t>(3, real.shape[0]); ++step) {
+  for (int64_t step = 0; step < std::min<int64_t>(3, real.shape()[0]); ++step) {
     const int64_t reals_each = bench.session->real_elements(), noise_each = bench.session->noise_elements();
     bench.real.assign(reals.begin() + step * reals_each, reals.begin() + (step + 1) * reals_each);
     GANTRY_RETURN_IF_ERROR(bench.Step(std::span(noises).subspan(step * noise_each, noise_each)).status());

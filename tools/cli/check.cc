@@ -23,6 +23,9 @@ constexpr double kF64NormTolerance = 1e-9;     // relative
 constexpr double kF32LogTolerance = 1e-5;      // absolute, or kDriftFactor x PyTorch's own float32 drift
 constexpr double kDriftFactor = 10.0;
 constexpr double kF32NormTolerance = 1e-4;     // relative
+// The generators' first gradient comes after an update of the discriminator, which multiplies rounding: where PyTorch's own float32
+// drifts in that step, its gradient norms are off by more than 20 times as much, relative (dcgan32: 2.8e-5 in the log, 8e-4).
+constexpr double kNormDriftFactor = 100.0;
 // A gradient below this share of its network's largest is zero in exact arithmetic: rounding noise.
 constexpr double kNoiseShare = 1e-6;
 
@@ -206,7 +209,10 @@ class Comparison {
   void GradientNorm(const std::string& tensor, double expected, double got) {
     if (std::isnan(got) && expected == 0.0) got = 0.0;  // a tensor that nothing depends on
     const double error = std::abs(got - expected);
-    const double tolerance = f64_ ? kF64NormTolerance : kF32NormTolerance;
+    double tolerance = f64_ ? kF64NormTolerance : kF32NormTolerance;
+    if (!f64_ && tensor.starts_with("generator.") && !reference_.drift.empty()) {
+      tolerance = std::max(tolerance, kNormDriftFactor * reference_.drift[0]);
+    }
     const double allowed = tolerance * std::abs(expected) + (f64_ ? 1e-9 : 1.0) * kNoiseShare * LargestNorm(reference_, tensor);
     const bool ok = error <= allowed;
     if (!(IsNoise(reference_, tensor) && ok)) norms_.Take(expected == 0.0 ? error : error / std::abs(expected), tensor);

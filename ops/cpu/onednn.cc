@@ -3,6 +3,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <array>
 #include <oneapi/dnnl/dnnl.hpp>
 #include <optional>
 #include <utility>
@@ -309,6 +310,15 @@ bool Usable(const dnnl::primitive_desc_base& descriptor) {
   return static_cast<bool>(descriptor) && !IsReference(descriptor.impl_info_str());
 }
 
+// Where the primitive knows neither: both are applied to its result, [N, C, spatial].
+void AddBiasAndActivation(const KernelRequest& request, OneDnnKernel& kernel) {
+  const bool has_bias = request.inputs.size() > 2;
+  if (!has_bias && !request.attributes.Has("slope")) return;
+  const Shape& result = request.outputs[0].shape;
+  kernel.SetActivation(result[0], result[1], result.element_count() / (result[0] * result[1]), has_bias,
+                       static_cast<float>(request.attributes.Float("slope", 1.0)));
+}
+
 std::unique_ptr<OneDnnKernel> TryConv(const KernelRequest& request, const ConvShape& shape, ImageFormat images) {
   const bool has_bias = request.inputs.size() > 2;
   dnnl::primitive_attr attributes = UserScratchpad();
@@ -345,13 +355,7 @@ std::unique_ptr<OneDnnKernel> TryConvTranspose(const KernelRequest& request, con
               {{DNNL_ARG_DIFF_DST, gradient}, {DNNL_ARG_WEIGHTS, weights}, {DNNL_ARG_DIFF_SRC, result}});
   kernel->Deliver(result, Row(shape.source));
   kernel->SetImplementation(backward.impl_info_str(), Name(images));
-  const bool has_bias = request.inputs.size() > 2;
-  if (has_bias || request.attributes.Has("slope")) {
-    int64_t places = 1;
-    for (size_t axis = 2; axis < shape.source.size(); ++axis) places *= shape.source[axis];
-    kernel->SetActivation(shape.source[0], shape.source[1], places, has_bias,
-                          static_cast<float>(request.attributes.Float("slope", 1.0)));
-  }
+  AddBiasAndActivation(request, *kernel);
   return kernel;
 }
 
@@ -371,23 +375,7 @@ std::unique_ptr<OneDnnKernel> TryConvWeightGrad(const KernelRequest& request, co
   return kernel;
 }
 
-// Blocked formats pad channels to 8 or 16. Where a side has fewer, channels last is faster; plain is the last resort.
-std::unique_ptr<OneDnnKernel> MakeConvolution(const KernelRequest& request) {
-  const ConvGeometry geometry = GeometryOf(request.op.name, request.inputs, request.outputs, request.attributes);
-  const ConvShape shape = MakeConvShape(geometry);
-  const bool narrow = std::min(geometry.group_input_channels(), geometry.group_output_channels()) < 8;
-  const auto formats = narrow ? std::array{ImageFormat::kChannelsLast, ImageFormat::kAny, ImageFormat::kPlain}
-                              : std::array{ImageFormat::kAny, ImageFormat::kChannelsLast, ImageFormat::kPlain};
-  const auto attempt = request.op.name == "conv"             ? TryConv
-                       : request.op.name == "conv_transpose" ? TryConvTranspose
-                                                             : TryConvWeightGrad;
-  for (ImageFormat format : formats) {
-    if (std::unique_ptr<OneDnnKernel> kernel = attempt(request, shape, format)) return kernel;
-  }
-  return nullptr;
-}
-
-// --- matmul -----------------------------------------------------------------------------------------------------------
+// --- matrix products --------------------------------------------------------------------------------------------------
 
 // [batch, rows, columns] of a matrix stored plainly, or with the last two axes exchanged.
 memory::desc Matrix(const Dims& batch, int64_t rows, int64_t columns, bool transposed) {
@@ -402,6 +390,91 @@ memory::desc Matrix(const Dims& batch, int64_t rows, int64_t columns, bool trans
   }
   return memory::desc(dims, memory::data_type::f32, strides);
 }
+
+// left times right, of the inputs with these indices.
+std::unique_ptr<OneDnnKernel> TryMatmul(const KernelRequest& request, const memory::desc& left, const memory::desc& right,
+                                        const memory::desc& product, std::array<int, 2> operands) {
+#if DNNL_VERSION_MAJOR >= 3
+  const dnnl::matmul::primitive_desc descriptor(CpuEngine(), left, right, product, UserScratchpad(), true);
+#else
+  const dnnl::matmul::primitive_desc descriptor({left, right, product}, UserScratchpad(), CpuEngine(), true);
+#endif
+  if (!Usable(descriptor)) return nullptr;
+  auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
+  const int left_tensor = kernel->Input(operands[0], left), right_tensor = kernel->Input(operands[1], right);
+  const int product_tensor = kernel->Output(0, product);
+  kernel->Add(dnnl::matmul(descriptor), descriptor.scratchpad_desc(),
+              {{DNNL_ARG_SRC, left_tensor}, {DNNL_ARG_WEIGHTS, right_tensor}, {DNNL_ARG_DST, product_tensor}});
+  kernel->SetImplementation(descriptor.impl_info_str(), "");
+  return kernel;
+}
+
+// A kernel that covers the whole input has one place to stand on: all three are products of [N, O], [N, C * taps] and
+// [O, C * taps], which lie plainly in memory. oneDNN's convolutions run up to seven times slower there.
+bool IsMatrixProduct(const ConvGeometry& geometry) {
+  if (geometry.groups != 1 || geometry.output_places() != 1) return false;
+  for (int axis = 0; axis < 3; ++axis) {
+    const WindowAxis& window = geometry.window.axes[axis];
+    if (window.pad_begin != 0 || window.kernel != geometry.input[axis] || (window.kernel > 1 && window.dilation != 1)) return false;
+  }
+  return true;
+}
+
+std::unique_ptr<OneDnnKernel> MakeConvolutionAsMatmul(const KernelRequest& request, const ConvGeometry& geometry) {
+  const int64_t batch = geometry.batch, outputs = geometry.output_channels;
+  const int64_t taps = geometry.input_channels * geometry.input_places();
+  if (request.op.name == "conv_weight_grad") {
+    return TryMatmul(request, Matrix({}, outputs, batch, true), Matrix({}, batch, taps, false), Matrix({}, outputs, taps, false), {1, 0});
+  }
+  const bool transpose = request.op.name == "conv_transpose";
+  std::unique_ptr<OneDnnKernel> kernel =
+      transpose ? TryMatmul(request, Matrix({}, batch, outputs, false), Matrix({}, outputs, taps, false),
+                            Matrix({}, batch, taps, false), {0, 1})
+                : TryMatmul(request, Matrix({}, batch, taps, false), Matrix({}, taps, outputs, true),
+                            Matrix({}, batch, outputs, false), {0, 1});
+  if (kernel != nullptr) AddBiasAndActivation(request, *kernel);
+  return kernel;
+}
+
+// The order in which formats are tried, by what oneDNN 2.6 was fastest with on AVX2.
+std::array<ImageFormat, 3> Preference(std::string_view op, const ConvGeometry& geometry) {
+  constexpr std::array kPlainFirst = {ImageFormat::kPlain, ImageFormat::kAny, ImageFormat::kChannelsLast};
+  constexpr std::array kLastFirst = {ImageFormat::kChannelsLast, ImageFormat::kAny, ImageFormat::kPlain};
+  constexpr std::array kAnyFirst = {ImageFormat::kAny, ImageFormat::kChannelsLast, ImageFormat::kPlain};
+  const int64_t narrow = std::min(geometry.group_input_channels(), geometry.group_output_channels());
+  // 1x1 kernels are matrix products on plain images; a reorder costs more than it brings.
+  if (geometry.groups == 1 && geometry.window.taps() == 1) return kPlainFirst;
+  // Blocked formats pad a narrow side to 8 or 16 channels.
+  if (op == "conv_weight_grad" && narrow == 1) return kLastFirst;
+  if (op == "conv_transpose" && narrow < 8) return kLastFirst;
+  return kAnyFirst;
+}
+
+// Direct convolutions are preferred to those by im2col and gemm. Among the latter, transposed ones are faster with the
+// channels last, unless a side is narrow.
+std::unique_ptr<OneDnnKernel> MakeConvolution(const KernelRequest& request) {
+  const ConvGeometry geometry = GeometryOf(request.op.name, request.inputs, request.outputs, request.attributes);
+  if (IsMatrixProduct(geometry)) return MakeConvolutionAsMatmul(request, geometry);
+  const ConvShape shape = MakeConvShape(geometry);
+  const auto attempt = request.op.name == "conv"             ? TryConv
+                       : request.op.name == "conv_transpose" ? TryConvTranspose
+                                                             : TryConvWeightGrad;
+  const std::array<ImageFormat, 3> preference = Preference(request.op.name, geometry);
+  const bool wide = std::min(geometry.group_input_channels(), geometry.group_output_channels()) >= 8;
+  const ImageFormat best_of_gemm =
+      request.op.name == "conv_transpose" && wide ? ImageFormat::kChannelsLast : ImageFormat::kPlain;
+  std::unique_ptr<OneDnnKernel> gemm;
+  for (ImageFormat format : preference) {
+    std::unique_ptr<OneDnnKernel> kernel = attempt(request, shape, format);
+    if (kernel == nullptr) continue;
+    const bool by_gemm = kernel->implementation().find("gemm:") != std::string_view::npos;
+    if (!by_gemm || preference[0] == ImageFormat::kPlain) return kernel;
+    if (gemm == nullptr || format == best_of_gemm) gemm = std::move(kernel);
+  }
+  return gemm;
+}
+
+// --- matmul as an op --------------------------------------------------------------------------------------------------
 
 std::unique_ptr<OneDnnKernel> MakeMatmul(const KernelRequest& request) {
   const Shape& a = request.inputs[0].shape;
@@ -431,18 +504,7 @@ std::unique_ptr<OneDnnKernel> MakeMatmul(const KernelRequest& request) {
   }
   const memory::desc left = Matrix(batch_a, rows, inner, transpose_a), right = Matrix(batch_c, inner, columns, transpose_c);
   const memory::desc product = Matrix(batch, rows, columns, false);
-#if DNNL_VERSION_MAJOR >= 3
-  const dnnl::matmul::primitive_desc descriptor(CpuEngine(), left, right, product, UserScratchpad(), true);
-#else
-  const dnnl::matmul::primitive_desc descriptor({left, right, product}, UserScratchpad(), CpuEngine(), true);
-#endif
-  if (!Usable(descriptor)) return nullptr;
-  auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
-  const int left_tensor = kernel->Input(0, left), right_tensor = kernel->Input(1, right), result_tensor = kernel->Output(0, product);
-  kernel->Add(dnnl::matmul(descriptor), descriptor.scratchpad_desc(),
-              {{DNNL_ARG_SRC, left_tensor}, {DNNL_ARG_WEIGHTS, right_tensor}, {DNNL_ARG_DST, result_tensor}});
-  kernel->SetImplementation(descriptor.impl_info_str(), "");
-  return kernel;
+  return TryMatmul(request, left, right, product, {0, 1});
 }
 
 // --- pooling ----------------------------------------------------------------------------------------------------------

@@ -31,7 +31,8 @@ absl::StatusOr<Channels> WeightChannels(const TensorType& weight, int64_t groups
   const int64_t output = weight.shape[0];
   if (output < 1 || weight.shape[1] < 1) return absl::InvalidArgumentError("the weights have no channels");
   if (output % groups != 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("groups %d does not divide the %d channels of w's first axis", groups, output));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("groups %d does not divide the %d channels of w's first axis", groups, output));
   }
   return Channels{weight.shape[1] * groups, output};
 }
@@ -39,7 +40,8 @@ absl::StatusOr<Channels> WeightChannels(const TensorType& weight, int64_t groups
 absl::Status CheckSlope(const Attributes& attributes) {
   if (!attributes.Has("slope")) return absl::OkStatus();
   GANTRY_ASSIGN_OR_RETURN(const double slope, infer::FloatAttribute(attributes, "slope"));
-  if (slope < 0) return absl::InvalidArgumentError(absl::StrFormat("attribute 'slope' is %g; it must be at least 0", slope));
+  if (slope < 0)
+    return absl::InvalidArgumentError(absl::StrFormat("attribute 'slope' is %g; it must be at least 0", slope));
   return absl::OkStatus();
 }
 
@@ -77,8 +79,8 @@ infer::Outputs InferConvOrError(infer::Inputs inputs, const Attributes& attribut
   GANTRY_ASSIGN_OR_RETURN(const int64_t groups, Groups(attributes));
   GANTRY_ASSIGN_OR_RETURN(const Channels channels, WeightChannels(w, groups));
   if (x.shape[1] != channels.input) {
-    return absl::InvalidArgumentError(absl::StrFormat("x has %d channels, but w with groups %d takes %d", x.shape[1], groups,
-                                                      channels.input));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("x has %d channels, but w with groups %d takes %d", x.shape[1], groups, channels.input));
   }
   GANTRY_RETURN_IF_ERROR(CheckBias(inputs, channels.output));
   GANTRY_ASSIGN_OR_RETURN(const Window window, ParseWindow(attributes, SpatialDims(w.shape)));
@@ -114,8 +116,8 @@ infer::Outputs InferConvWeightGradOrError(infer::Inputs inputs, const Attributes
   }
   GANTRY_ASSIGN_OR_RETURN(const int64_t groups, Groups(attributes));
   if (x.shape[1] < 1 || g.shape[1] < 1 || x.shape[1] % groups != 0 || g.shape[1] % groups != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("groups %d does not divide the %d channels of x and the %d of g", groups, x.shape[1], g.shape[1]));
+    return absl::InvalidArgumentError(absl::StrFormat("groups %d does not divide the %d channels of x and the %d of g",
+                                                      groups, x.shape[1], g.shape[1]));
   }
   GANTRY_ASSIGN_OR_RETURN(const std::vector<int64_t> kernel,
                           infer::IntsAttribute(attributes, "kernel", x.shape.rank() - 2, 1, INT32_MAX));
@@ -267,7 +269,8 @@ int SpatialRank(Builder& b, ValueId value) { return value == kNoValue ? 0 : b.Ty
 
 ValueId Conv(Builder& b, ValueId x, ValueId w, ValueId bias, const ConvAttributes& attributes) {
   Attributes written = Written(attributes, SpatialRank(b, x));
-  return bias == kNoValue ? Emit1(b, kConv, {x, w}, std::move(written)) : Emit1(b, kConv, {x, w, bias}, std::move(written));
+  return bias == kNoValue ? Emit1(b, kConv, {x, w}, std::move(written))
+                          : Emit1(b, kConv, {x, w, bias}, std::move(written));
 }
 
 ValueId ConvTranspose(Builder& b, ValueId y, ValueId w, ValueId bias, const ConvAttributes& attributes,
@@ -289,14 +292,15 @@ std::vector<int64_t> ConvTransposeOutput(std::span<const int64_t> input_spatial,
     // 128 bits, since the operands may come from a file; what does not fit becomes 0, which inference rejects.
     const __int128 size = (static_cast<__int128>(input_spatial[index]) - 1) * entry(attributes.strides, index, 1) -
                           entry(attributes.pads, index, 0) - entry(attributes.pads, rank + index, 0) +
-                          static_cast<__int128>(entry(attributes.dilations, index, 1)) * (entry(kernel, index, 1) - 1) + 1 +
-                          entry(output_padding, index, 0);
+                          static_cast<__int128>(entry(attributes.dilations, index, 1)) * (entry(kernel, index, 1) - 1) +
+                          1 + entry(output_padding, index, 0);
     output[index] = size < 1 || size > infer::kMaxElements ? 0 : static_cast<int64_t>(size);
   }
   return output;
 }
 
-ValueId ConvWeightGrad(Builder& b, ValueId x, ValueId g, const ConvAttributes& attributes, std::vector<int64_t> kernel) {
+ValueId ConvWeightGrad(Builder& b, ValueId x, ValueId g, const ConvAttributes& attributes,
+                       std::vector<int64_t> kernel) {
   Attributes written = Written(attributes, SpatialRank(b, x));
   written.Set("kernel", std::move(kernel));
   return Emit1(b, kConvWeightGrad, {x, g}, std::move(written));

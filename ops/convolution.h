@@ -1,5 +1,5 @@
-// The geometry that conv, conv_transpose and conv_weight_grad share. With x [N, C, spatial], w [O, C/groups, kernel] and
-// y [N, O, spatial'], each of the three ops computes one of them from the other two, over the same pairs of places:
+// The geometry that conv, conv_transpose and conv_weight_grad share. With x [N, C, spatial], w [O, C/groups, kernel]
+// and y [N, O, spatial'], each of the three ops computes one of them from the other two, over the same pairs of places:
 //   conv              y[n,o,q] = sum over c, t of x[n,c,p(q,t)] w[o,c,t]
 //   conv_transpose    x[n,c,p] = sum over o, t, q with p(q,t) = p of y[n,o,q] w[o,c,t]
 //   conv_weight_grad  w[o,c,t] = sum over n, q of x[n,c,p(q,t)] y[n,o,q]

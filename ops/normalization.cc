@@ -16,7 +16,8 @@ absl::StatusOr<NormalizeAttributes> CheckAttributes(const Attributes& attributes
   GANTRY_ASSIGN_OR_RETURN(std::vector<int> axes, infer::AxesAttribute(attributes, "axes", x.shape.rank()));
   for (int axis : axes) {
     if (x.shape[axis] == 0) {
-      return absl::InvalidArgumentError(absl::StrFormat("x is %s: there is nothing to normalize over axis %d", x.ToString(), axis));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("x is %s: there is nothing to normalize over axis %d", x.ToString(), axis));
     }
   }
   GANTRY_ASSIGN_OR_RETURN(const double eps, infer::FloatAttribute(attributes, "eps"));
@@ -96,8 +97,9 @@ void DifferentiateNormalize(GradientContext& context) {
   const auto wanted = [&](int input) { return static_cast<bool>(context.wanted[input]); };
   if (gradient != kNoValue && (wanted(0) || wanted(1))) {
     const ValueId inputs[] = {gradient, x, scale, mean, variance};
-    const std::vector<ValueId> gradients = b.Emit(
-        "normalize_grad", inputs, {{"axes", context.attributes.Ints("axes")}, {"eps", context.attributes.Float("eps")}});
+    const std::vector<ValueId> gradients =
+        b.Emit("normalize_grad", inputs,
+               {{"axes", context.attributes.Ints("axes")}, {"eps", context.attributes.Float("eps")}});
     if (!b.status().ok()) return;
     if (wanted(0)) context.input_gradients[0] = gradients[0];
     if (wanted(1)) context.input_gradients[1] = gradients[1];
@@ -145,7 +147,8 @@ std::vector<ValueId> DecomposeNormalizeGrad(Builder& b, std::span<const ValueId>
   const ValueId scaled = ops::Mul(b, g, scale);
   const ValueId mean_scaled = ops::ReduceMean(b, scaled, axes, true);
   const ValueId mean_product = ops::ReduceMean(b, ops::Mul(b, scaled, normal), axes, true);
-  const ValueId dx = ops::Mul(b, inverse, ops::Sub(b, ops::Sub(b, scaled, mean_scaled), ops::Mul(b, normal, mean_product)));
+  const ValueId dx =
+      ops::Mul(b, inverse, ops::Sub(b, ops::Sub(b, scaled, mean_scaled), ops::Mul(b, normal, mean_product)));
   if (!b.status().ok()) return {kNoValue, kNoValue, kNoValue};
   const Shape parameter = b.TypeOf(scale).shape;
   return {dx, ops::SumTo(b, ops::Mul(b, g, normal), parameter), ops::SumTo(b, g, parameter)};

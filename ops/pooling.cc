@@ -11,24 +11,25 @@ namespace {
 // No more windows than this are looked at one by one to see whether each holds a place of the input.
 constexpr int64_t kMostWindowsChecked = 1 << 20;
 
-// A window without any place of the input has no maximum and no average. A pad below the kernel's extent rules that out,
-// unless the dilation is so large that a window can step over the whole input.
+// A window without any place of the input has no maximum and no average. A pad below the kernel's extent rules that
+// out, unless the dilation is so large that a window can step over the whole input.
 absl::Status CheckNoEmptyWindow(const WindowAxis& axis, int dimension, int64_t input, int64_t windows) {
   if (axis.pad_begin >= axis.extent() || axis.pad_end >= axis.extent()) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("spatial dimension %d: pads %d + %d must be smaller than the %d places that a kernel of %d spans", dimension,
-                        axis.pad_begin, axis.pad_end, axis.extent(), axis.kernel));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "spatial dimension %d: pads %d + %d must be smaller than the %d places that a kernel of %d spans", dimension,
+        axis.pad_begin, axis.pad_end, axis.extent(), axis.kernel));
   }
   if (axis.kernel == 1 || input >= axis.dilation || axis.pad_begin == 0) return absl::OkStatus();
   for (int64_t index = 0; index < std::min(windows, kMostWindowsChecked); ++index) {
     const TapRange taps = TapsInside(axis, index, input);
     if (taps.first < taps.last) continue;
-    return absl::InvalidArgumentError(absl::StrFormat("spatial dimension %d: window %d with dilation %d misses the input of %d",
-                                                      dimension, index, axis.dilation, input));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("spatial dimension %d: window %d with dilation %d misses the input of %d", dimension, index,
+                        axis.dilation, input));
   }
   if (windows <= kMostWindowsChecked) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrFormat("spatial dimension %d: dilation %d is too large for an input of %d", dimension, axis.dilation, input));
+  return absl::InvalidArgumentError(absl::StrFormat("spatial dimension %d: dilation %d is too large for an input of %d",
+                                                    dimension, axis.dilation, input));
 }
 
 absl::StatusOr<std::vector<int64_t>> CheckedCounts(std::span<const int64_t> spatial, const Attributes& attributes) {
@@ -64,16 +65,17 @@ absl::Status RequirePooled(const TensorType& g, std::span<const int64_t> spatial
   GANTRY_ASSIGN_OR_RETURN(const std::vector<int64_t> counts, CheckedCounts(spatial, attributes));
   const std::span<const int64_t> given = SpatialDims(g.shape);
   if (std::equal(counts.begin(), counts.end(), given.begin(), given.end())) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrFormat("pooling spatial %s gives %s, but g is %s", Shape(spatial).ToString(),
-                                                    Shape(counts).ToString(), g.ToString()));
+  return absl::InvalidArgumentError(absl::StrFormat("pooling spatial %s gives %s, but g is %s",
+                                                    Shape(spatial).ToString(), Shape(counts).ToString(), g.ToString()));
 }
 
 infer::Outputs InferAvgPoolGrad(infer::Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(infer::RequireFloat(inputs));
   const TensorType& g = inputs[0];
   GANTRY_RETURN_IF_ERROR(infer::RequireRank(g, "g", 3, 5));
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<int64_t> spatial, infer::IntsAttribute(attributes, "output_spatial", g.shape.rank() - 2,
-                                                                                   1, infer::kMaxElements));
+  GANTRY_ASSIGN_OR_RETURN(
+      const std::vector<int64_t> spatial,
+      infer::IntsAttribute(attributes, "output_spatial", g.shape.rank() - 2, 1, infer::kMaxElements));
   GANTRY_RETURN_IF_ERROR(RequirePooled(g, spatial, attributes));
   return infer::One(g.dtype, WithSpatial(g.shape, spatial));
 }
@@ -101,8 +103,9 @@ template <infer::Outputs (*kInfer)(infer::Inputs, const Attributes&)>
 infer::Outputs Infer(infer::Inputs inputs, const Attributes& attributes) {
   infer::Outputs outputs = kInfer(inputs, attributes);
   if (outputs.ok()) return outputs;
-  return absl::Status(outputs.status().code(), absl::StrCat(outputs.status().message(), "; input ", inputs[0].ToString(), " ",
-                                                            attributes.ToString().substr(0, 400)));
+  return absl::Status(outputs.status().code(),
+                      absl::StrCat(outputs.status().message(), "; input ", inputs[0].ToString(), " ",
+                                   attributes.ToString().substr(0, 400)));
 }
 
 void DifferentiateAvgPool(GradientContext& context) {
@@ -120,26 +123,27 @@ void DifferentiateAvgPoolGrad(GradientContext& context) {
   for (const auto& [name, value] : context.attributes.entries()) {
     if (name != "output_spatial") attributes.Set(name, value);
   }
-  context.input_gradients[0] = ops::Emit1(context.builder, "avg_pool", {context.output_gradients[0]}, std::move(attributes));
+  context.input_gradients[0] =
+      ops::Emit1(context.builder, "avg_pool", {context.output_gradients[0]}, std::move(attributes));
 }
 
 void DifferentiateMaxPool(GradientContext& context) {
   if (!context.wanted[0]) return;
-  context.input_gradients[0] =
-      ops::Emit1(context.builder, "max_pool_grad", {context.output_gradients[0], context.inputs[0]}, context.attributes);
+  context.input_gradients[0] = ops::Emit1(context.builder, "max_pool_grad",
+                                          {context.output_gradients[0], context.inputs[0]}, context.attributes);
 }
 
 // Both are linear in their first input, and constant in x but for the set of measure zero where the maximum jumps.
 void DifferentiateMaxPoolGrad(GradientContext& context) {
   if (!context.wanted[0]) return;
-  context.input_gradients[0] =
-      ops::Emit1(context.builder, "max_pool_select", {context.output_gradients[0], context.inputs[1]}, context.attributes);
+  context.input_gradients[0] = ops::Emit1(context.builder, "max_pool_select",
+                                          {context.output_gradients[0], context.inputs[1]}, context.attributes);
 }
 
 void DifferentiateMaxPoolSelect(GradientContext& context) {
   if (!context.wanted[0]) return;
-  context.input_gradients[0] =
-      ops::Emit1(context.builder, "max_pool_grad", {context.output_gradients[0], context.inputs[1]}, context.attributes);
+  context.input_gradients[0] = ops::Emit1(context.builder, "max_pool_grad",
+                                          {context.output_gradients[0], context.inputs[1]}, context.attributes);
 }
 
 // One operation for each tap of each window.
@@ -170,7 +174,10 @@ TapRange TapsInside(const WindowAxis& axis, int64_t index, int64_t input) {
 std::vector<OpDefinition> PoolingOps() {
   return {
       {.name = "avg_pool", .infer = Infer<InferPool>, .differentiate = DifferentiateAvgPool, .cost = PoolCost},
-      {.name = "avg_pool_grad", .infer = Infer<InferAvgPoolGrad>, .differentiate = DifferentiateAvgPoolGrad, .cost = PoolCost},
+      {.name = "avg_pool_grad",
+       .infer = Infer<InferAvgPoolGrad>,
+       .differentiate = DifferentiateAvgPoolGrad,
+       .cost = PoolCost},
       {.name = "max_pool", .infer = Infer<InferPool>, .differentiate = DifferentiateMaxPool, .cost = PoolCost},
       {.name = "max_pool_grad",
        .min_inputs = 2,
@@ -210,7 +217,9 @@ ValueId AvgPool(Builder& b, ValueId x, const PoolAttributes& attributes) {
   return Emit1(b, "avg_pool", {x}, std::move(written));
 }
 
-ValueId MaxPool(Builder& b, ValueId x, const PoolAttributes& attributes) { return Emit1(b, "max_pool", {x}, Written(attributes)); }
+ValueId MaxPool(Builder& b, ValueId x, const PoolAttributes& attributes) {
+  return Emit1(b, "max_pool", {x}, Written(attributes));
+}
 
 }  // namespace ops
 }  // namespace gantry

@@ -23,18 +23,19 @@ absl::Status CheckAttributes(const Attributes& attributes, int spatial_rank) {
   }
   if (attributes.Has("rounding")) {
     GANTRY_RETURN_IF_ERROR(
-        infer::StringAttribute(attributes, "rounding", {"floor", "round_prefer_floor", "round_prefer_ceil", "ceil"}).status());
+        infer::StringAttribute(attributes, "rounding", {"floor", "round_prefer_floor", "round_prefer_ceil", "ceil"})
+            .status());
   }
   if (!attributes.Has("scales")) return absl::OkStatus();
   const auto* scales = std::get_if<std::vector<double>>(attributes.Find("scales"));
   if (scales == nullptr || static_cast<int>(scales->size()) != spatial_rank) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("attribute 'scales' must be a list of %d numbers, one for each spatial dimension", spatial_rank));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "attribute 'scales' must be a list of %d numbers, one for each spatial dimension", spatial_rank));
   }
   for (double scale : *scales) {
     if (!(scale >= kSmallestScale && scale <= 1 / kSmallestScale)) {
-      return absl::InvalidArgumentError(absl::StrFormat("attribute 'scales' holds %g; every scale must be from %g to %g", scale,
-                                                        kSmallestScale, 1 / kSmallestScale));
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "attribute 'scales' holds %g; every scale must be from %g to %g", scale, kSmallestScale, 1 / kSmallestScale));
     }
   }
   return absl::OkStatus();
@@ -98,7 +99,8 @@ std::vector<ResizeSample> ResizeSamples(const Attributes& attributes, int dimens
   const std::string coordinates = attributes.String("coordinates", kDefaultCoordinates);
   const std::string rounding = attributes.String("rounding", kDefaultRounding);
   const std::vector<double> scales = attributes.Floats("scales");
-  const double step = scales.empty() ? static_cast<double>(input) / static_cast<double>(output) : 1.0 / scales[dimension];
+  const double step =
+      scales.empty() ? static_cast<double>(input) / static_cast<double>(output) : 1.0 / scales[dimension];
   const double last = static_cast<double>(input - 1);
   std::vector<ResizeSample> samples(output);
   for (int64_t index = 0; index < output; ++index) {

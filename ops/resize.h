@@ -15,9 +15,9 @@ struct ResizeSample {
   double high_weight = 0;
 };
 
-// One entry for each of `output` elements of the spatial dimension `dimension`, resized from `input` elements. `attributes`
-// have passed inference. Nearest positions are rounded to f32 before they are rounded to an index, so that a position that
-// is an integer but for rounding (scale 0.6 as f32) counts as one.
+// One entry for each of `output` elements of the spatial dimension `dimension`, resized from `input` elements.
+// `attributes` have passed inference. Nearest positions are rounded to f32 before they are rounded to an index, so that
+// a position that is an integer but for rounding (scale 0.6 as f32) counts as one.
 std::vector<ResizeSample> ResizeSamples(const Attributes& attributes, int dimension, int64_t input, int64_t output);
 
 }  // namespace gantry

@@ -46,7 +46,8 @@ absl::StatusOr<Window> ParseWindow(const Attributes& attributes, std::span<const
   return window;
 }
 
-absl::StatusOr<std::vector<int64_t>> WindowCounts(const Window& window, std::span<const int64_t> spatial, bool ceil_mode) {
+absl::StatusOr<std::vector<int64_t>> WindowCounts(const Window& window, std::span<const int64_t> spatial,
+                                                  bool ceil_mode) {
   if (static_cast<int>(spatial.size()) != window.rank) {
     return absl::InvalidArgumentError(absl::StrFormat("a kernel of %d spatial dimensions on an input that has %d: [%s]",
                                                       window.rank, spatial.size(), absl::StrJoin(spatial, ",")));
@@ -57,8 +58,9 @@ absl::StatusOr<std::vector<int64_t>> WindowCounts(const Window& window, std::spa
     const int64_t room = spatial[index] + axis.pad_begin + axis.pad_end - axis.extent();
     if (room < 0 || spatial[index] < 1) {
       return absl::InvalidArgumentError(absl::StrFormat(
-          "spatial dimension %d: a kernel of %d with dilation %d spans %d places, but the input has %d and pads %d + %d", index,
-          axis.kernel, axis.dilation, axis.extent(), spatial[index], axis.pad_begin, axis.pad_end));
+          "spatial dimension %d: a kernel of %d with dilation %d spans %d places, but the input has %d and pads %d + "
+          "%d",
+          index, axis.kernel, axis.dilation, axis.extent(), spatial[index], axis.pad_begin, axis.pad_end));
     }
     counts[index] = (room + (ceil_mode ? axis.stride - 1 : 0)) / axis.stride + 1;
     if (ceil_mode && (counts[index] - 1) * axis.stride >= spatial[index] + axis.pad_begin) --counts[index];

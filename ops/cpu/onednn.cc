@@ -1,201 +1,21 @@
 #include "ops/cpu/onednn.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <array>
-#include <oneapi/dnnl/dnnl.hpp>
-#include <optional>
 #include <utility>
 #include <vector>
 
-#include "memory/cpu/parallel.h"
 #include "ops/convolution.h"
+#include "ops/cpu/onednn_kernel.h"
 #include "ops/pooling.h"
 
 namespace gantry::cpu {
 namespace {
 
-using dnnl::memory;
-using Dims = memory::dims;
-
-constexpr size_t kAlignment = 64;
 // oneDNN counts in 32 bits in places.
 constexpr int64_t kMostElements = INT32_MAX;
 
-const dnnl::engine& CpuEngine() {
-  static const dnnl::engine* const engine = new dnnl::engine(dnnl::engine::kind::cpu, 0);
-  return *engine;
-}
-
-// Primitives split their work by the number of threads at creation, and may use no other number when they run.
-class ScopedThreadCount {
- public:
-  explicit ScopedThreadCount(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(std::max(count, 1)); }
-  ScopedThreadCount(const ScopedThreadCount&) = delete;
-  ScopedThreadCount& operator=(const ScopedThreadCount&) = delete;
-  ~ScopedThreadCount() { omp_set_num_threads(before_); }
-
- private:
-  int before_;
-};
-
-// oneDNN's own plain loops: a thousand times slower than anything else.
-bool IsReference(std::string_view implementation) { return implementation.find("ref") != std::string_view::npos; }
-
-memory::desc Row(const Dims& dims) {
-  Dims strides(dims.size(), 1);
-  for (size_t axis = dims.size(); axis-- > 1;) strides[axis - 1] = strides[axis] * dims[axis];
-  return memory::desc(dims, memory::data_type::f32, strides);
-}
-memory::desc ChannelsLast(const Dims& dims) {
-  Dims strides(dims.size(), 1);
-  int64_t stride = dims[1];
-  for (size_t axis = dims.size(); axis-- > 2;) {
-    strides[axis] = stride;
-    stride *= dims[axis];
-  }
-  strides[0] = stride;
-  return memory::desc(dims, memory::data_type::f32, strides);
-}
-memory::desc Any(const Dims& dims) { return memory::desc(dims, memory::data_type::f32, memory::format_tag::any); }
-
-dnnl::primitive_attr UserScratchpad() {
-  dnnl::primitive_attr attributes;
-  attributes.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  return attributes;
-}
-
-// A sequence of primitives over inputs, outputs and scratch.
-class OneDnnKernel final : public Kernel {
- public:
-  explicit OneDnnKernel(int thread_count) : thread_count_(thread_count), stream_(CpuEngine()) {}
-
-  size_t scratch_bytes() const override { return scratchpad_offset_ + scratchpad_bytes_; }
-  std::string_view implementation() const override { return implementation_; }
-
-  absl::Status Run(const KernelArguments& arguments) override {
-    const ScopedThreadCount threads(thread_count_);
-    try {
-      for (Binding& binding : bindings_) binding.tensor.set_data_handle(Address(binding, arguments));
-      for (const Step& step : steps_) {
-        const dnnl_status_t status = dnnl_primitive_execute(step.primitive.get(), stream_.get(),
-                                                            static_cast<int>(step.arguments.size()), step.arguments.data());
-        if (status != dnnl_success) {
-          return absl::InternalError(absl::StrFormat("%s failed with dnnl_status_t %d", implementation_, status));
-        }
-      }
-      stream_.wait();
-    } catch (const dnnl::error& error) {
-      return absl::InternalError(absl::StrFormat("%s: %s", implementation_, error.what()));
-    }
-    if (activation_.has_value()) ApplyActivation(*activation_, arguments);
-    return absl::OkStatus();
-  }
-
-  // Each returns the index of a tensor for Add.
-  int Input(int index, const memory::desc& descriptor) { return Bind(Place::kInput, index, descriptor); }
-  int Output(int index, const memory::desc& descriptor) { return Bind(Place::kOutput, index, descriptor); }
-  int Scratch(const memory::desc& descriptor) {
-    const size_t offset = scratchpad_offset_;
-    scratchpad_offset_ += (descriptor.get_size() + kAlignment - 1) / kAlignment * kAlignment;
-    return Bind(Place::kScratch, offset, descriptor);
-  }
-
-  // Appends a primitive; `tensors` pairs DNNL_ARG_... with an index. Scratchpads of all primitives lie in one place.
-  void Add(const dnnl::primitive& primitive, const memory::desc& scratchpad, const std::vector<std::pair<int, int>>& tensors) {
-    Step step{primitive, {}};
-    for (const auto& [argument, tensor] : tensors) step.arguments.push_back({argument, bindings_[tensor].tensor.get()});
-    if (scratchpad.get_size() > 0) {
-      scratchpad_bytes_ = std::max(scratchpad_bytes_, scratchpad.get_size());
-      step.arguments.push_back({DNNL_ARG_SCRATCHPAD, bindings_[Bind(Place::kScratchpad, 0, scratchpad)].tensor.get()});
-    }
-    steps_.push_back(std::move(step));
-  }
-
-  // Tensor `from` in the format `to`: itself, or a copy in scratch made by a reorder.
-  int Reordered(int from, const memory::desc& to) {
-    if (bindings_[from].tensor.get_desc() == to) return from;
-    const int copy = Scratch(to);
-    Reorder(from, copy);
-    return copy;
-  }
-  void Reorder(int from, int to) {
-    const dnnl::reorder::primitive_desc descriptor(CpuEngine(), bindings_[from].tensor.get_desc(), CpuEngine(),
-                                                   bindings_[to].tensor.get_desc(), UserScratchpad());
-    Add(dnnl::reorder(descriptor), descriptor.scratchpad_desc(), {{DNNL_ARG_FROM, from}, {DNNL_ARG_TO, to}});
-  }
-  // Where a primitive writes output 0, plain: there, or in scratch with Deliver's reorder after it.
-  int ResultTensor(const memory::desc& produced, const memory::desc& plain) {
-    return produced == plain ? Output(0, plain) : Scratch(produced);
-  }
-  void Deliver(int result, const memory::desc& plain) {
-    if (bindings_[result].place != Place::kOutput) Reorder(result, Output(0, plain));
-  }
-
-  // At the end: output 0, [N, channels, places], gets the bias of input 2, if there is one, and a leaky ReLU.
-  void SetActivation(int64_t batch, int64_t channels, int64_t places, bool has_bias, float slope) {
-    activation_ = Activation{batch, channels, places, has_bias, slope};
-  }
-  void SetImplementation(std::string_view implementation, std::string_view format) {
-    implementation_ = absl::StrFormat("oneDNN %s%s", implementation, format);
-  }
-
- private:
-  enum class Place { kInput, kOutput, kScratch, kScratchpad };
-  struct Binding {
-    memory tensor;
-    Place place;
-    size_t at;  // which input or output, or bytes into scratch
-  };
-  struct Step {
-    dnnl::primitive primitive;
-    std::vector<dnnl_exec_arg_t> arguments;
-  };
-  struct Activation {
-    int64_t batch, channels, places;
-    bool has_bias;
-    float slope;
-  };
-
-  int Bind(Place place, size_t at, const memory::desc& descriptor) {
-    bindings_.push_back({memory(descriptor, CpuEngine(), DNNL_MEMORY_NONE), place, at});
-    return static_cast<int>(bindings_.size()) - 1;
-  }
-
-  void* Address(const Binding& binding, const KernelArguments& arguments) const {
-    switch (binding.place) {
-      case Place::kInput: return const_cast<void*>(arguments.inputs[binding.at]);
-      case Place::kOutput: return arguments.outputs[binding.at];
-      case Place::kScratch: return static_cast<char*>(arguments.scratch) + binding.at;
-      case Place::kScratchpad: return static_cast<char*>(arguments.scratch) + scratchpad_offset_;
-    }
-    return nullptr;
-  }
-
-  void ApplyActivation(const Activation& activation, const KernelArguments& arguments) const {
-    const float* const biases = activation.has_bias ? static_cast<const float*>(arguments.inputs[2]) : nullptr;
-    ParallelFor(thread_count_, activation.batch * activation.channels, [&](int64_t plane) {
-      float* const values = static_cast<float*>(arguments.outputs[0]) + plane * activation.places;
-      const float bias = biases == nullptr ? 0.0f : biases[plane % activation.channels];
-      for (int64_t place = 0; place < activation.places; ++place) {
-        const float value = values[place] + bias;
-        values[place] = value > 0.0f ? value : activation.slope * value;
-      }
-    });
-  }
-
-  int thread_count_;
-  dnnl::stream stream_;
-  std::vector<Binding> bindings_;
-  std::vector<Step> steps_;
-  size_t scratchpad_offset_ = 0;  // behind the scratch tensors
-  size_t scratchpad_bytes_ = 0;
-  std::optional<Activation> activation_;
-  std::string implementation_;
-};
-
-// --- convolution ------------------------------------------------------------------------------------------------------
+// --- convolution ---------------------------------------------------------------------------------------------------
 
 // The tensors of a convolution as oneDNN counts them: groups as an axis of the weights, dilations less one.
 struct ConvShape {
@@ -228,18 +48,24 @@ enum class ImageFormat { kAny, kChannelsLast, kPlain };
 
 std::string_view Name(ImageFormat format) {
   switch (format) {
-    case ImageFormat::kAny: return ", any";
-    case ImageFormat::kChannelsLast: return ", channels last";
-    case ImageFormat::kPlain: return ", plain";
+    case ImageFormat::kAny:
+      return ", any";
+    case ImageFormat::kChannelsLast:
+      return ", channels last";
+    case ImageFormat::kPlain:
+      return ", plain";
   }
   return "";
 }
 
 memory::desc Images(const Dims& dims, ImageFormat format) {
   switch (format) {
-    case ImageFormat::kAny: return Any(dims);
-    case ImageFormat::kChannelsLast: return ChannelsLast(dims);
-    case ImageFormat::kPlain: return Row(dims);
+    case ImageFormat::kAny:
+      return Any(dims);
+    case ImageFormat::kChannelsLast:
+      return ChannelsLast(dims);
+    case ImageFormat::kPlain:
+      return Row(dims);
   }
   return Any(dims);
 }
@@ -253,13 +79,14 @@ ConvFormats MakeFormats(const ConvShape& shape, ImageFormat images) {
 }
 
 // What differs between oneDNN 2 and 3. Each is empty where there is no implementation.
-dnnl::convolution_forward::primitive_desc ForwardDescriptor(const ConvShape& s, const ConvFormats& f, const memory::desc& bias,
+dnnl::convolution_forward::primitive_desc ForwardDescriptor(const ConvShape& s, const ConvFormats& f,
+                                                            const memory::desc& bias,
                                                             const dnnl::primitive_attr& attributes) {
   constexpr auto kind = dnnl::prop_kind::forward_training;
   constexpr auto algorithm = dnnl::algorithm::convolution_direct;
 #if DNNL_VERSION_MAJOR >= 3
-  return {CpuEngine(), kind,         algorithm,    f.source,   f.weights,  bias, f.result,
-          s.strides,   s.dilations,  s.pads_begin, s.pads_end, attributes, true};
+  return {CpuEngine(), kind,        algorithm,    f.source,   f.weights,  bias, f.result,
+          s.strides,   s.dilations, s.pads_begin, s.pads_end, attributes, true};
 #else
   return {{kind, algorithm, f.source, f.weights, bias, f.result, s.strides, s.dilations, s.pads_begin, s.pads_end},
           attributes,
@@ -334,7 +161,8 @@ std::unique_ptr<OneDnnKernel> TryConv(const KernelRequest& request, const ConvSh
   const int source = kernel->Reordered(kernel->Input(0, Row(shape.source)), forward.src_desc());
   const int weights = kernel->Reordered(kernel->Input(1, Row(shape.weights)), forward.weights_desc());
   const int result = kernel->ResultTensor(forward.dst_desc(), Row(shape.result));
-  std::vector<std::pair<int, int>> tensors = {{DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weights}, {DNNL_ARG_DST, result}};
+  std::vector<std::pair<int, int>> tensors = {
+      {DNNL_ARG_SRC, source}, {DNNL_ARG_WEIGHTS, weights}, {DNNL_ARG_DST, result}};
   if (has_bias) tensors.emplace_back(DNNL_ARG_BIAS, kernel->Input(2, bias));
   kernel->Add(dnnl::convolution_forward(forward), forward.scratchpad_desc(), tensors);
   kernel->Deliver(result, Row(shape.result));
@@ -342,8 +170,10 @@ std::unique_ptr<OneDnnKernel> TryConv(const KernelRequest& request, const ConvSh
   return kernel;
 }
 
-std::unique_ptr<OneDnnKernel> TryConvTranspose(const KernelRequest& request, const ConvShape& shape, ImageFormat images) {
-  const auto forward = ForwardDescriptor(shape, MakeFormats(shape, ImageFormat::kAny), memory::desc(), UserScratchpad());
+std::unique_ptr<OneDnnKernel> TryConvTranspose(const KernelRequest& request, const ConvShape& shape,
+                                               ImageFormat images) {
+  const auto forward =
+      ForwardDescriptor(shape, MakeFormats(shape, ImageFormat::kAny), memory::desc(), UserScratchpad());
   if (!forward) return nullptr;
   const auto backward = BackwardDataDescriptor(shape, MakeFormats(shape, images), forward);
   if (!Usable(backward)) return nullptr;
@@ -359,8 +189,10 @@ std::unique_ptr<OneDnnKernel> TryConvTranspose(const KernelRequest& request, con
   return kernel;
 }
 
-std::unique_ptr<OneDnnKernel> TryConvWeightGrad(const KernelRequest& request, const ConvShape& shape, ImageFormat images) {
-  const auto forward = ForwardDescriptor(shape, MakeFormats(shape, ImageFormat::kAny), memory::desc(), UserScratchpad());
+std::unique_ptr<OneDnnKernel> TryConvWeightGrad(const KernelRequest& request, const ConvShape& shape,
+                                                ImageFormat images) {
+  const auto forward =
+      ForwardDescriptor(shape, MakeFormats(shape, ImageFormat::kAny), memory::desc(), UserScratchpad());
   if (!forward) return nullptr;
   const auto backward = BackwardWeightsDescriptor(shape, MakeFormats(shape, images), forward);
   if (!Usable(backward)) return nullptr;
@@ -375,7 +207,7 @@ std::unique_ptr<OneDnnKernel> TryConvWeightGrad(const KernelRequest& request, co
   return kernel;
 }
 
-// --- matrix products --------------------------------------------------------------------------------------------------
+// --- matrix products -----------------------------------------------------------------------------------------------
 
 // [batch, rows, columns] of a matrix stored plainly, or with the last two axes exchanged.
 memory::desc Matrix(const Dims& batch, int64_t rows, int64_t columns, bool transposed) {
@@ -392,8 +224,9 @@ memory::desc Matrix(const Dims& batch, int64_t rows, int64_t columns, bool trans
 }
 
 // left times right, of the inputs with these indices.
-std::unique_ptr<OneDnnKernel> TryMatmul(const KernelRequest& request, const memory::desc& left, const memory::desc& right,
-                                        const memory::desc& product, std::array<int, 2> operands) {
+std::unique_ptr<OneDnnKernel> TryMatmul(const KernelRequest& request, const memory::desc& left,
+                                        const memory::desc& right, const memory::desc& product,
+                                        std::array<int, 2> operands) {
 #if DNNL_VERSION_MAJOR >= 3
   const dnnl::matmul::primitive_desc descriptor(CpuEngine(), left, right, product, UserScratchpad(), true);
 #else
@@ -415,7 +248,8 @@ bool IsMatrixProduct(const ConvGeometry& geometry) {
   if (geometry.groups != 1 || geometry.output_places() != 1) return false;
   for (int axis = 0; axis < 3; ++axis) {
     const WindowAxis& window = geometry.window.axes[axis];
-    if (window.pad_begin != 0 || window.kernel != geometry.input[axis] || (window.kernel > 1 && window.dilation != 1)) return false;
+    if (window.pad_begin != 0 || window.kernel != geometry.input[axis] || (window.kernel > 1 && window.dilation != 1))
+      return false;
   }
   return true;
 }
@@ -424,7 +258,8 @@ std::unique_ptr<OneDnnKernel> MakeConvolutionAsMatmul(const KernelRequest& reque
   const int64_t batch = geometry.batch, outputs = geometry.output_channels;
   const int64_t taps = geometry.input_channels * geometry.input_places();
   if (request.op.name == "conv_weight_grad") {
-    return TryMatmul(request, Matrix({}, outputs, batch, true), Matrix({}, batch, taps, false), Matrix({}, outputs, taps, false), {1, 0});
+    return TryMatmul(request, Matrix({}, outputs, batch, true), Matrix({}, batch, taps, false),
+                     Matrix({}, outputs, taps, false), {1, 0});
   }
   const bool transpose = request.op.name == "conv_transpose";
   std::unique_ptr<OneDnnKernel> kernel =
@@ -474,13 +309,14 @@ std::unique_ptr<OneDnnKernel> MakeConvolution(const KernelRequest& request) {
   return gemm;
 }
 
-// --- matmul as an op --------------------------------------------------------------------------------------------------
+// --- matmul as an op -----------------------------------------------------------------------------------------------
 
 std::unique_ptr<OneDnnKernel> MakeMatmul(const KernelRequest& request) {
   const Shape& a = request.inputs[0].shape;
   const Shape& c = request.inputs[1].shape;
   const Shape& result = request.outputs[0].shape;
-  const bool transpose_a = request.attributes.Int("transpose_a") != 0, transpose_c = request.attributes.Int("transpose_b") != 0;
+  const bool transpose_a = request.attributes.Int("transpose_a") != 0,
+             transpose_c = request.attributes.Int("transpose_b") != 0;
   int64_t rows = result[result.rank() - 2];
   const int64_t columns = result[result.rank() - 1];
   const int64_t inner = transpose_a ? a[a.rank() - 2] : a[a.rank() - 1];
@@ -502,12 +338,13 @@ std::unique_ptr<OneDnnKernel> MakeMatmul(const KernelRequest& request) {
   } else if (batch_a == batch && batch_c == batch) {
     batch_a = batch_c = batch = {count(batch)};
   }
-  const memory::desc left = Matrix(batch_a, rows, inner, transpose_a), right = Matrix(batch_c, inner, columns, transpose_c);
+  const memory::desc left = Matrix(batch_a, rows, inner, transpose_a),
+                     right = Matrix(batch_c, inner, columns, transpose_c);
   const memory::desc product = Matrix(batch, rows, columns, false);
   return TryMatmul(request, left, right, product, {0, 1});
 }
 
-// --- pooling ----------------------------------------------------------------------------------------------------------
+// --- pooling -------------------------------------------------------------------------------------------------------
 
 // avg_pool, avg_pool_grad and max_pool without dilation, in the plain format.
 std::unique_ptr<OneDnnKernel> MakePool(const KernelRequest& request) {
@@ -515,14 +352,15 @@ std::unique_ptr<OneDnnKernel> MakePool(const KernelRequest& request) {
   const Shape& x = backward ? request.outputs[0].shape : request.inputs[0].shape;
   const Shape& pooled = backward ? request.inputs[0].shape : request.outputs[0].shape;
   const PoolGeometry geometry = PoolGeometryOf(x, pooled, request.attributes);
-  const auto algorithm = request.op.name == "max_pool"  ? dnnl::algorithm::pooling_max
-                         : geometry.count_include_pad ? dnnl::algorithm::pooling_avg_include_padding
-                                                      : dnnl::algorithm::pooling_avg_exclude_padding;
+  const auto algorithm = request.op.name == "max_pool" ? dnnl::algorithm::pooling_max
+                         : geometry.count_include_pad  ? dnnl::algorithm::pooling_avg_include_padding
+                                                       : dnnl::algorithm::pooling_avg_exclude_padding;
   Dims strides, kernel_dims, pads_begin, pads_end;
   for (int index = 0; index < geometry.window.rank; ++index) {
     const WindowAxis& axis = geometry.window.spatial(index);
     const int place = 3 - geometry.window.rank + index;
-    const int64_t reach = (geometry.output[place] - 1) * axis.stride + axis.kernel - geometry.input[place] - axis.pad_begin;
+    const int64_t reach =
+        (geometry.output[place] - 1) * axis.stride + axis.kernel - geometry.input[place] - axis.pad_begin;
     // A window of ceil_mode that goes beyond the pad: oneDNN would count those places as padding.
     if (reach > axis.pad_end && algorithm == dnnl::algorithm::pooling_avg_include_padding) return nullptr;
     if (axis.dilation > 1 && axis.kernel > 1) return nullptr;
@@ -534,13 +372,13 @@ std::unique_ptr<OneDnnKernel> MakePool(const KernelRequest& request) {
   const memory::desc source = Row(x.dims()), result = Row(pooled.dims());
   // forward_inference: no workspace, which only the gradient of the maximum needs.
 #if DNNL_VERSION_MAJOR >= 3
-  const dnnl::pooling_forward::primitive_desc forward(CpuEngine(), dnnl::prop_kind::forward_inference, algorithm, source, result,
-                                                      strides, kernel_dims, Dims(strides.size(), 0), pads_begin, pads_end,
-                                                      UserScratchpad(), true);
+  const dnnl::pooling_forward::primitive_desc forward(CpuEngine(), dnnl::prop_kind::forward_inference, algorithm,
+                                                      source, result, strides, kernel_dims, Dims(strides.size(), 0),
+                                                      pads_begin, pads_end, UserScratchpad(), true);
 #else
-  const dnnl::pooling_forward::primitive_desc forward({dnnl::prop_kind::forward_inference, algorithm, source, result, strides,
-                                                       kernel_dims, pads_begin, pads_end},
-                                                      UserScratchpad(), CpuEngine(), true);
+  const dnnl::pooling_forward::primitive_desc forward(
+      {dnnl::prop_kind::forward_inference, algorithm, source, result, strides, kernel_dims, pads_begin, pads_end},
+      UserScratchpad(), CpuEngine(), true);
 #endif
   if (!forward) return nullptr;
   auto kernel = std::make_unique<OneDnnKernel>(request.thread_count);
@@ -553,15 +391,17 @@ std::unique_ptr<OneDnnKernel> MakePool(const KernelRequest& request) {
   }
 #if DNNL_VERSION_MAJOR >= 3
   const dnnl::pooling_backward::primitive_desc gradient(CpuEngine(), algorithm, source, result, strides, kernel_dims,
-                                                        Dims(strides.size(), 0), pads_begin, pads_end, forward, UserScratchpad(),
-                                                        true);
+                                                        Dims(strides.size(), 0), pads_begin, pads_end, forward,
+                                                        UserScratchpad(), true);
 #else
   const dnnl::pooling_backward::primitive_desc gradient(
-      {algorithm, source, result, strides, kernel_dims, pads_begin, pads_end}, UserScratchpad(), CpuEngine(), forward, true);
+      {algorithm, source, result, strides, kernel_dims, pads_begin, pads_end}, UserScratchpad(), CpuEngine(), forward,
+      true);
 #endif
   if (!Usable(gradient)) return nullptr;
   const int from = kernel->Input(0, result), to = kernel->Output(0, source);
-  kernel->Add(dnnl::pooling_backward(gradient), gradient.scratchpad_desc(), {{DNNL_ARG_DIFF_DST, from}, {DNNL_ARG_DIFF_SRC, to}});
+  kernel->Add(dnnl::pooling_backward(gradient), gradient.scratchpad_desc(),
+              {{DNNL_ARG_DIFF_DST, from}, {DNNL_ARG_DIFF_SRC, to}});
   kernel->SetImplementation(gradient.impl_info_str(), "");
   return kernel;
 }
@@ -581,8 +421,13 @@ bool Covers(const KernelRequest& request) {
 absl::StatusOr<std::unique_ptr<Kernel>> MakeOneDnnKernel(const KernelRequest& request) {
   using Maker = std::unique_ptr<OneDnnKernel> (*)(const KernelRequest&);
   constexpr std::pair<std::string_view, Maker> kOps[] = {
-      {"conv", MakeConvolution},   {"conv_transpose", MakeConvolution}, {"conv_weight_grad", MakeConvolution}, {"matmul", MakeMatmul},
-      {"avg_pool", MakePool}, {"avg_pool_grad", MakePool},         {"max_pool", MakePool},
+      {"conv", MakeConvolution},
+      {"conv_transpose", MakeConvolution},
+      {"conv_weight_grad", MakeConvolution},
+      {"matmul", MakeMatmul},
+      {"avg_pool", MakePool},
+      {"avg_pool_grad", MakePool},
+      {"max_pool", MakePool},
   };
   for (const auto& [name, make] : kOps) {
     if (name != request.op.name || !Covers(request)) continue;

@@ -8,10 +8,10 @@
 namespace gantry::cpu {
 
 // conv, conv_transpose, conv_weight_grad, matmul, avg_pool, avg_pool_grad and max_pool. Null for other ops, types and
-// layouts, for empty tensors, and where oneDNN has nothing but its slow "ref" implementation. The choice of format follows
-// rules, not timings, so that the same request gives the same bits in every run. Everything is created here; the kernel's Run
-// sets addresses and executes. Tensors in other formats and scratchpads lie in scratch_bytes(); what oneDNN 2.6 itself still
-// allocates while it runs is bookkeeping: one to two KiB, and blocks of 16 KiB in its gemm.
+// layouts, for empty tensors, and where oneDNN has nothing but its slow "ref" implementation. The choice of format
+// follows rules, not timings, so that the same request gives the same bits in every run. Everything is created here;
+// the kernel's Run sets addresses and executes. Tensors in other formats and scratchpads lie in scratch_bytes(); what
+// oneDNN 2.6 itself still allocates while it runs is bookkeeping: one to two KiB, and blocks of 16 KiB in its gemm.
 absl::StatusOr<std::unique_ptr<Kernel>> MakeOneDnnKernel(const KernelRequest& request);
 
 }  // namespace gantry::cpu

@@ -1,6 +1,7 @@
-// The three convolutions as sums over taps. Operands are first copied to double with their channels innermost, so that the
-// inner loops run over channels without bounds checks and vectorise for any kernel, stride and padding, and f32 accumulates in
-// double. Each output element is summed by one thread in a fixed order: the result does not depend on the thread count.
+// The three convolutions as sums over taps. Operands are first copied to double with their channels innermost, so that
+// the inner loops run over channels without bounds checks and vectorise for any kernel, stride and padding, and f32
+// accumulates in double. Each output element is summed by one thread in a fixed order: the result does not depend on
+// the thread count.
 #include "ops/convolution.h"
 
 #include <algorithm>
@@ -62,7 +63,8 @@ void FromChannelsLast(const double* from, int64_t channels, int64_t places, doub
 }
 
 // to[j] += sum over i of from[i] * matrix[i][j].
-void MultiplyAdd(const double* from, int64_t rows, const double* __restrict matrix, int64_t columns, double* __restrict to) {
+void MultiplyAdd(const double* from, int64_t rows, const double* __restrict matrix, int64_t columns,
+                 double* __restrict to) {
   int64_t i = 0;
   if (columns == 1) {
     double sums[4] = {0, 0, 0, 0};
@@ -107,8 +109,8 @@ void OuterAdd(const double* left, int64_t left_step, int64_t rows, const double*
   }
 }
 
-// Where the copies lie in scratch, in doubles: the weights of all groups, then for each thread one group of one image of x
-// and of y.
+// Where the copies lie in scratch, in doubles: the weights of all groups, then for each thread one group of one image
+// of x and of y.
 struct ScratchPlan {
   ScratchPlan(const ConvGeometry& geometry, int thread_count)
       : threads(std::max(thread_count, 1)),
@@ -120,7 +122,9 @@ struct ScratchPlan {
   int64_t weights, x, y;
 
   size_t bytes() const { return sizeof(double) * static_cast<size_t>(weights + threads * (x + y)); }
-  double* ThreadX(void* scratch, int64_t thread) const { return static_cast<double*>(scratch) + weights + thread * (x + y); }
+  double* ThreadX(void* scratch, int64_t thread) const {
+    return static_cast<double*>(scratch) + weights + thread * (x + y);
+  }
   double* ThreadY(void* scratch, int64_t thread) const { return ThreadX(scratch, thread) + x; }
 };
 
@@ -147,7 +151,8 @@ std::unique_ptr<Kernel> MakeConv(const KernelRequest& request) {
     for (int64_t o = 0; o < geometry.output_channels; ++o) {
       const int64_t group = o / geometry.group_output_channels(), group_o = o % geometry.group_output_channels();
       for (int64_t c = 0; c < geometry.group_input_channels(); ++c) {
-        double* column = matrices + group * taps * matrix_size + (kTransposed ? group_o * to_channels + c : c * to_channels + group_o);
+        double* column = matrices + group * taps * matrix_size +
+                         (kTransposed ? group_o * to_channels + c : c * to_channels + group_o);
         const T* taps_of_pair = weights + (o * geometry.group_input_channels() + c) * taps;
         for (int64_t tap = 0; tap < taps; ++tap) column[tap * matrix_size] = static_cast<double>(taps_of_pair[tap]);
       }
@@ -196,7 +201,8 @@ std::unique_ptr<Kernel> MakeConvWeightGrad(const KernelRequest& request) {
     const bool outputs_inner = outputs >= inputs;  // the longer of the two is the inner loop
     const int64_t matrix_size = inputs * outputs;
     const int64_t step = geometry.window.axes[2].stride;
-    double* const matrices = static_cast<double*>(arguments.scratch);  // [group][tap][inputs][outputs], or the last two swapped
+    double* const matrices =
+        static_cast<double*>(arguments.scratch);  // [group][tap][inputs][outputs], or the last two swapped
     ParallelFor(plan.threads, plan.threads, [&](int64_t thread) {
       double* const x = plan.ThreadX(arguments.scratch, thread);
       double* const y = plan.ThreadY(arguments.scratch, thread);
@@ -224,8 +230,10 @@ std::unique_ptr<Kernel> MakeConvWeightGrad(const KernelRequest& request) {
     for (int64_t o = 0; o < geometry.output_channels; ++o) {
       const int64_t group = o / outputs, group_o = o % outputs;
       for (int64_t c = 0; c < inputs; ++c) {
-        const double* pair = matrices + group * taps * matrix_size + (outputs_inner ? c * outputs + group_o : group_o * inputs + c);
-        for (int64_t tap = 0; tap < taps; ++tap) to[(o * inputs + c) * taps + tap] = static_cast<T>(pair[tap * matrix_size]);
+        const double* pair =
+            matrices + group * taps * matrix_size + (outputs_inner ? c * outputs + group_o : group_o * inputs + c);
+        for (int64_t tap = 0; tap < taps; ++tap)
+          to[(o * inputs + c) * taps + tap] = static_cast<T>(pair[tap * matrix_size]);
       }
     }
     return absl::OkStatus();

@@ -138,8 +138,8 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
     const T* const variance = Input<T>(arguments, 4);
     T* const dx = Output<T>(arguments, 0);
     double* const inverse = static_cast<double*>(arguments.scratch);
-    double* const mean_scaled = inverse + walk.statistics_count;        // of g * scale
-    double* const mean_product = mean_scaled + walk.statistics_count;   // of g * scale * normal
+    double* const mean_scaled = inverse + walk.statistics_count;       // of g * scale
+    double* const mean_product = mean_scaled + walk.statistics_count;  // of g * scale * normal
     double* const dscale = mean_product + walk.statistics_count;
     double* const dbias = dscale + walk.scale_count;
     std::fill_n(mean_scaled, 2 * walk.statistics_count + 2 * walk.scale_count, 0.0);
@@ -158,7 +158,9 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
         const int64_t place = statistic + i * statistics_step;
         return (static_cast<double>(x[element + i]) - static_cast<double>(mean[place])) * inverse[place];
       };
-      const auto scaled = [&](int64_t i) { return gradient(i) * static_cast<double>(scale[scale_index + i * scale_step]); };
+      const auto scaled = [&](int64_t i) {
+        return gradient(i) * static_cast<double>(scale[scale_index + i * scale_step]);
+      };
       AddRow(mean_scaled + statistic, statistics_step, row, scaled);
       AddRow(mean_product + statistic, statistics_step, row, [&](int64_t i) { return scaled(i) * normal(i); });
       AddRow(dscale + scale_index, scale_step, row, [&](int64_t i) { return gradient(i) * normal(i); });
@@ -171,8 +173,7 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
     ForEachRow(walk, [&](int64_t element, int64_t statistic, int64_t scale_index, int64_t) {
       for (int64_t i = 0; i < row; ++i) {
         const int64_t place = statistic + i * statistics_step;
-        const double normal =
-            (static_cast<double>(x[element + i]) - static_cast<double>(mean[place])) * inverse[place];
+        const double normal = (static_cast<double>(x[element + i]) - static_cast<double>(mean[place])) * inverse[place];
         const double scaled = before_activation(element + i) * static_cast<double>(scale[scale_index + i * scale_step]);
         dx[element + i] = static_cast<T>(inverse[place] * (scaled - mean_scaled[place] - normal * mean_product[place]));
       }
@@ -189,8 +190,6 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
 
 }  // namespace
 
-KernelTable NormalizationKernels() {
-  return {{"normalize", MakeNormalize}, {"normalize_grad", MakeNormalizeGrad}};
-}
+KernelTable NormalizationKernels() { return {{"normalize", MakeNormalize}, {"normalize_grad", MakeNormalizeGrad}}; }
 
 }  // namespace gantry::reference

@@ -114,7 +114,8 @@ std::unique_ptr<Kernel> MakeMaxPoolSelect(const KernelRequest& request) {
       const T* const values = Input<T>(arguments, 0) + image * geometry.input_places();
       const T* const x = Input<T>(arguments, compared) + image * geometry.input_places();
       T* const y = Output<T>(arguments, 0) + image * geometry.output_places();
-      ForEachWindow(geometry, [&](int64_t q, const WindowTaps& window) { y[q] = values[FirstMaximum(geometry, window, x)]; });
+      ForEachWindow(geometry,
+                    [&](int64_t q, const WindowTaps& window) { y[q] = values[FirstMaximum(geometry, window, x)]; });
     }
     return absl::OkStatus();
   });

@@ -11,8 +11,8 @@ namespace gantry::reference {
 namespace {
 
 struct ResizeGeometry {
-  int64_t images = 0;                         // N * C
-  std::array<int64_t, 3> input = {1, 1, 1};   // of resize
+  int64_t images = 0;                        // N * C
+  std::array<int64_t, 3> input = {1, 1, 1};  // of resize
   std::array<int64_t, 3> output = {1, 1, 1};
   std::array<std::vector<ResizeSample>, 3> samples;  // one for each output place along each axis
 
@@ -57,7 +57,8 @@ void ForEachWeight(const ResizeGeometry& geometry, Body body) {
             if (b.weight == 0) continue;
             for (const Corner& c : w_corners) {
               if (c.weight == 0) continue;
-              body((a.place * geometry.input[1] + b.place) * geometry.input[2] + c.place, q, a.weight * b.weight * c.weight);
+              body((a.place * geometry.input[1] + b.place) * geometry.input[2] + c.place, q,
+                   a.weight * b.weight * c.weight);
             }
           }
         }
@@ -69,8 +70,9 @@ void ForEachWeight(const ResizeGeometry& geometry, Body body) {
 // resize gathers from x into y; resize_grad scatters from y into x.
 template <bool kGrad>
 std::unique_ptr<Kernel> MakeResize(const KernelRequest& request) {
-  ResizeGeometry geometry = MakeGeometry(kGrad ? request.outputs[0].shape : request.inputs[0].shape,
-                                         kGrad ? request.inputs[0].shape : request.outputs[0].shape, request.attributes);
+  ResizeGeometry geometry =
+      MakeGeometry(kGrad ? request.outputs[0].shape : request.inputs[0].shape,
+                   kGrad ? request.inputs[0].shape : request.outputs[0].shape, request.attributes);
   const int64_t from_places = kGrad ? geometry.output_places() : geometry.input_places();
   const int64_t to_places = kGrad ? geometry.input_places() : geometry.output_places();
   const auto loop = [geometry = std::move(geometry), from_places, to_places](auto zero, const OpInstance&,

@@ -46,7 +46,8 @@ class Case:
 
     def tensor(self, name, value):
         dims = ",".join(str(d) for d in value.shape) or "-"
-        print("tensor", name, dims, "=", " ".join(repr(v).removesuffix(".0") for v in value.detach().reshape(-1).tolist()))
+        values = value.detach().reshape(-1).tolist()
+        print("tensor", name, dims, "=", " ".join(repr(v).removesuffix(".0") for v in values))
 
     def run(self, op, inputs, outputs, **attributes):
         shown = " ".join(k + "=" + text(v) for k, v in sorted(attributes.items()))
@@ -149,8 +150,8 @@ def norm(name, x_shape, axes, parameter_shape, torch_norm, eps):
     y.backward(g)
     mean = x.mean(axes, keepdim=True)
     variance = x.var(axes, unbiased=False, keepdim=True)
-    for key, value in dict(x=x, scale=scale, bias=bias, y=y, mean=mean, variance=variance, g=g, dx=x.grad, dscale=scale.grad,
-                           dbias=bias.grad).items():
+    for key, value in dict(x=x, scale=scale, bias=bias, y=y, mean=mean, variance=variance, g=g, dx=x.grad,
+                           dscale=scale.grad, dbias=bias.grad).items():
         case.tensor(key, value)
     case.run("normalize", ["x", "scale", "bias"], ["y", "mean", "variance"], axes=axes, eps=eps)
     case.run("normalize_grad", ["g", "x", "scale", "mean", "variance"], ["dx", "dscale", "dbias"], axes=axes, eps=eps)

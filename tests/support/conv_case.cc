@@ -3,9 +3,9 @@
 namespace gantry::test {
 namespace {
 
-ConvCase Finish(int64_t batch, int64_t groups, int64_t group_inputs, int64_t group_outputs, std::vector<int64_t> spatial,
-                std::vector<int64_t> kernel, std::vector<int64_t> strides, std::vector<int64_t> pads,
-                std::vector<int64_t> dilations) {
+ConvCase Finish(int64_t batch, int64_t groups, int64_t group_inputs, int64_t group_outputs,
+                std::vector<int64_t> spatial, std::vector<int64_t> kernel, std::vector<int64_t> strides,
+                std::vector<int64_t> pads, std::vector<int64_t> dilations) {
   const size_t rank = spatial.size();
   std::vector<int64_t> x = {batch, groups * group_inputs}, w = {groups * group_outputs, group_inputs};
   std::vector<int64_t> y = {batch, groups * group_outputs};
@@ -26,7 +26,9 @@ ConvCase Finish(int64_t batch, int64_t groups, int64_t group_inputs, int64_t gro
 }  // namespace
 
 ConvCase RandomConvCase(std::mt19937_64& random) {
-  const auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
   const int64_t rank = draw(1, 3);
   std::vector<int64_t> spatial, kernel, strides, pads(2 * rank), dilations;
   for (int64_t& pad : pads) pad = draw(0, 2);

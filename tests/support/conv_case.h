@@ -3,8 +3,8 @@
 
 #include <random>
 
-#include "ops/tensor_type.h"
 #include "ops/attributes.h"
+#include "ops/tensor_type.h"
 
 namespace gantry::test {
 
@@ -12,7 +12,9 @@ namespace gantry::test {
 struct ConvCase {
   Shape x, w, y;
   Attributes conv, transpose, weight_grad;
-  std::string ToString() const { return x.ToString() + " * " + w.ToString() + " -> " + y.ToString() + " " + conv.ToString(); }
+  std::string ToString() const {
+    return x.ToString() + " * " + w.ToString() + " -> " + y.ToString() + " " + conv.ToString();
+  }
 };
 
 // One to three spatial dimensions, strides to 3, pads 0 to 2 on each side, dilations to 3, 1 to 3 groups; small.

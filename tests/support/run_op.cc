@@ -34,20 +34,30 @@ void Load(const void* from, std::vector<double>& values) {
 
 void Store(const Tensor& tensor, void* to) {
   switch (tensor.type.dtype) {
-    case DataType::kF32: return Store<float>(tensor.values, to);
-    case DataType::kF64: return Store<double>(tensor.values, to);
-    case DataType::kI32: return Store<int32_t>(tensor.values, to);
-    case DataType::kI64: return Store<int64_t>(tensor.values, to);
-    case DataType::kU8: return Store<uint8_t>(tensor.values, to);
+    case DataType::kF32:
+      return Store<float>(tensor.values, to);
+    case DataType::kF64:
+      return Store<double>(tensor.values, to);
+    case DataType::kI32:
+      return Store<int32_t>(tensor.values, to);
+    case DataType::kI64:
+      return Store<int64_t>(tensor.values, to);
+    case DataType::kU8:
+      return Store<uint8_t>(tensor.values, to);
   }
 }
 void Load(const void* from, Tensor& tensor) {
   switch (tensor.type.dtype) {
-    case DataType::kF32: return Load<float>(from, tensor.values);
-    case DataType::kF64: return Load<double>(from, tensor.values);
-    case DataType::kI32: return Load<int32_t>(from, tensor.values);
-    case DataType::kI64: return Load<int64_t>(from, tensor.values);
-    case DataType::kU8: return Load<uint8_t>(from, tensor.values);
+    case DataType::kF32:
+      return Load<float>(from, tensor.values);
+    case DataType::kF64:
+      return Load<double>(from, tensor.values);
+    case DataType::kI32:
+      return Load<int32_t>(from, tensor.values);
+    case DataType::kI64:
+      return Load<int64_t>(from, tensor.values);
+    case DataType::kU8:
+      return Load<uint8_t>(from, tensor.values);
   }
 }
 
@@ -116,8 +126,8 @@ absl::StatusOr<std::vector<Tensor>> RunKernel(Kernel& kernel, const std::vector<
   return results;
 }
 
-absl::StatusOr<std::vector<Tensor>> RunOp(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes,
-                                          const RunOptions& options) {
+absl::StatusOr<std::vector<Tensor>> RunOp(std::string_view op, const std::vector<Tensor>& inputs,
+                                          const Attributes& attributes, const RunOptions& options) {
   const std::vector<TensorType> types = Types(inputs);
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TensorType> outputs, InferOp(op, types, attributes));
   const KernelLibrary& library = options.library == nullptr ? ReferenceKernels() : *options.library;
@@ -126,7 +136,8 @@ absl::StatusOr<std::vector<Tensor>> RunOp(std::string_view op, const std::vector
                                                                               .inputs = types,
                                                                               .outputs = outputs,
                                                                               .thread_count = options.thread_count}));
-  if (kernel == nullptr) return absl::UnimplementedError(absl::StrFormat("library %s has no kernel for %s", library.name(), op));
+  if (kernel == nullptr)
+    return absl::UnimplementedError(absl::StrFormat("library %s has no kernel for %s", library.name(), op));
   return RunKernel(*kernel, inputs, outputs);
 }
 
@@ -138,7 +149,8 @@ double Dot(const Tensor& a, const Tensor& b) {
 }
 
 double RelativeDifference(const Tensor& a, const Tensor& b) {
-  if (a.type.shape != b.type.shape || a.values.size() != b.values.size()) return std::numeric_limits<double>::infinity();
+  if (a.type.shape != b.type.shape || a.values.size() != b.values.size())
+    return std::numeric_limits<double>::infinity();
   double difference = 0, size = 1;
   for (size_t i = 0; i < a.values.size(); ++i) {
     if (std::isnan(a.values[i]) || std::isnan(b.values[i])) return std::numeric_limits<double>::infinity();

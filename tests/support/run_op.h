@@ -31,8 +31,8 @@ struct RunOptions {
   int thread_count = 1;
 };
 // Infers, makes the kernel and runs it. Outputs and scratch hold NaN before the run, so what a kernel leaves out shows.
-absl::StatusOr<std::vector<Tensor>> RunOp(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes,
-                                          const RunOptions& options = {});
+absl::StatusOr<std::vector<Tensor>> RunOp(std::string_view op, const std::vector<Tensor>& inputs,
+                                          const Attributes& attributes, const RunOptions& options = {});
 // The same with a kernel that is already made.
 absl::StatusOr<std::vector<Tensor>> RunKernel(Kernel& kernel, const std::vector<Tensor>& inputs,
                                               std::span<const TensorType> outputs);

@@ -32,7 +32,8 @@ double Number(std::string_view text) {
 AttributeValue ParseAttribute(const std::string& text) {
   const bool is_double = text.find_first_of(".e") != std::string::npos;
   if (text[0] == '"') return text.substr(1, text.size() - 2);
-  if (text[0] != '[') return is_double ? AttributeValue(Number(text)) : AttributeValue(static_cast<int64_t>(Number(text)));
+  if (text[0] != '[')
+    return is_double ? AttributeValue(Number(text)) : AttributeValue(static_cast<int64_t>(Number(text)));
   std::vector<int64_t> integers;
   std::vector<double> doubles;
   for (const std::string& part : std::vector<std::string>(absl::StrSplit(text.substr(1, text.size() - 2), ','))) {
@@ -47,7 +48,8 @@ Tensor ParseTensor(std::istringstream& line) {
   line >> dims >> equals;
   std::vector<int64_t> shape;
   if (dims != "-") {
-    for (const std::string& dim : std::vector<std::string>(absl::StrSplit(dims, ','))) shape.push_back(static_cast<int64_t>(Number(dim)));
+    for (const std::string& dim : std::vector<std::string>(absl::StrSplit(dims, ',')))
+      shape.push_back(static_cast<int64_t>(Number(dim)));
   }
   std::vector<double> values;
   while (line >> word) values.push_back(Number(word));

@@ -153,7 +153,8 @@ TEST(ConvTest, ThreadsChangeNoBitAndF32AccumulatesInDouble) {
   std::mt19937_64 random(13);
   for (int round = 0; round < 40; ++round) {
     const ConvCase geometry = RandomConvCase(random);
-    const Tensor x = RandomTensor(geometry.x, random, DataType::kF32), w = RandomTensor(geometry.w, random, DataType::kF32);
+    const Tensor x = RandomTensor(geometry.x, random, DataType::kF32),
+                 w = RandomTensor(geometry.w, random, DataType::kF32);
     const Tensor y = RandomTensor(geometry.y, random, DataType::kF32);
     const auto check = [&](std::string_view op, const Tensor& a, const Tensor& b, const Attributes& attributes) {
       const auto exact = RunOp(op, {Cast(a, DataType::kF64), Cast(b, DataType::kF64)}, attributes);
@@ -191,23 +192,40 @@ TEST(ConvShapeTest, ErrorsNameShapesAndAttributes) {
             "x has 3 channels, but w with groups 2 takes 4; inputs f32[2,3,8,8] f32[4,2,3,3] {groups=2}");
   EXPECT_THAT(Error("conv", {{2, 4, 8, 8}, {3, 2, 3, 3}}, {{"groups", int64_t{2}}}),
               HasSubstr("groups 2 does not divide the 3 channels"));
-  EXPECT_THAT(Error("conv", {{2, 3, 4, 4}, {4, 3, 7, 7}}, {{"pads", Ints{1, 1, 1, 1}}}),
-              HasSubstr("spatial dimension 0: a kernel of 7 with dilation 1 spans 7 places, but the input has 4 and pads 1 + 1"));
-  EXPECT_THAT(Error("conv_transpose", {{1, 4, 4, 4}, {4, 3, 4, 4}}, {{"strides", Ints{2, 2}}, {"output_spatial", Ints{9, 10}}}),
-              HasSubstr("a convolution over spatial [9,10] gives [3,4], but the input has [4,4]"));
+  EXPECT_THAT(
+      Error("conv", {{2, 3, 4, 4}, {4, 3, 7, 7}}, {{"pads", Ints{1, 1, 1, 1}}}),
+      HasSubstr(
+          "spatial dimension 0: a kernel of 7 with dilation 1 spans 7 places, but the input has 4 and pads 1 + 1"));
+  EXPECT_THAT(
+      Error("conv_transpose", {{1, 4, 4, 4}, {4, 3, 4, 4}}, {{"strides", Ints{2, 2}}, {"output_spatial", Ints{9, 10}}}),
+      HasSubstr("a convolution over spatial [9,10] gives [3,4], but the input has [4,4]"));
   EXPECT_THAT(Error("conv", {{2, 3, 8, 8}, {4, 3, 3, 3}, {3}}, {}), HasSubstr("bias must have shape [4], got f32[3]"));
 }
 
 TEST(ConvShapeTest, HostileAttributesAreErrors) {
   const std::vector<Shape> shapes = {{1, 2, 8, 8}, {2, 2, 3, 3}};
   const int64_t huge = INT64_MAX;
-  for (const Attributes& attributes : std::vector<Attributes>{
-           {{"strides", Ints{0, 1}}}, {{"strides", Ints{-1, 1}}}, {{"strides", Ints{1}}}, {{"strides", int64_t{1}}},
-           {{"strides", Ints{huge, 1}}}, {{"pads", Ints{-1, 0, 0, 0}}}, {{"pads", Ints{0, 0}}},
-           {{"pads", Ints{huge, huge, huge, huge}}}, {{"pads", std::string("same")}}, {{"dilations", Ints{0, 1}}},
-           {{"dilations", Ints{huge, huge}}}, {{"dilations", Ints{INT32_MAX, 1}}}, {{"groups", int64_t{0}}},
-           {{"groups", int64_t{-2}}}, {{"groups", int64_t{3}}}, {{"groups", huge}}, {{"groups", 1.0}}, {{"slope", -0.5}},
-           {{"slope", std::nan("")}}, {{"pads", Ints{INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}}}}) {
+  for (const Attributes& attributes :
+       std::vector<Attributes>{{{"strides", Ints{0, 1}}},
+                               {{"strides", Ints{-1, 1}}},
+                               {{"strides", Ints{1}}},
+                               {{"strides", int64_t{1}}},
+                               {{"strides", Ints{huge, 1}}},
+                               {{"pads", Ints{-1, 0, 0, 0}}},
+                               {{"pads", Ints{0, 0}}},
+                               {{"pads", Ints{huge, huge, huge, huge}}},
+                               {{"pads", std::string("same")}},
+                               {{"dilations", Ints{0, 1}}},
+                               {{"dilations", Ints{huge, huge}}},
+                               {{"dilations", Ints{INT32_MAX, 1}}},
+                               {{"groups", int64_t{0}}},
+                               {{"groups", int64_t{-2}}},
+                               {{"groups", int64_t{3}}},
+                               {{"groups", huge}},
+                               {{"groups", 1.0}},
+                               {{"slope", -0.5}},
+                               {{"slope", std::nan("")}},
+                               {{"pads", Ints{INT32_MAX, INT32_MAX, INT32_MAX, INT32_MAX}}}}) {
     Error("conv", shapes, attributes);
   }
   EXPECT_THAT(Error("conv", {{1, 2, 8, 8}, {2, 2, 0, 3}}, {}), HasSubstr("kernel [0,3]"));
@@ -216,7 +234,8 @@ TEST(ConvShapeTest, HostileAttributesAreErrors) {
   Error("conv", {{1, 2}, {2, 2}}, {});
   Error("conv", {{1, 2, 1, 1, 1, 1}, {2, 2, 1, 1, 1, 1}}, {});
   Error("conv", {{1, 2, 8, 8}, {2, 2, 3}}, {});
-  for (const Ints& spatial : {Ints{}, Ints{4}, Ints{0, 4}, Ints{-1, 4}, Ints{huge, huge}, Ints{int64_t{1} << 39, int64_t{1} << 39}}) {
+  for (const Ints& spatial :
+       {Ints{}, Ints{4}, Ints{0, 4}, Ints{-1, 4}, Ints{huge, huge}, Ints{int64_t{1} << 39, int64_t{1} << 39}}) {
     Error("conv_transpose", {{1, 2, 2, 2}, {2, 2, 3, 3}}, {{"output_spatial", spatial}});
   }
   for (const Ints& kernel : {Ints{}, Ints{3}, Ints{0, 3}, Ints{huge, 3}, Ints{9, 9}, Ints{2, 2}}) {

@@ -32,7 +32,8 @@ TEST(NormalizeTest, HandComputed) {
 TEST(NormalizeTest, AppliesTheFusedActivation) {
   Attributes attributes = Over({0}, 0.0);
   attributes.Set("slope", 0.25);
-  const auto outputs = RunOp("normalize", {MakeTensor({2}, {1, 3}), MakeTensor({}, {1}), MakeTensor({1}, {0})}, attributes);
+  const auto outputs =
+      RunOp("normalize", {MakeTensor({2}, {1, 3}), MakeTensor({}, {1}), MakeTensor({1}, {0})}, attributes);
   ASSERT_TRUE(outputs.ok()) << outputs.status();
   EXPECT_THAT((*outputs)[0].values, ElementsAre(-0.25, 1));
 }
@@ -53,7 +54,9 @@ struct NormCase {
 };
 
 NormCase RandomNormCase(std::mt19937_64& random) {
-  const auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
   const int64_t rank = draw(1, 5);
   Ints x, parameter, statistics, axes;
   for (int64_t axis = 0; axis < rank; ++axis) {
@@ -108,8 +111,10 @@ TEST(NormalizeShapeTest, ErrorsNameShapesAndAttributes) {
     return std::string(Message(outputs.status()));
   };
   EXPECT_EQ(error("normalize", {{2, 3, 4}, {3}, {4}}, Over({0})), "scale f32[3] does not broadcast to x f32[2,3,4]");
-  EXPECT_EQ(error("normalize", {{2, 3, 1}, {3, 4}, {1}}, Over({0})), "scale f32[3,4] does not broadcast to x f32[2,3,1]");
-  EXPECT_EQ(error("normalize", {{2, 0}, {1}, {1}}, Over({1})), "x is f32[2,0]: there is nothing to normalize over axis 1");
+  EXPECT_EQ(error("normalize", {{2, 3, 1}, {3, 4}, {1}}, Over({0})),
+            "scale f32[3,4] does not broadcast to x f32[2,3,1]");
+  EXPECT_EQ(error("normalize", {{2, 0}, {1}, {1}}, Over({1})),
+            "x is f32[2,0]: there is nothing to normalize over axis 1");
   error("normalize", {{2, 3}, {1}, {1}}, {});
   error("normalize", {{2, 3}, {1}, {1}}, {{"axes", Ints{0}}});
   error("normalize", {{2, 3}, {1}, {1}}, Over({2}));
@@ -117,8 +122,10 @@ TEST(NormalizeShapeTest, ErrorsNameShapesAndAttributes) {
   error("normalize", {{2, 3}, {1}, {1}}, Over({0}, -1.0));
   error("normalize", {{2, 3}, {1}, {1}}, Over({0}, std::nan("")));
   error("normalize", {{}, {1}, {1}}, Over({}));
-  EXPECT_THAT(error("normalize_grad", {{2, 3}, {2, 3}, {1}, {2, 1}, {1, 3}}, Over({0})), HasSubstr("mean must have shape [1,3]"));
-  EXPECT_THAT(error("normalize_grad", {{2, 1}, {2, 3}, {1}, {1, 3}, {1, 3}}, Over({0})), HasSubstr("g must have shape [2,3]"));
+  EXPECT_THAT(error("normalize_grad", {{2, 3}, {2, 3}, {1}, {2, 1}, {1, 3}}, Over({0})),
+              HasSubstr("mean must have shape [1,3]"));
+  EXPECT_THAT(error("normalize_grad", {{2, 1}, {2, 3}, {1}, {1, 3}, {1, 3}}, Over({0})),
+              HasSubstr("g must have shape [2,3]"));
 }
 
 }  // namespace

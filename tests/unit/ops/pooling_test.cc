@@ -56,15 +56,19 @@ TEST(AvgPoolTest, PadsCountOnlyWhereAsked) {
 TEST(AvgPoolTest, WhatCeilModeAddsBeyondThePadNeverCounts) {
   const Tensor x = Line({1, 3, 5, 7});
   // The last window covers places 3 (7), 4 (the pad) and 5 (beyond it).
-  const Attributes attributes = {
-      {"kernel", Ints{3}}, {"strides", Ints{3}}, {"pads", Ints{0, 1}}, {"ceil_mode", int64_t{1}}, {"count_include_pad", int64_t{1}}};
+  const Attributes attributes = {{"kernel", Ints{3}},
+                                 {"strides", Ints{3}},
+                                 {"pads", Ints{0, 1}},
+                                 {"ceil_mode", int64_t{1}},
+                                 {"count_include_pad", int64_t{1}}};
   EXPECT_THAT(Values(RunOp("avg_pool", {x}, attributes)), ElementsAre(3, 3.5));
 }
 
 TEST(PoolTest, CeilModeStartsNoWindowInTheEndPad) {
   const Tensor x = Line({1, 3, 5, 7});
   const auto pooled = [&](int64_t ceil_mode, Ints pads, int64_t stride) {
-    return Values(RunOp("max_pool", {x}, {{"kernel", Ints{2}}, {"strides", Ints{stride}}, {"pads", pads}, {"ceil_mode", ceil_mode}}));
+    return Values(RunOp("max_pool", {x},
+                        {{"kernel", Ints{2}}, {"strides", Ints{stride}}, {"pads", pads}, {"ceil_mode", ceil_mode}}));
   };
   EXPECT_THAT(pooled(0, {0, 0}, 3), ElementsAre(3));
   EXPECT_THAT(pooled(1, {0, 0}, 3), ElementsAre(3, 7));
@@ -82,7 +86,8 @@ TEST(MaxPoolTest, TheFirstMaximumTakesTheGradient) {
 }
 
 TEST(MaxPoolTest, PadsAreNeverTheMaximum) {
-  EXPECT_THAT(Values(RunOp("max_pool", {Line({-3, -2})}, {{"kernel", Ints{2}}, {"pads", Ints{1, 1}}})), ElementsAre(-3, -2, -2));
+  EXPECT_THAT(Values(RunOp("max_pool", {Line({-3, -2})}, {{"kernel", Ints{2}}, {"pads", Ints{1, 1}}})),
+              ElementsAre(-3, -2, -2));
 }
 
 TEST(MaxPoolTest, KeepsNaN) {
@@ -98,7 +103,9 @@ struct PoolCase {
 };
 
 PoolCase RandomPoolCase(std::mt19937_64& random) {
-  const auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
   while (true) {
     const int64_t rank = draw(1, 3);
     std::vector<int64_t> x = {draw(1, 2), draw(1, 3)}, kernel, strides, pads(2 * rank), dilations;
@@ -110,8 +117,14 @@ PoolCase RandomPoolCase(std::mt19937_64& random) {
       pads[i] = draw(0, kernel[i] / 2);
       pads[rank + i] = draw(0, kernel[i] / 2);
     }
-    PoolCase result{Shape(x), {}, {{"kernel", kernel}, {"strides", strides}, {"pads", pads}, {"dilations", dilations},
-                                   {"ceil_mode", draw(0, 1)}, {"count_include_pad", draw(0, 1)}}};
+    PoolCase result{Shape(x),
+                    {},
+                    {{"kernel", kernel},
+                     {"strides", strides},
+                     {"pads", pads},
+                     {"dilations", dilations},
+                     {"ceil_mode", draw(0, 1)},
+                     {"count_include_pad", draw(0, 1)}}};
     const TensorType types[] = {{DataType::kF64, result.x}};
     const auto outputs = InferOp("avg_pool", types, result.attributes);
     if (!outputs.ok()) continue;  // the kernel does not fit
@@ -136,7 +149,8 @@ TEST(PoolTest, GradientsAreAdjointInAnyGeometry) {
     ASSERT_NEAR(Dot((*average)[0], g), Dot(x, (*average_grad)[0]), 1e-12) << geometry.attributes.ToString();
     ASSERT_NEAR(Dot((*select)[0], g), Dot(v, (*max_grad)[0]), 1e-12) << geometry.attributes.ToString();
     // x selected at its own maxima is the maximum.
-    ASSERT_EQ(Values(RunOp("max_pool_select", {x, x}, geometry.attributes)), Values(RunOp("max_pool", {x}, geometry.attributes)));
+    ASSERT_EQ(Values(RunOp("max_pool_select", {x, x}, geometry.attributes)),
+              Values(RunOp("max_pool", {x}, geometry.attributes)));
     // The average of ones is one where pads do not count.
     Attributes uncounted = geometry.attributes;
     uncounted.Set("count_include_pad", int64_t{0});
@@ -146,9 +160,10 @@ TEST(PoolTest, GradientsAreAdjointInAnyGeometry) {
 }
 
 TEST(PoolShapeTest, ErrorsNameShapesAndAttributes) {
-  EXPECT_EQ(Error("max_pool", {{1, 2, 3, 3}}, {{"kernel", Ints{4, 4}}}),
-            "spatial dimension 0: a kernel of 4 with dilation 1 spans 4 places, but the input has 3 and pads 0 + 0; input "
-            "f32[1,2,3,3] {kernel=[4,4]}");
+  EXPECT_EQ(
+      Error("max_pool", {{1, 2, 3, 3}}, {{"kernel", Ints{4, 4}}}),
+      "spatial dimension 0: a kernel of 4 with dilation 1 spans 4 places, but the input has 3 and pads 0 + 0; input "
+      "f32[1,2,3,3] {kernel=[4,4]}");
   EXPECT_THAT(Error("avg_pool", {{1, 2, 3, 3}}, {{"kernel", Ints{2, 2}}, {"pads", Ints{2, 0, 0, 0}}}),
               HasSubstr("pads 2 + 0 must be smaller than the 2 places that a kernel of 2 spans"));
   EXPECT_THAT(Error("max_pool", {{1, 1, 1}}, {{"kernel", Ints{2}}, {"dilations", Ints{3}}, {"pads", Ints{2, 2}}}),
@@ -159,13 +174,22 @@ TEST(PoolShapeTest, ErrorsNameShapesAndAttributes) {
 
 TEST(PoolShapeTest, HostileAttributesAreErrors) {
   const int64_t huge = INT64_MAX, large = INT32_MAX;
-  for (const Attributes& attributes : std::vector<Attributes>{
-           {}, {{"kernel", Ints{}}}, {{"kernel", Ints{0}}}, {{"kernel", Ints{-1}}}, {{"kernel", Ints{2, 2}}}, {{"kernel", huge}},
-           {{"kernel", Ints{huge}}}, {{"kernel", Ints{2}}, {"strides", Ints{0}}}, {{"kernel", Ints{2}}, {"pads", Ints{-1, 0}}},
-           {{"kernel", Ints{2}}, {"pads", Ints{large, large}}}, {{"kernel", Ints{2}}, {"dilations", Ints{large}}},
-           {{"kernel", Ints{large}}, {"dilations", Ints{large}}, {"pads", Ints{large, large}}},
-           {{"kernel", Ints{2}}, {"dilations", Ints{large}}, {"pads", Ints{large, large}}},
-           {{"kernel", Ints{2}}, {"ceil_mode", int64_t{2}}}, {{"kernel", Ints{2}}, {"ceil_mode", std::string("yes")}}}) {
+  for (const Attributes& attributes :
+       std::vector<Attributes>{{},
+                               {{"kernel", Ints{}}},
+                               {{"kernel", Ints{0}}},
+                               {{"kernel", Ints{-1}}},
+                               {{"kernel", Ints{2, 2}}},
+                               {{"kernel", huge}},
+                               {{"kernel", Ints{huge}}},
+                               {{"kernel", Ints{2}}, {"strides", Ints{0}}},
+                               {{"kernel", Ints{2}}, {"pads", Ints{-1, 0}}},
+                               {{"kernel", Ints{2}}, {"pads", Ints{large, large}}},
+                               {{"kernel", Ints{2}}, {"dilations", Ints{large}}},
+                               {{"kernel", Ints{large}}, {"dilations", Ints{large}}, {"pads", Ints{large, large}}},
+                               {{"kernel", Ints{2}}, {"dilations", Ints{large}}, {"pads", Ints{large, large}}},
+                               {{"kernel", Ints{2}}, {"ceil_mode", int64_t{2}}},
+                               {{"kernel", Ints{2}}, {"ceil_mode", std::string("yes")}}}) {
     Error("max_pool", {{1, 1, 5}}, attributes);
     Error("avg_pool", {{1, 1, 5}}, attributes);
   }

@@ -28,7 +28,9 @@ std::vector<double> Resized(const std::vector<double>& x, int64_t output, Attrib
   return outputs.ok() ? (*outputs)[0].values : std::vector<double>();
 }
 
-Attributes Linear(std::string coordinates) { return {{"mode", std::string("linear")}, {"coordinates", std::move(coordinates)}}; }
+Attributes Linear(std::string coordinates) {
+  return {{"mode", std::string("linear")}, {"coordinates", std::move(coordinates)}};
+}
 Attributes Nearest(std::string coordinates, std::string rounding) {
   return {{"mode", std::string("nearest")}, {"coordinates", std::move(coordinates)}, {"rounding", std::move(rounding)}};
 }
@@ -53,7 +55,8 @@ TEST(ResizeTest, LinearWeighsTwoNeighbours) {
 TEST(ResizeTest, GivenScalesSetTheStepWhateverTheSizes) {
   Attributes attributes = Linear("asymmetric");
   attributes.Set("scales", std::vector<double>{2.5});
-  EXPECT_THAT(Resized({0, 10, 20}, 7, attributes), Pointwise(DoubleNear(1e-12), std::vector<double>{0, 4, 8, 12, 16, 20, 20}));
+  EXPECT_THAT(Resized({0, 10, 20}, 7, attributes),
+              Pointwise(DoubleNear(1e-12), std::vector<double>{0, 4, 8, 12, 16, 20, 20}));
   // 0.6 as f32 is a little more than 0.6: place 3 is 5 all the same.
   Attributes nearest = Nearest("asymmetric", "floor");
   nearest.Set("scales", std::vector<double>{static_cast<double>(0.6f)});
@@ -71,7 +74,9 @@ TEST(ResizeTest, NearestByAnIntegerRepeatsEveryElementEquallyOften) {
 
 TEST(ResizeTest, GradIsAdjointInAnyGeometry) {
   std::mt19937_64 random(31);
-  const auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
   const char* const coordinates[] = {"asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"};
   const char* const roundings[] = {"floor", "round_prefer_floor", "round_prefer_ceil", "ceil"};
   for (int round = 0; round < 200; ++round) {
@@ -85,7 +90,8 @@ TEST(ResizeTest, GradIsAdjointInAnyGeometry) {
     }
     x_dims.insert(x_dims.end(), input.begin(), input.end());
     y_dims.insert(y_dims.end(), output.begin(), output.end());
-    Attributes attributes = draw(0, 1) == 0 ? Linear(coordinates[draw(0, 3)]) : Nearest(coordinates[draw(0, 3)], roundings[draw(0, 3)]);
+    Attributes attributes =
+        draw(0, 1) == 0 ? Linear(coordinates[draw(0, 3)]) : Nearest(coordinates[draw(0, 3)], roundings[draw(0, 3)]);
     if (draw(0, 2) == 0) attributes.Set("scales", scales);
     const Tensor x = RandomTensor(Shape(x_dims), random), g = RandomTensor(Shape(y_dims), random);
     Attributes back = attributes;
@@ -96,7 +102,8 @@ TEST(ResizeTest, GradIsAdjointInAnyGeometry) {
     ASSERT_TRUE(y.ok() && dx.ok()) << attributes.ToString();
     ASSERT_NEAR(Dot((*y)[0], g), Dot(x, (*dx)[0]), 1e-11) << attributes.ToString();
     // The weights of every element of y sum to one.
-    const auto ones = RunOp("resize", {MakeTensor(Shape(x_dims), std::vector<double>(x.values.size(), 1.0))}, attributes);
+    const auto ones =
+        RunOp("resize", {MakeTensor(Shape(x_dims), std::vector<double>(x.values.size(), 1.0))}, attributes);
     for (double value : (*ones)[0].values) ASSERT_DOUBLE_EQ(value, 1.0);
   }
 }
@@ -116,9 +123,11 @@ TEST(ResizeShapeTest, HostileAttributesAreErrors) {
         with(linear, "mode", std::string("cubic")), with(linear, "coordinates", std::string("tf_crop_and_resize")),
         with(linear, "rounding", std::string("up")), with(linear, "scales", std::vector<double>{0.0}),
         with(linear, "scales", std::vector<double>{-1.0}), with(linear, "scales", std::vector<double>{infinity}),
-        with(linear, "scales", std::vector<double>{infinity - infinity}), with(linear, "scales", std::vector<double>{1e-310}),
-        with(linear, "scales", std::vector<double>{1.0, 1.0}), with(linear, "scales", Ints{1})}) {
-    for (std::string_view op : {"resize", "resize_grad"}) EXPECT_FALSE(InferOp(op, x, attributes).ok()) << attributes.ToString();
+        with(linear, "scales", std::vector<double>{infinity - infinity}),
+        with(linear, "scales", std::vector<double>{1e-310}), with(linear, "scales", std::vector<double>{1.0, 1.0}),
+        with(linear, "scales", Ints{1})}) {
+    for (std::string_view op : {"resize", "resize_grad"})
+      EXPECT_FALSE(InferOp(op, x, attributes).ok()) << attributes.ToString();
   }
   EXPECT_THAT(std::string(Message(InferOp("resize", x, with(linear, "mode", std::string("cubic"))).status())),
               HasSubstr("attribute 'mode' is 'cubic'; known are nearest, linear"));

@@ -5,7 +5,9 @@
 namespace gantry::test {
 namespace {
 
-TEST(TorchOpsTest, ReferenceInF64EqualsPyTorch) { EXPECT_EQ(CheckTorchOps(DataType::kF64, ReferenceKernels(), 1e-12, true), 118); }
+TEST(TorchOpsTest, ReferenceInF64EqualsPyTorch) {
+  EXPECT_EQ(CheckTorchOps(DataType::kF64, ReferenceKernels(), 1e-12, true), 118);
+}
 
 TEST(TorchOpsTest, ReferenceInF32EqualsPyTorchInF64UpToRounding) {
   EXPECT_EQ(CheckTorchOps(DataType::kF32, ReferenceKernels(), 2e-6, true), 118);

@@ -41,10 +41,10 @@ struct Tally {
   int refused = 0;
 };
 
-// Runs `op` on f32 inputs with one and three threads and compares with the reference in f64. Twice with each kernel: a run
-// leaves nothing behind.
-void Compare(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes, const OneDnnLibrary& library,
-             Tally& tally, double tolerance = 3e-6) {
+// Runs `op` on f32 inputs with one and three threads and compares with the reference in f64. Twice with each kernel: a
+// run leaves nothing behind.
+void Compare(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes,
+             const OneDnnLibrary& library, Tally& tally, double tolerance = 3e-6) {
   std::vector<Tensor> exact_inputs;
   std::vector<TensorType> types;
   for (const Tensor& input : inputs) {
@@ -69,7 +69,8 @@ void Compare(std::string_view op, const std::vector<Tensor>& inputs, const Attri
 
 void CompareConvolutions(const ConvCase& geometry, std::mt19937_64& random, const OneDnnLibrary& library, Tally& tally,
                          double tolerance = 3e-6) {
-  const Tensor x = RandomTensor(geometry.x, random, DataType::kF32), w = RandomTensor(geometry.w, random, DataType::kF32);
+  const Tensor x = RandomTensor(geometry.x, random, DataType::kF32),
+               w = RandomTensor(geometry.w, random, DataType::kF32);
   const Tensor y = RandomTensor(geometry.y, random, DataType::kF32);
   Compare("conv", {x, w}, geometry.conv, library, tally, tolerance);
   Compare("conv_transpose", {y, w}, geometry.transpose, library, tally, tolerance);
@@ -111,11 +112,14 @@ TEST(OneDnnConvTest, LayersOfGans) {
 
 TEST(OneDnnMatmulTest, AnyShapes) {
   std::mt19937_64 random(53);
-  const auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const auto draw = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
   const OneDnnLibrary library;
   Tally tally;
   for (int round = 0; round < 120; ++round) {
-    const int64_t rows = draw(1, 40), inner = draw(1, 40), columns = draw(1, 40), transpose_a = draw(0, 1), transpose_b = draw(0, 1);
+    const int64_t rows = draw(1, 40), inner = draw(1, 40), columns = draw(1, 40), transpose_a = draw(0, 1),
+                  transpose_b = draw(0, 1);
     Ints a, b;
     for (int64_t axis = draw(0, 2); axis > 0; --axis) {
       const int64_t dim = draw(1, 3), kind = draw(0, 3);
@@ -151,7 +155,10 @@ TEST(OneDnnTest, LeavesTheRestToOthers) {
   EXPECT_FALSE(made("resize", {x}, {{"mode", std::string("nearest")}, {"output_spatial", Ints{10}}}));
   // The last window reaches beyond the pad, and oneDNN would count what lies there.
   const TensorType line{DataType::kF32, {1, 1, 4}};
-  const Attributes overhang = {{"kernel", Ints{3}}, {"strides", Ints{3}}, {"pads", Ints{0, 1}}, {"ceil_mode", int64_t{1}},
+  const Attributes overhang = {{"kernel", Ints{3}},
+                               {"strides", Ints{3}},
+                               {"pads", Ints{0, 1}},
+                               {"ceil_mode", int64_t{1}},
                                {"count_include_pad", int64_t{1}}};
   EXPECT_FALSE(made("avg_pool", {line}, overhang));
 }

@@ -5,38 +5,10 @@
 #include <cstring>
 
 #include "absl/strings/str_join.h"
-#include "ops/philox.h"
+#include "runtime/gan/fill_random.h"
 
 namespace gantry {
 namespace {
-
-// Streams of the session's own draws lie above those of the networks' random ops.
-constexpr int64_t kFirstSessionStream = int64_t{1} << 23;
-constexpr int64_t kNoiseStream = kFirstSessionStream;
-constexpr int64_t kMixStream = kFirstSessionStream + (int64_t{1} << 20);
-constexpr int64_t kSampleStream = kFirstSessionStream + (int64_t{1} << 21);
-
-template <typename T>
-void FillNormal(uint64_t seed, int64_t counter, int64_t stream, double mean, double deviation, T* to, int64_t count) {
-  for (int64_t block = 0; 4 * block < count; ++block) {
-    const PhiloxWords words = RandomBlock(static_cast<int64_t>(seed), counter, stream, block);
-    const NormalPair low = NormalsOf(words.word[0], words.word[1]), high = NormalsOf(words.word[2], words.word[3]);
-    const double values[4] = {low.first, low.second, high.first, high.second};
-    for (int64_t i = 0; i < std::min<int64_t>(4, count - 4 * block); ++i) {
-      to[4 * block + i] = static_cast<T>(mean + deviation * values[i]);
-    }
-  }
-}
-
-template <typename T>
-void FillUniform(uint64_t seed, int64_t counter, int64_t stream, double low, double high, T* to, int64_t count) {
-  for (int64_t block = 0; 4 * block < count; ++block) {
-    const PhiloxWords words = RandomBlock(static_cast<int64_t>(seed), counter, stream, block);
-    for (int64_t i = 0; i < std::min<int64_t>(4, count - 4 * block); ++i) {
-      to[4 * block + i] = static_cast<T>(low + (high - low) * UniformOf(words.word[i]));
-    }
-  }
-}
 
 // Calls `function` with a pointer of the right float type.
 template <typename Function>
@@ -320,46 +292,19 @@ absl::Status GanSession::WriteState(std::string_view name, std::span<const doubl
 }
 
 absl::StatusOr<std::vector<float>> GanSession::Sample(int64_t count, uint64_t noise_seed, bool ema) {
-  if (count < 1) return absl::InvalidArgumentError(absl::StrFormat("cannot draw %d samples", count));
   const bool averages = ema && options_.step.ema > 0;
-  const GanRole& generator = generators_[0];
-  std::unique_ptr<Executor>& sampler = sampler_[averages ? 1 : 0];
+  std::unique_ptr<Sampler>& sampler = sampler_[averages ? 1 : 0];
   if (sampler == nullptr) {
-    GANTRY_ASSIGN_OR_RETURN(const Program program, BuildSampler(generator, averages, options_.step.dtype));
-    GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, options_.plan));
-    GANTRY_ASSIGN_OR_RETURN(sampler, Executor::Create(std::move(plan), *device_));
+    GANTRY_ASSIGN_OR_RETURN(sampler, Sampler::Create(generators_[0], averages, options_.step.dtype, options_.plan, *device_));
   }
-  const Program& program = sampler->program();
-  for (const State& state : program.states()) {
-    std::span<const std::byte> from = executor_->Data(std::string_view(state.name));
-    // Statistics have no average of their own.
-    if (from.empty() && averages) from = executor_->Data(std::string_view(state.name).substr(4));
-    std::copy(from.begin(), from.end(), sampler->Data(state.first).begin());
-  }
-  const int64_t sample_elements = real_elements() / batch_size();
-  std::vector<float> result;
-  result.reserve(count * sample_elements);
-  for (int64_t batch = 0; static_cast<int64_t>(result.size()) < count * sample_elements; ++batch) {
-    int64_t stream = kSampleStream;
-    for (ValueId input : program.inputs()) {
-      const std::span<std::byte> data = sampler->Data(input);
-      if (data.empty()) continue;
-      if (program.values()[input].name == kRandomState) {
-        const int64_t state[2] = {static_cast<int64_t>(noise_seed), batch};
-        std::memcpy(data.data(), state, sizeof(state));
-        continue;
-      }
-      WithFloats(program.TypeOf(input).dtype, data.data(), [&](auto* to) {
-        FillNormal(noise_seed, batch, stream, 0.0, 1.0, to, program.TypeOf(input).element_count());
-      });
-      ++stream;
+  for (const Sampler::StateMemory& state : sampler->States()) {
+    std::span<const std::byte> from;
+    for (const std::string& name : state.names) {
+      if (from = executor_->Data(std::string_view(name)); !from.empty()) break;
     }
-    GANTRY_RETURN_IF_ERROR(sampler->Run());
-    const int64_t wanted = std::min(real_elements(), count * sample_elements - static_cast<int64_t>(result.size()));
-    WithFloats(options_.step.dtype, sampler->Data("sample").data(),
-               [&](auto* from) { result.insert(result.end(), from, from + wanted); });
+    std::copy(from.begin(), from.end(), state.bytes.begin());
   }
-  return result;
+  return sampler->Draw(count, noise_seed);
 }
 
 }  // namespace gantry

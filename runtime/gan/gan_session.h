@@ -12,6 +12,7 @@
 #include "memory/device.h"
 #include "runtime/execute/executor.h"
 #include "runtime/gan/gan_step.h"
+#include "runtime/gan/sampler.h"
 
 namespace gantry {
 
@@ -101,7 +102,7 @@ class GanSession {
   std::vector<GanRole> generators_, discriminators_;
   std::unique_ptr<Executor> executor_;
   Device* device_ = nullptr;
-  std::unique_ptr<Executor> sampler_[2];
+  std::unique_ptr<Sampler> sampler_[2];  // on weights, on averages
   std::vector<std::string> role_names_;
   std::vector<double> learning_rates_;
   std::vector<int> updates_per_step_;

@@ -1,0 +1,393 @@
+#include "runtime/gan/trainer.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <limits>
+
+#include "absl/strings/str_join.h"
+#include "runtime/data/image_grid.h"
+#include "runtime/data/npy.h"
+#include "runtime/gan/run_networks.h"
+#include "runtime/gan/session_checkpoint.h"
+
+namespace gantry {
+namespace {
+
+constexpr std::string_view kDiversity = "diversity";
+// Weight of one step in the smoothed rate: about the last 20 steps count.
+constexpr double kRateWeight = 0.1;
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Keys whose change leaves what is computed as it was.
+bool MayChange(std::string_view difference) {
+  constexpr std::string_view kPrefixes[] = {"output.", "train.steps", "train.images", "train.minutes", "data.path", "data.read_ahead", "data.threads", "data.max_memory"};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](std::string_view prefix) { return difference.starts_with(prefix); });
+}
+
+std::string InFolder(const CheckpointFolder& folder, std::string_view name) { return absl::StrCat(folder.path(), "/", ToAbsl(name)); }
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(RunConfig config, Device& device, TrainerOptions options) {
+  std::unique_ptr<Trainer> trainer(new Trainer(std::move(config), std::move(options)));
+  GANTRY_RETURN_IF_ERROR(trainer->Build(device));
+  return trainer;
+}
+
+absl::Status Trainer::Build(Device& device) {
+  if (config_.model.channels == 0 && UsesFamily(config_)) {
+    GANTRY_ASSIGN_OR_RETURN(data_set_, OpenRunData(config_, 0, config_.model.image_size, config_.model.image_size));
+    const std::vector<int64_t>& shape = data_set_->sample_shape();
+    if (shape.size() != 3) {
+      return absl::InvalidArgumentError(absl::StrFormat("data.path: %s; the family '%s' takes images, [channels,height,width]",
+                                                        data_set_->Describe(), config_.model.family));
+    }
+    config_.model.channels = shape[0];
+  }
+  GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config_));
+  GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed};
+  options.plan.thread_count = static_cast<int>(config_.threads);
+  GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators), std::move(networks.discriminators), device));
+
+  const std::vector<int64_t>& batch = session_->sample_shape().dims();
+  const std::vector<int64_t> sample(batch.begin() + 1, batch.end());
+  if (data_set_ == nullptr || data_set_->sample_shape() != sample) {
+    const bool images = sample.size() == 3;
+    GANTRY_ASSIGN_OR_RETURN(data_set_, OpenRunData(config_, images ? sample[0] : 0, images ? sample[1] : 0, images ? sample[2] : 0));
+  }
+  if (data_set_->sample_shape() != sample) {
+    return absl::InvalidArgumentError(absl::StrFormat("the networks take samples of shape %s, the data are %s", ShapeText(sample), data_set_->Describe()));
+  }
+  GANTRY_ASSIGN_OR_RETURN(stream_, BatchStream::Create(data_set_, {.seed = config_.seed,
+                                                                   .batch_size = config_.batch,
+                                                                   .shuffle = config_.data.shuffle,
+                                                                   .drop_tail = config_.data.drop_tail,
+                                                                   .read_ahead = static_cast<int>(config_.data.read_ahead),
+                                                                   .threads = static_cast<int>(config_.data.threads)}));
+  batch_.resize(session_->real_elements() * session_->draws_per_step());
+  for (const std::string& name : session_->ScalarNames()) scalars_.push_back({name});
+  const auto has = [this](std::string_view name) { return session_->Scalar(name).ok(); };
+  if (has("diversity_real") && has("diversity_fake")) scalars_.push_back({std::string(kDiversity)});
+  for (const auto* side : {&config_.generators, &config_.discriminators}) {
+    for (const NetworkConfig& network : *side) rates_.push_back({"learning_rate." + network.name});
+  }
+  if (const auto& fallbacks = session_->plan().fallbacks; config_.plan.kernels == KernelChoice::kFast && !fallbacks.empty()) {
+    Warn(absl::StrFormat("no fast kernel for %s: reference kernels run there, which are slow", absl::StrJoin(fallbacks, ", ")));
+  }
+  return absl::OkStatus();
+}
+
+bool Trainer::finished() const {
+  const GanProgress& done = session_->progress();
+  return (config_.steps > 0 && done.steps >= config_.steps) || (config_.images > 0 && done.images_seen >= config_.images) ||
+         (config_.minutes > 0 && run_seconds_ >= 60 * config_.minutes);
+}
+
+int64_t Trainer::total_steps() const {
+  const GanProgress& done = session_->progress();
+  const int64_t left = config_.images == 0 ? INT64_MAX - done.steps
+                                           : std::max<int64_t>(0, config_.images - done.images_seen + config_.images_per_step() - 1) / config_.images_per_step();
+  return std::min(done.steps + left, config_.steps == 0 ? INT64_MAX : std::max(config_.steps, done.steps));
+}
+
+absl::Status Trainer::OpenFolder(int64_t last_step) {
+  GANTRY_ASSIGN_OR_RETURN(auto folder, CheckpointFolder::Open(config_.output.directory));
+  if (last_step == 0) {
+    GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(folder->path()));
+    if (!stored.empty()) {
+      return absl::FailedPreconditionError(absl::StrFormat(
+          "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory", folder->path(), stored.back().path));
+    }
+  }
+  GANTRY_ASSIGN_OR_RETURN(metrics_, MetricsLog::Open(InFolder(*folder, "metrics.jsonl"), last_step));
+  const std::string text = absl::StrCat("# The run as it was started, every key written out.\n", ToToml(config_));
+  GANTRY_RETURN_IF_ERROR(WriteFileAtomically(InFolder(*folder, "run.toml"), std::as_bytes(std::span(text.data(), text.size()))));
+  folder_ = std::move(folder);
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Resume(const std::string& given) {
+  if (folder_ != nullptr || session_->progress().steps > 0) return absl::FailedPreconditionError("a run can be resumed before its first step only");
+  std::string path = given;
+  std::error_code ignored;
+  const bool is_folder = std::filesystem::is_directory(given, ignored);
+  if (given == "latest" || is_folder) {
+    GANTRY_ASSIGN_OR_RETURN(const LatestCheckpoint latest, FindLatestCheckpoint(is_folder ? given : config_.output.directory));
+    for (const auto& [checkpoint, why] : latest.damaged) Warn(absl::StrFormat("%s is damaged and passed over: %s", checkpoint.path, Message(why)));
+    path = latest.checkpoint.path;
+  }
+  GANTRY_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(path));
+  GANTRY_RETURN_IF_ERROR(checkpoint.Verify());
+  GANTRY_ASSIGN_OR_RETURN(const std::string toml, checkpoint.Text("config"));
+  GANTRY_ASSIGN_OR_RETURN(const RunConfig before, ParseRunConfig(toml, {.name = path + " (config)"}));
+  GANTRY_ASSIGN_OR_RETURN(const int64_t samples_drawn, checkpoint.Integer("samples_drawn"));
+  GANTRY_ASSIGN_OR_RETURN(const int64_t data_samples, checkpoint.Integer("data_samples"));
+  GANTRY_ASSIGN_OR_RETURN(const int64_t low_diversity_steps, checkpoint.Integer("low_diversity_steps"));
+  if (samples_drawn < 0 || data_samples < 1 || low_diversity_steps < 0) return absl::InvalidArgumentError(absl::StrCat(path, ": has negative counts"));
+  GANTRY_RETURN_IF_ERROR(stream_->Seek(static_cast<uint64_t>(samples_drawn)));
+  if (const absl::Status read = ReadSession(checkpoint, *session_); !read.ok()) {
+    GANTRY_RETURN_IF_ERROR(stream_->Seek(0));
+    return read;
+  }
+  std::vector<std::string> changed = Differences(before, config_);
+  std::erase_if(changed, MayChange);
+  if (data_samples != data_set_->size()) changed.push_back(absl::StrFormat("samples of the data: %d -> %d", data_samples, data_set_->size()));
+  if (!changed.empty()) Warn(absl::StrFormat("the run is not what it was at step %d: %s", progress().steps, absl::StrJoin(changed, ", ")));
+  low_diversity_steps_ = low_diversity_steps;
+  samples_drawn_ = samples_drawn;
+  first_step_ = logged_step_ = checkpoint_step_ = progress().steps;
+  last_checkpoint_ = path;
+  if (const absl::Status opened = OpenFolder(std::max<int64_t>(1, progress().steps)); !opened.ok()) return opened;
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> aside, folder_->SetAsideAfter(progress().steps));
+  if (!aside.empty()) Warn(absl::StrFormat("checkpoints of later steps were set aside: %s", absl::StrJoin(aside, ", ")));
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::SetLearningRates() {
+  const int64_t most = std::numeric_limits<int64_t>::max();
+  int64_t run_images = config_.images == 0 ? most : config_.images;
+  int64_t of_steps = most;
+  if (config_.steps > 0 && !__builtin_mul_overflow(config_.steps, config_.images_per_step(), &of_steps)) run_images = std::min(run_images, of_steps);
+  const int64_t images = progress().images_seen + config_.images_per_step();
+  size_t at = 0;
+  for (const auto* side : {&config_.generators, &config_.discriminators}) {
+    for (const NetworkConfig& network : *side) {
+      const double rate = network.training.optimizer.learning_rate * network.training.schedule.Factor(images, run_images);
+      GANTRY_RETURN_IF_ERROR(session_->SetLearningRate(network.name, rate));
+      rates_[at++].value = rate;
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::ReadBatch() {
+  const auto draw_elements = static_cast<size_t>(stream_->batch_elements());
+  for (; draws_read_ < config_.step.n_critic; ++draws_read_) {
+    GANTRY_RETURN_IF_ERROR(stream_->Next(std::span(batch_).subspan(draws_read_ * draw_elements, draw_elements)));
+  }
+  return absl::OkStatus();
+}
+
+void Trainer::ReadScalars() {
+  double real = 0, fake = 0;
+  for (NamedScalar& scalar : scalars_) {
+    if (scalar.name == kDiversity) {
+      scalar.value = real > 0 ? fake / real : 0.0;
+    } else {
+      scalar.value = *session_->Scalar(scalar.name);
+    }
+    if (scalar.name == "diversity_real") real = scalar.value;
+    if (scalar.name == "diversity_fake") fake = scalar.value;
+  }
+}
+
+double Trainer::ScalarOr0(std::string_view name) const {
+  for (const NamedScalar& scalar : scalars_) {
+    if (scalar.name == name) return scalar.value;
+  }
+  return 0.0;
+}
+
+void Trainer::WatchDiversity() {
+  if (scalars_.empty() || scalars_.back().name != kDiversity) return;
+  low_diversity_steps_ = scalars_.back().value < kLowDiversity ? low_diversity_steps_ + 1 : 0;
+  if (low_diversity_steps_ == kLowDiversitySteps) {
+    Warn(absl::StrFormat("step %d: the generated samples look alike: for %d steps in a row they have differed less than %g of how much real "
+                         "samples differ (now %.3g); this is how mode collapse begins",
+                         progress().steps, kLowDiversitySteps, kLowDiversity, scalars_.back().value));
+  }
+}
+
+absl::Status Trainer::CheckUsable() const {
+  if (!failed_) return absl::OkStatus();
+  return absl::FailedPreconditionError(absl::StrCat("a loss was not finite, so the states are not to be trusted; resume from ",
+                                                    last_checkpoint_.empty() ? "an earlier checkpoint" : last_checkpoint_));
+}
+
+absl::StatusOr<StepReport> Trainer::Step() {
+  GANTRY_RETURN_IF_ERROR(CheckUsable());
+  const double begin = Now();
+  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder(0));
+  const double read_begin = Now();
+  GANTRY_RETURN_IF_ERROR(ReadBatch());
+  const double wait = Now() - read_begin;
+  GANTRY_RETURN_IF_ERROR(SetLearningRates());
+  draws_read_ = 0;
+  if (const absl::Status stepped = session_->Step({.real = batch_}); !stepped.ok()) {
+    if (!absl::IsDataLoss(stepped)) return stepped;
+    failed_ = true;
+    return absl::DataLossError(absl::StrFormat("%s; %s", Message(stepped),
+                                               last_checkpoint_.empty() ? "no checkpoint was written before it"
+                                                                        : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
+  }
+  samples_drawn_ = static_cast<int64_t>(stream_->samples_drawn());
+  ReadScalars();
+  WatchDiversity();
+  const double seconds = Now() - begin;
+  step_seconds_ += seconds;
+  wait_seconds_ += wait;
+  StepReport report{.step = progress().steps,
+                    .images = progress().images_seen,
+                    .epoch = static_cast<double>(samples_drawn_) / static_cast<double>(data_set_->size()),
+                    .discriminator_loss = ScalarOr0("discriminator_loss"),
+                    .generator_loss = ScalarOr0("generator_loss"),
+                    .scalars = scalars_,
+                    .seconds = seconds,
+                    .data_wait_seconds = wait};
+  const auto Due = [&](int64_t every) { return every > 0 && report.step % every == 0; };
+  UpdateRate(begin);
+  if (Due(config_.output.log_every)) {
+    GANTRY_RETURN_IF_ERROR(WriteLogLine());
+    report.logged = true;
+  }
+  if (Due(config_.output.sample_every)) {
+    GANTRY_RETURN_IF_ERROR(WriteSamples().status());
+    report.samples_path = samples_path_;
+  }
+  if (Due(config_.output.checkpoint_every)) {
+    GANTRY_RETURN_IF_ERROR(Save().status());
+    report.checkpoint_path = last_checkpoint_;
+  }
+  run_seconds_ += Now() - begin;
+  report.total_steps = total_steps();
+  report.images_per_second = rate_;
+  return report;
+}
+
+// The time from the end of one step to the end of the next: files and what the caller does between steps count.
+void Trainer::UpdateRate(double begin) {
+  const int64_t done = progress().steps - first_step_;
+  const double now = Now();
+  const double seconds = now - (rate_end_ > 0 ? rate_end_ : begin);
+  rate_end_ = now;
+  // The first step of a process also warms up caches; the second one starts the average anew.
+  smoothed_seconds_ = done <= 2 ? seconds : (1 - kRateWeight) * smoothed_seconds_ + kRateWeight * seconds;
+  rate_ = smoothed_seconds_ > 0 ? static_cast<double>(config_.images_per_step()) / smoothed_seconds_ : 0.0;
+}
+
+absl::Status Trainer::WriteLogLine() {
+  const int64_t steps = std::max<int64_t>(1, progress().steps - logged_step_);
+  MetricsLine line;
+  line.Add("step", progress().steps);
+  line.Add("images", progress().images_seen);
+  line.Add("epoch", static_cast<double>(samples_drawn_) / static_cast<double>(data_set_->size()));
+  for (const NamedScalar& scalar : scalars_) line.Add(scalar.name, scalar.value);
+  for (const NamedScalar& rate : rates_) line.Add(rate.name, rate.value);
+  line.Add("collapsed", static_cast<int64_t>(collapsed()));
+  line.Add("seconds", step_seconds_ / static_cast<double>(steps));
+  line.Add("data_wait_seconds", wait_seconds_ / static_cast<double>(steps));
+  line.Add("images_per_second", rate_);
+  GANTRY_RETURN_IF_ERROR(metrics_->Append(line.Text()));
+  logged_step_ = progress().steps;
+  step_seconds_ = wait_seconds_ = 0;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> Trainer::Save() {
+  GANTRY_RETURN_IF_ERROR(CheckUsable());
+  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder(0));
+  if (checkpoint_step_ == progress().steps && !last_checkpoint_.empty()) return last_checkpoint_;
+  // The lines up to a checkpoint must not be younger on the disk than it is.
+  GANTRY_RETURN_IF_ERROR(metrics_->Sync());
+  SafetensorsMetadata metadata = SessionMetadata(*session_);
+  metadata["samples_drawn"] = absl::StrCat(samples_drawn_);
+  metadata["data"] = data_set_->Describe();
+  metadata["data_samples"] = absl::StrCat(data_set_->size());
+  metadata["low_diversity_steps"] = absl::StrCat(low_diversity_steps_);
+  metadata["config"] = ToToml(config_);
+  for (const NamedScalar& rate : rates_) metadata[rate.name] = absl::StrFormat("%.17g", rate.value);
+  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, folder_->Save(progress().steps, SessionTensors(*session_), metadata, config_.output.keep_checkpoints));
+  checkpoint_step_ = progress().steps;
+  return last_checkpoint_;
+}
+
+absl::StatusOr<std::string> Trainer::WriteSamples() {
+  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder(0));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<float> values, session_->Sample(config_.output.sample_count, config_.seed, config_.step.ema > 0));
+  std::vector<int64_t> shape = session_->sample_shape().dims();
+  shape[0] = config_.output.sample_count;
+  const std::string path = InFolder(*folder_, absl::StrFormat("samples-%012d", progress().steps));
+  GANTRY_ASSIGN_OR_RETURN(samples_path_, WriteSampleSheet(path, values, shape));
+  samples_step_ = progress().steps;
+  return samples_path_;
+}
+
+absl::StatusOr<std::string> Trainer::Finish() {
+  GANTRY_RETURN_IF_ERROR(Save().status());
+  if (samples_step_ != progress().steps) GANTRY_RETURN_IF_ERROR(WriteSamples().status());
+  if (progress().steps > first_step_ && logged_step_ != progress().steps) GANTRY_RETURN_IF_ERROR(WriteLogLine());
+  GANTRY_RETURN_IF_ERROR(metrics_->Sync());
+  const std::string text = SummaryText();
+  GANTRY_RETURN_IF_ERROR(WriteFileAtomically(InFolder(*folder_, "summary.txt"), std::as_bytes(std::span(text.data(), text.size()))));
+  return text;
+}
+
+std::string Trainer::SummaryText() const {
+  const int64_t steps = progress().steps - first_step_;
+  const bool complete = progress().steps >= total_steps();
+  std::string text = absl::StrFormat("%s %d of %d steps, %d images (%.2f epochs).\n", complete ? "Trained" : "Stopped after", progress().steps,
+                                     total_steps(), progress().images_seen, static_cast<double>(samples_drawn_) / static_cast<double>(data_set_->size()));
+  if (steps > 0) {
+    absl::StrAppendFormat(&text, "This time: %d steps in %.1f s, %.1f images/s.\n", steps, run_seconds_,
+                          static_cast<double>(steps * config_.images_per_step()) / std::max(run_seconds_, 1e-9));
+    absl::StrAppendFormat(&text, "Losses: discriminator %.4g, generator %.4g.\n", ScalarOr0("discriminator_loss"), ScalarOr0("generator_loss"));
+  }
+  if (collapsed()) {
+    absl::StrAppendFormat(&text, "Warning: the generated samples look alike (diversity %.3g of the real samples'): the generator may have collapsed.\n",
+                          ScalarOr0(kDiversity));
+  }
+  absl::StrAppendFormat(&text, "Data:       %s\n", data_set_->Describe());
+  absl::StrAppendFormat(&text, "Memory:     %.1f MiB, as planned\n", static_cast<double>(peak_bytes()) / (1 << 20));
+  absl::StrAppendFormat(&text, "Samples:    %s\n", samples_path_);
+  absl::StrAppendFormat(&text, "Metrics:    %s\n", metrics_->path());
+  absl::StrAppendFormat(&text, "Checkpoint: %s\n", last_checkpoint_);
+  absl::StrAppendFormat(&text, "Run file:   %s\n", InFolder(*folder_, "run.toml"));
+  return text;
+}
+
+absl::StatusOr<std::string> WriteSampleSheet(const std::string& path_without_ending, std::span<const float> values, std::span<const int64_t> shape) {
+  if (shape.size() == 4 && (shape[1] == 1 || shape[1] == 3)) {
+    const std::string path = path_without_ending + ".png";
+    const auto columns = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(shape[0]))));
+    GANTRY_RETURN_IF_ERROR(WriteImageGrid(path, values, shape, columns));
+    return path;
+  }
+  const std::string path = path_without_ending + ".npy";
+  GANTRY_ASSIGN_OR_RETURN(const HostArray array, HostArray::FromValues(std::vector<int64_t>(shape.begin(), shape.end()), values));
+  GANTRY_RETURN_IF_ERROR(WriteNpy(path, array));
+  return path;
+}
+
+absl::StatusOr<Samples> SampleCheckpoint(const std::string& given, int64_t count, uint64_t seed, bool ema, Device& device) {
+  std::string path = given;
+  std::error_code ignored;
+  if (std::filesystem::is_directory(given, ignored)) {
+    GANTRY_ASSIGN_OR_RETURN(const LatestCheckpoint latest, FindLatestCheckpoint(given));
+    path = latest.checkpoint.path;
+  }
+  GANTRY_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(path));
+  GANTRY_ASSIGN_OR_RETURN(const std::string toml, checkpoint.Text("config"));
+  GANTRY_ASSIGN_OR_RETURN(RunConfig config, ParseRunConfig(toml, {.name = path + " (config)"}));
+  GANTRY_ASSIGN_OR_RETURN(const RunNetworks networks, BuildRunNetworks(config));
+  config.plan.thread_count = config.threads > 0 ? static_cast<int>(config.threads) : device.thread_count();
+  GANTRY_ASSIGN_OR_RETURN(const auto sampler,
+                          Sampler::Create(networks.generators[0], ema && config.step.ema > 0, config.step.dtype, config.plan, device));
+  std::vector<CheckpointTarget> targets;
+  for (const Sampler::StateMemory& state : sampler->States()) {
+    const auto name = std::find_if(state.names.begin(), state.names.end(), [&](const std::string& candidate) { return checkpoint.Find(candidate) != nullptr; });
+    targets.push_back({name == state.names.end() ? state.names[0] : *name, state.type.dtype == DataType::kF64 ? HostType::kF64 : HostType::kF32,
+                       state.type.shape.dims(), state.bytes});
+  }
+  GANTRY_RETURN_IF_ERROR(checkpoint.ReadSome(targets));
+  Samples samples{.shape = sampler->batch_shape().dims()};
+  samples.shape[0] = count;
+  GANTRY_ASSIGN_OR_RETURN(samples.values, sampler->Draw(count, seed));
+  return samples;
+}
+
+}  // namespace gantry

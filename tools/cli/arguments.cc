@@ -55,6 +55,48 @@ void AddInfo(CLI::App& app, Chosen& chosen) {
   app.add_subcommand("ops", "List the operators that models can be made of")->callback([&] { chosen = RunOps; });
 }
 
+void AddModel(CLI::App& app, Chosen& chosen) {
+  static ModelOptions options;
+  const auto AddSource = [](CLI::App* command) {
+    command->add_option("source", options.source, "A run file, or the folder of a reference case")->required();
+    command->add_option("--set", options.settings, "Override a key of the run file: train.batch=32")->type_name("KEY=VALUE");
+    command->add_option("--dtype", options.dtype, "Of a reference case: f32 (default) or f64")->check(CLI::IsMember({"f64", "f32"}));
+    command->add_option("--kernels", options.kernels, "Of a reference case: fast (default) or reference")->check(CLI::IsMember({"reference", "fast"}));
+  };
+  CLI::App* program = app.add_subcommand("program", "Look at step programs");
+  program->require_subcommand(1);
+  CLI::App* show = program->add_subcommand("show", "Print the step program as text");
+  AddSource(show);
+  show->add_flag("--executed", options.executed, "As it runs: simplified, fused, lowered to this processor");
+  show->add_flag("--gradient-norms", options.gradient_norms, "Of a reference case: with the norm of every parameter's gradient");
+  show->callback([&] { chosen = [] { return RunProgramShow(options); }; });
+  CLI::App* plan = app.add_subcommand("plan", "Look at plans");
+  plan->require_subcommand(1);
+  CLI::App* show_plan = plan->add_subcommand("show", "Print what a step will need: peak bytes and the largest buffers");
+  AddSource(show_plan);
+  show_plan->callback([&] { chosen = [] { return RunPlanShow(options); }; });
+}
+
+void AddTrain(CLI::App& app, Chosen& chosen) {
+  static TrainOptions train;
+  CLI::App* command = app.add_subcommand("train", "Train what a run file describes");
+  command->add_option("run", train.run_file, "Run file (TOML)")->required();
+  command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE");
+  command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file");
+  command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(CLI::PositiveNumber);
+  command->callback([&] { chosen = [] { return RunTrain(train); }; });
+
+  static SampleOptions sample;
+  CLI::App* draw = app.add_subcommand("sample", "Draw samples from a checkpoint");
+  draw->add_option("source", sample.source, "A checkpoint, a run's folder (its newest checkpoint), or a run file")->required();
+  draw->add_option("--out", sample.out, "File to write: .png (a grid of images) or .npy")->required();
+  draw->add_option("--count", sample.count, "Samples; default 64")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
+  draw->add_option("--columns", sample.columns, "Images a row; default: about square")->check(CLI::NonNegativeNumber);
+  draw->add_option("--seed", sample.seed, "Seed of the noise; default 0");
+  draw->add_flag("!--no-average", sample.average, "Use the weights, not their running average");
+  draw->callback([&] { chosen = [] { return RunSample(sample); }; });
+}
+
 // The innermost subcommand on the command line.
 const CLI::App& Innermost(const CLI::App& app) {
   const std::vector<CLI::App*> used = const_cast<CLI::App&>(app).get_subcommands();
@@ -92,7 +134,9 @@ int ParseAndRun(int argc, char** argv) {
   app.set_version_flag("--version", std::string("gantry ") + gantry_version());
   app.require_subcommand(1);
   Chosen chosen;
+  AddTrain(app, chosen);
   AddCheck(app, chosen);
+  AddModel(app, chosen);
   AddLayout(app, chosen);
   AddInfo(app, chosen);
   try {

@@ -29,4 +29,33 @@ int RunLayoutCheck(const LayoutOptions& options);
 int RunBackends();
 int RunOps();
 
+// A run file with overrides, or a reference case.
+struct ModelOptions {
+  std::string source;
+  std::vector<std::string> settings;
+  std::string dtype = "f32", kernels = "fast";  // of a reference case
+  bool executed = false;        // the program as it runs
+  bool gradient_norms = false;  // of a reference case
+};
+int RunProgramShow(const ModelOptions& options);
+int RunPlanShow(const ModelOptions& options);
+
+struct TrainOptions {
+  std::string run_file;
+  std::vector<std::string> settings;
+  std::string resume;   // empty, "latest" or a file
+  int64_t steps = 0;    // stop after so many; 0: at the run's end
+};
+int RunTrain(const TrainOptions& options);
+
+struct SampleOptions {
+  std::string source;  // a checkpoint, a run's folder, or a run file
+  std::string out;
+  int64_t count = 64;
+  int64_t columns = 0;
+  uint64_t seed = 0;
+  bool average = true;
+};
+int RunSample(const SampleOptions& options);
+
 }  // namespace gantry::cli

@@ -66,7 +66,7 @@ Context MakeContext(int thread_count) {
 
 std::string BytesText(uint64_t bytes) {
   std::string digits = std::to_string(bytes);
-  for (size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, ",");
+  for (size_t i = digits.size(); i > 3; i -= 3) digits.insert(i - 3, 1, ',');
   return Format("%s bytes (%.1f MiB)", digits.c_str(), static_cast<double>(bytes) / (1 << 20));
 }
 

@@ -220,6 +220,24 @@ GANTRY_API gantry_status gantry_network_load_onnx(const char* path, const gantry
 GANTRY_API gantry_status gantry_network_load_onnx_memory(const void* bytes, size_t size_bytes,
                                                          const gantry_onnx_config* config, gantry_network** network);
 
+typedef struct gantry_family_config {
+  size_t struct_size;
+  int64_t image_size;  /* height and width: a power of two, 16 to 512 */
+  int64_t channels;
+  int64_t width;       /* channels at the highest resolution */
+  int64_t latent_size; /* numbers that one sample is made from */
+  int64_t batch_size;
+  int32_t dtype;       /* GANTRY_F32 or GANTRY_F64 */
+  int32_t reserved;    /* 0 */
+} gantry_family_config;
+#define GANTRY_FAMILY_CONFIG_INIT {sizeof(gantry_family_config), 64, 3, 64, 100, 64, GANTRY_F32, 0}
+
+/* Both networks of a published architecture: "dcgan", "wgan-gp", "sngan" or "r3gan". `config` may be NULL.
+ * Errors: GANTRY_NOT_FOUND         unknown family; the message lists them
+ *         GANTRY_INVALID_ARGUMENT  a size that the family cannot have. */
+GANTRY_API gantry_status gantry_network_create_family(const char* family, const gantry_family_config* config,
+                                                      gantry_network** generator, gantry_network** discriminator);
+
 /* A network made op by op, empty at first. `name` is for messages. */
 GANTRY_API gantry_status gantry_network_create(const char* name, gantry_network** network);
 GANTRY_API void gantry_network_destroy(gantry_network* network);
@@ -479,6 +497,115 @@ GANTRY_API gantry_status gantry_gan_save(gantry_gan* gan, const char* path);
  * Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA (damaged, or of another model: the message names the tensor); the session is
  * as before. */
 GANTRY_API gantry_status gantry_gan_resume(gantry_gan* gan, const char* path);
+
+/* ---- data sets ------------------------------------------------------------------------------------------------- */
+
+typedef struct gantry_data gantry_data; /* an endless stream of shuffled batches of a data set, read ahead */
+
+typedef struct gantry_data_config {
+  size_t struct_size;
+  int64_t batch_size;         /* samples that one gantry_data_next gives; at least 1 */
+  uint64_t seed;              /* of the order */
+  const char* tensor;         /* which array of a .npz or .safetensors file; NULL where there is one */
+  const char* split;          /* "train" (also as NULL) or "test", of a folder of MNIST files */
+  int64_t height, width;      /* the images' size; 0: as in the file */
+  int64_t channels;           /* of PNG images: 1 or 3; 0: as the first image */
+  int32_t channels_last;      /* 1: array samples are H, W, C */
+  int32_t no_shuffle;         /* 1: in the order of the file */
+  int32_t drop_tail;          /* 1: what is left of an epoch and smaller than a batch is skipped */
+  int32_t thread_count;       /* that read; 0: one */
+} gantry_data_config;
+#define GANTRY_DATA_CONFIG_INIT {sizeof(gantry_data_config), 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+/* Opens an IDX, .npy, .npz or .safetensors file, a folder of MNIST files, or a folder of PNG images. 8-bit pixels become
+ * [-1, 1]. Files that can be read piece by piece may be larger than memory.
+ * Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA, GANTRY_OUT_OF_MEMORY. */
+GANTRY_API gantry_status gantry_data_open(const char* path, const gantry_data_config* config, gantry_data** data);
+GANTRY_API void gantry_data_destroy(gantry_data* data);
+/* Samples of one epoch. */
+GANTRY_API int64_t gantry_data_size(const gantry_data* data);
+/* One sample's shape: its rank, and its dimensions as far as `capacity` goes. */
+GANTRY_API gantry_status gantry_data_shape(const gantry_data* data, size_t capacity, int64_t* dims, size_t* rank);
+/* The next batch: batch_size samples, `count` floats in all. */
+GANTRY_API gantry_status gantry_data_next(gantry_data* data, float* to, size_t count);
+/* Samples drawn so far, and going on as if `samples_drawn` had been: with the seed all that a resume needs. */
+GANTRY_API uint64_t gantry_data_position(const gantry_data* data);
+GANTRY_API gantry_status gantry_data_seek(gantry_data* data, uint64_t samples_drawn);
+/* A step of the session on the next batches of the stream, whose batch_size must be the session's; noise and mix are drawn.
+ * Errors: those of gantry_data_next and gantry_gan_step. */
+GANTRY_API gantry_status gantry_gan_step_data(gantry_gan* gan, gantry_data* data);
+
+/* ---- runs ------------------------------------------------------------------------------------------------------ */
+
+typedef struct gantry_run gantry_run; /* a training run as a file describes it: data, session, log, samples, checkpoints */
+
+/* Reads the run file (TOML; docs/reference/run-file.md has the keys), then GANTRY_<SECTION>_<KEY> of the environment, then
+ * `overrides` ("train.batch=32"), opens the data, builds the networks and plans the step. It writes nothing yet.
+ * Errors: GANTRY_NOT_FOUND      the run file, the data or a network's file is missing
+ *         GANTRY_BAD_DATA       the run file or what it names is wrong; the message has the line, the key, and the nearest right one
+ *         GANTRY_OUT_OF_MEMORY  the arena does not fit. */
+GANTRY_API gantry_status gantry_run_open(gantry_context* context, const char* path, size_t override_count,
+                                         const char* const* overrides, gantry_run** run);
+GANTRY_API void gantry_run_destroy(gantry_run* run);
+/* Goes on from a checkpoint, bit for bit: `checkpoint` is a file, or "latest" for the newest good one of the run's folder.
+ * Before the first step only. Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA; the run is as before. */
+GANTRY_API gantry_status gantry_run_resume(gantry_run* run, const char* checkpoint);
+
+GANTRY_API gantry_status gantry_run_plan_info(const gantry_run* run, gantry_plan_info* info);
+GANTRY_API gantry_status gantry_run_plan_text(gantry_run* run, const char** text);
+/* As gantry_gan_program_text. */
+GANTRY_API gantry_status gantry_run_program_text(gantry_run* run, int32_t executed, const char** text);
+/* The whole configuration as a run file, every key with its value. */
+GANTRY_API gantry_status gantry_run_config_text(gantry_run* run, const char** text);
+/* What it trains on: "60000 samples [1,28,28] of ...". */
+GANTRY_API gantry_status gantry_run_data_text(gantry_run* run, const char** text);
+GANTRY_API uint64_t gantry_run_high_water_bytes(const gantry_run* run);
+/* Where the run writes. Valid as long as the run. */
+GANTRY_API const char* gantry_run_folder(const gantry_run* run);
+/* 1 once train.steps, train.images or train.minutes are done. */
+GANTRY_API int32_t gantry_run_finished(const gantry_run* run);
+GANTRY_API int64_t gantry_run_step_count(const gantry_run* run);
+/* Of the whole run; 0 where only train.minutes ends it. */
+GANTRY_API int64_t gantry_run_total_steps(const gantry_run* run);
+
+/* What one step did. Text is valid until the next call on the run. */
+typedef struct gantry_step_report {
+  size_t struct_size;
+  int64_t step;               /* this one, from 1 */
+  int64_t total_steps;        /* of the whole run; 0 where only train.minutes ends it */
+  int64_t images;             /* real samples seen so far */
+  double discriminator_loss;
+  double generator_loss;
+  double seconds;             /* of the step, the wait for data included, files that it wrote not */
+  double data_wait_seconds;
+  double images_per_second;   /* over about the last 20 steps */
+  double seconds_left;        /* to the end of the run, an estimate */
+  int32_t logged;             /* 1: a line went to metrics.jsonl */
+  int32_t collapsed;          /* 1: samples have been too alike for long */
+  const char* samples_path;   /* of the sheet that the step wrote, or "" */
+  const char* checkpoint_path; /* likewise */
+} gantry_step_report;
+#define GANTRY_STEP_REPORT_INIT {sizeof(gantry_step_report), 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0}
+
+/* One step, and what is due after it: a log line, a sample sheet, a checkpoint. `report` may be NULL.
+ * Errors: GANTRY_NOT_FINITE           the message has the step, what held a NaN or infinity first, and the last checkpoint
+ *         GANTRY_FAILED_PRECONDITION  the folder has another run's checkpoints, or another process writes to it
+ *         GANTRY_NO_SPACE, GANTRY_IO_ERROR, GANTRY_CANNOT_CREATE  a file could not be written; the step is done. */
+GANTRY_API gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report);
+/* As gantry_gan_read_scalar. */
+GANTRY_API gantry_status gantry_run_read_scalar(const gantry_run* run, const char* name, double* value);
+/* Writes a checkpoint, unless this step has one. `path` may be NULL. */
+GANTRY_API gantry_status gantry_run_save(gantry_run* run, const char** path);
+/* Writes a sheet of samples. `path` may be NULL. */
+GANTRY_API gantry_status gantry_run_write_samples(gantry_run* run, const char** path);
+/* At the end, finished or stopped: the last checkpoint, sample sheet and log line, and summary.txt, whose text it gives. */
+GANTRY_API gantry_status gantry_run_finish(gantry_run* run, const char** summary);
+
+/* Draws `count` samples from a run's checkpoint: f32 [count, sample shape]. `source` is a checkpoint, a run's folder (its newest
+ * good checkpoint), or a run file. `use_average` 1: on the EMA weights where it has some. Networks from ONNX files need those
+ * files where they were. Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA. */
+GANTRY_API gantry_status gantry_checkpoint_sample(gantry_context* context, const char* source, int64_t count,
+                                                  uint64_t noise_seed, int32_t use_average, gantry_array** samples);
 
 /* ---- memory layouts -------------------------------------------------------------------------------------------- */
 

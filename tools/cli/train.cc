@@ -1,0 +1,132 @@
+// gantry train: the loop around gantry_run_step, the progress line, and the end on a signal.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <csignal>
+#include <cstdio>
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include "tools/cli/commands.h"
+#include "tools/cli/run.h"
+
+namespace gantry::cli {
+namespace {
+
+volatile std::sig_atomic_t stop_signal = 0;
+
+// The first signal asks for an end after the step at work, the second ends at once.
+void OnSignal(int signal) {
+  if (stop_signal != 0) _exit(128 + signal);
+  stop_signal = signal;
+}
+
+void CatchSignals() {
+  struct sigaction action{};
+  action.sa_handler = OnSignal;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+std::string Duration(double seconds) {
+  if (!std::isfinite(seconds) || seconds > 1e8) return "?";
+  const long long whole = static_cast<long long>(seconds + 0.5);
+  if (whole >= 3600) return Format("%lldh%02lldm", whole / 3600, whole / 60 % 60);
+  return Format("%lldm%02llds", whole / 60, whole % 60);
+}
+
+// One line that is written over on a terminal, and a line now and then elsewhere. It goes to stderr: stdout is for results.
+class Progress {
+ public:
+  Progress() : terminal_(isatty(STDERR_FILENO) != 0) {}
+
+  void Show(const gantry_step_report& report) {
+    const auto now = std::chrono::steady_clock::now();
+    const double since = std::chrono::duration<double>(now - shown_).count();
+    if (!first_ && report.step != report.total_steps && since < (terminal_ ? 0.1 : 5.0)) return;
+    first_ = false;
+    shown_ = now;
+    std::string line = "step " + std::to_string(report.step);
+    if (report.total_steps > 0) line += "/" + std::to_string(report.total_steps);
+    line += Format("  %.1f images/s  ETA %s  loss D %.4f  G %.4f%s", report.images_per_second, Duration(report.seconds_left).c_str(),
+                   report.discriminator_loss, report.generator_loss, report.collapsed != 0 ? "  samples look alike" : "");
+    if (terminal_) {
+      winsize size{};
+      if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1) line.resize(std::min<size_t>(line.size(), size.ws_col - 1));
+      std::fprintf(stderr, "\r\033[K%s", line.c_str());
+      open_ = true;
+    } else {
+      std::fprintf(stderr, "%s\n", line.c_str());
+    }
+  }
+  // Before anything else is written.
+  void End() {
+    if (open_) std::fputc('\n', stderr);
+    open_ = false;
+  }
+
+ private:
+  const bool terminal_;
+  bool first_ = true, open_ = false;
+  std::chrono::steady_clock::time_point shown_ = {};
+};
+
+}  // namespace
+
+Run OpenRun(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
+  std::vector<const char*> overrides;
+  for (const std::string& setting : settings) {
+    if (setting.find('=') == std::string::npos) throw Failure(kExitUsage, "--set " + setting + ": write KEY=VALUE, such as train.batch=32");
+    overrides.push_back(setting.c_str());
+  }
+  gantry_run* run = nullptr;
+  Require(gantry_run_open(context, path.c_str(), overrides.size(), overrides.data(), &run));
+  return Run(run);
+}
+
+int RunTrain(const TrainOptions& options) {
+  const Context context = MakeContext(0);
+  const Run run = OpenRun(context.get(), options.run_file, options.settings);
+  if (!options.resume.empty()) Require(gantry_run_resume(run.get(), options.resume.c_str()));
+  gantry_plan_info plan = GANTRY_PLAN_INFO_INIT;
+  Require(gantry_run_plan_info(run.get(), &plan));
+  const char* text = nullptr;
+  Require(gantry_run_data_text(run.get(), &text));
+  std::printf("data            %s\n", text);
+  std::printf("predicted peak  %s, lower bound %s\n", BytesText(plan.arena_bytes).c_str(), BytesText(plan.lower_bound_bytes).c_str());
+  FlushOutput();
+  const int64_t last_step = options.steps > 0 ? gantry_run_step_count(run.get()) + options.steps : INT64_MAX;
+  CatchSignals();
+  Progress progress;
+  bool measured = false;
+  while (stop_signal == 0 && gantry_run_finished(run.get()) == 0 && gantry_run_step_count(run.get()) < last_step) {
+    gantry_step_report report = GANTRY_STEP_REPORT_INIT;
+    const gantry_status status = gantry_run_step(run.get(), &report);
+    if (status != GANTRY_OK) progress.End();
+    Require(status);
+    progress.Show(report);
+    if (!measured) {
+      progress.End();
+      std::printf("measured peak   %s after the first step\n", BytesText(gantry_run_high_water_bytes(run.get())).c_str());
+      FlushOutput();
+      measured = true;
+    }
+  }
+  progress.End();
+  const bool stopped = stop_signal != 0 && gantry_run_finished(run.get()) == 0;
+  if (gantry_run_step_count(run.get()) == 0) {  // stopped before the first step: there is nothing to keep
+    std::fprintf(stderr, "gantry: stopped before the first step\n");
+    return stopped ? kExitResumable : kExitOk;
+  }
+  Require(gantry_run_finish(run.get(), &text));
+  std::printf("%s", text);
+  if (!stopped) return kExitOk;
+  std::fprintf(stderr, "gantry: stopped after step %lld with a checkpoint; go on with: gantry train %s --resume latest\n",
+               static_cast<long long>(gantry_run_step_count(run.get())), options.run_file.c_str());
+  return kExitResumable;
+}
+
+}  // namespace gantry::cli

@@ -83,7 +83,9 @@ Run OpenRun(gantry_context* context, const std::string& path, const std::vector<
     overrides.push_back(setting.c_str());
   }
   gantry_run* run = nullptr;
-  Require(gantry_run_open(context, path.c_str(), overrides.size(), overrides.data(), &run));
+  const gantry_status status = gantry_run_open(context, path.c_str(), overrides.size(), overrides.data(), &run);
+  if (status == GANTRY_BAD_DATA && std::string_view(gantry_last_error()).starts_with("--set ")) throw Failure(kExitUsage, gantry_last_error());
+  Require(status);
   return Run(run);
 }
 
@@ -124,8 +126,10 @@ int RunTrain(const TrainOptions& options) {
   Require(gantry_run_finish(run.get(), &text));
   std::printf("%s", text);
   if (!stopped) return kExitOk;
-  std::fprintf(stderr, "gantry: stopped after step %lld with a checkpoint; go on with: gantry train %s --resume latest\n",
-               static_cast<long long>(gantry_run_step_count(run.get())), options.run_file.c_str());
+  std::string settings;
+  for (const std::string& setting : options.settings) settings += " --set '" + setting + "'";
+  std::fprintf(stderr, "gantry: stopped after step %lld with a checkpoint; go on with: gantry train %s%s --resume latest\n",
+               static_cast<long long>(gantry_run_step_count(run.get())), options.run_file.c_str(), settings.c_str());
   return kExitResumable;
 }
 

@@ -40,8 +40,8 @@ absl::Status RequireShape(const TensorType& type, std::string_view what, const S
 absl::StatusOr<Shape> Broadcast(Inputs inputs);
 
 // Attributes that must be there, of the right kind, within [min, max].
-inline constexpr int64_t kNoLimit = INT64_MAX;
-absl::StatusOr<int64_t> IntAttribute(const Attributes& attributes, std::string_view name, int64_t min = -kNoLimit,
+inline constexpr int64_t kNoLimit = INT64_MAX, kNoMinimum = INT64_MIN;
+absl::StatusOr<int64_t> IntAttribute(const Attributes& attributes, std::string_view name, int64_t min = kNoMinimum,
                                      int64_t max = kNoLimit);
 // An int64 counts as a double too. Infinite only where `finite` is false; never a NaN.
 absl::StatusOr<double> FloatAttribute(const Attributes& attributes, std::string_view name, bool finite = true);
@@ -49,7 +49,7 @@ absl::StatusOr<std::string> StringAttribute(const Attributes& attributes, std::s
                                             std::initializer_list<std::string_view> allowed);
 // `size` entries, or any number up to 2 * kMaxRank where size is -1.
 absl::StatusOr<std::vector<int64_t>> IntsAttribute(const Attributes& attributes, std::string_view name, int size = -1,
-                                                   int64_t min = -kNoLimit, int64_t max = kNoLimit);
+                                                   int64_t min = kNoMinimum, int64_t max = kNoLimit);
 // Dimensions that pass CheckShape.
 absl::StatusOr<Shape> ShapeAttribute(const Attributes& attributes, std::string_view name);
 absl::StatusOr<DataType> DataTypeAttribute(const Attributes& attributes, std::string_view name);

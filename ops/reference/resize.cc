@@ -75,6 +75,7 @@ std::unique_ptr<Kernel> MakeResize(const KernelRequest& request) {
                    kGrad ? request.inputs[0].shape : request.outputs[0].shape, request.attributes);
   const int64_t from_places = kGrad ? geometry.output_places() : geometry.input_places();
   const int64_t to_places = kGrad ? geometry.input_places() : geometry.output_places();
+  const int64_t sum_count = geometry.images == 0 ? 0 : to_places;  // an empty tensor may have huge images
   const auto loop = [geometry = std::move(geometry), from_places, to_places](auto zero, const OpInstance&,
                                                                              const KernelArguments& arguments) {
     using T = decltype(zero);
@@ -90,7 +91,7 @@ std::unique_ptr<Kernel> MakeResize(const KernelRequest& request) {
     }
     return absl::OkStatus();
   };
-  return MakeFloatKernel(request, loop, sizeof(double) * static_cast<size_t>(to_places));
+  return MakeFloatKernel(request, loop, sizeof(double) * static_cast<size_t>(sum_count));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// panel_bench [--threads N] [--rounds N] [--batch N] [--filter text]: every convolution of dcgan32 and dcgan64 in its three
-// directions, on the panel kernels and on oneDNN with `any` formats. Results are compared before anything is timed;
-// candidates take turns, and the fastest of the rounds counts. GF/s are nominal: every tap counted, whatever was computed.
+// panel_bench [--threads N] [--rounds N] [--batch N] [--filter text]: every convolution of dcgan32 and dcgan64 in its
+// three directions, on the panel kernels and on oneDNN with `any` formats. Results are compared before anything is
+// timed; candidates take turns, and the fastest of the rounds counts. GF/s are nominal: every tap counted, whatever was
+// computed. A star marks what ChooseAlgorithm takes.
 #include <omp.h>
 
 #include <algorithm>
@@ -36,8 +37,18 @@ struct Layer {
 };
 
 ConvGeometry Halving(int64_t in_channels, int64_t out_channels, int64_t size) {
-  return {.in_channels = in_channels, .out_channels = out_channels, .in_h = size, .in_w = size, .out_h = size / 2,
-          .out_w = size / 2, .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1};
+  return {.in_channels = in_channels,
+          .out_channels = out_channels,
+          .in_h = size,
+          .in_w = size,
+          .out_h = size / 2,
+          .out_w = size / 2,
+          .kernel_h = 4,
+          .kernel_w = 4,
+          .stride_h = 2,
+          .stride_w = 2,
+          .pad_top = 1,
+          .pad_left = 1};
 }
 
 ConvGeometry Whole(int64_t in_channels, int64_t out_channels) {
@@ -89,7 +100,8 @@ double TimeMs(const std::function<void()>& work) {
   return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
-Candidate MakePanel(const Layer& layer, Direction direction, Algorithm algorithm, const Operands& operands, int threads) {
+Candidate MakePanel(const Layer& layer, Direction direction, Algorithm algorithm, const Operands& operands,
+                    int threads) {
   const ConvGeometry g = layer.geometry;
   const PanelConv conv = *PanelConv::Create(
       g, direction, {.algorithm = algorithm, .input_format = layer.input_format, .output_format = layer.output_format});
@@ -133,11 +145,14 @@ Candidate MakePanel(const Layer& layer, Direction direction, Algorithm algorithm
       candidate.run = [=] {
         conv.Forward(state->input.get(), state->packed.get(), {}, state->output.get(), state->scratch.get(), threads);
       };
-      candidate.result = [=] { return plain(state->output.get(), layer.output_format, g.out_channels, g.out_h, g.out_w); };
+      candidate.result = [=] {
+        return plain(state->output.get(), layer.output_format, g.out_channels, g.out_h, g.out_w);
+      };
       break;
     case Direction::kInputGradient:
       candidate.run = [=] {
-        conv.InputGradient(state->output.get(), state->packed.get(), {}, state->input.get(), state->scratch.get(), threads);
+        conv.InputGradient(state->output.get(), state->packed.get(), {}, state->input.get(), state->scratch.get(),
+                           threads);
       };
       candidate.result = [=] { return plain(state->input.get(), layer.input_format, g.in_channels, g.in_h, g.in_w); };
       break;
@@ -172,7 +187,8 @@ Candidate MakeOneDnn(const Layer& layer, Direction direction, const Operands& op
   };
   const auto algorithm = dnnl::algorithm::convolution_direct;
   const dnnl::convolution_forward::primitive_desc forward(
-      {dnnl::prop_kind::forward_training, algorithm, any(input_dims), any(weight_dims), any(output_dims), strides, begin, end},
+      {dnnl::prop_kind::forward_training, algorithm, any(input_dims), any(weight_dims), any(output_dims), strides,
+       begin, end},
       engine);
   memory::desc input_desc, output_desc, weight_desc;
   dnnl::primitive primitive;
@@ -189,7 +205,8 @@ Candidate MakeOneDnn(const Layer& layer, Direction direction, const Operands& op
     const dnnl::convolution_backward_data::primitive_desc backward(
         {algorithm, any(input_dims), any(weight_dims), any(output_dims), strides, begin, end}, engine, forward);
     primitive = dnnl::convolution_backward_data(backward);
-    input_desc = backward.diff_src_desc(), output_desc = backward.diff_dst_desc(), weight_desc = backward.weights_desc();
+    input_desc = backward.diff_src_desc(), output_desc = backward.diff_dst_desc(),
+    weight_desc = backward.weights_desc();
     roles = {{DNNL_ARG_DIFF_SRC, 0}, {DNNL_ARG_WEIGHTS, 1}, {DNNL_ARG_DIFF_DST, 2}};
     name = backward.impl_info_str();
     result_role = 0;
@@ -203,7 +220,8 @@ Candidate MakeOneDnn(const Layer& layer, Direction direction, const Operands& op
     name = backward.impl_info_str();
     result_role = 1;
   }
-  const std::vector<memory> buffers{memory(input_desc, engine), memory(weight_desc, engine), memory(output_desc, engine)};
+  const std::vector<memory> buffers{memory(input_desc, engine), memory(weight_desc, engine),
+                                    memory(output_desc, engine)};
   const std::vector<memory::dims> dims{input_dims, weight_dims, output_dims};
   const std::vector<const std::vector<float>*> values{&operands.input, &operands.weights, &operands.output};
   dnnl::stream queue = stream;
@@ -252,11 +270,16 @@ int main(int argc, char** argv) {
   int64_t batch = 64;
   std::string filter;
   for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::strcmp(argv[i], "--threads") == 0) threads = std::atoi(argv[i + 1]);
-    else if (std::strcmp(argv[i], "--rounds") == 0) rounds = std::atoi(argv[i + 1]);
-    else if (std::strcmp(argv[i], "--batch") == 0) batch = std::atoi(argv[i + 1]);
-    else if (std::strcmp(argv[i], "--filter") == 0) filter = argv[i + 1];
-    else return std::fprintf(stderr, "unknown option %s\n", argv[i]), 2;
+    if (std::strcmp(argv[i], "--threads") == 0)
+      threads = std::atoi(argv[i + 1]);
+    else if (std::strcmp(argv[i], "--rounds") == 0)
+      rounds = std::atoi(argv[i + 1]);
+    else if (std::strcmp(argv[i], "--batch") == 0)
+      batch = std::atoi(argv[i + 1]);
+    else if (std::strcmp(argv[i], "--filter") == 0)
+      filter = argv[i + 1];
+    else
+      return std::fprintf(stderr, "unknown option %s\n", argv[i]), 2;
   }
   if (threads < 1 || rounds < 1 || batch < 1) return std::fprintf(stderr, "numbers must be positive\n"), 2;
   omp_set_num_threads(threads);  // oneDNN's
@@ -298,9 +321,11 @@ int main(int argc, char** argv) {
         }
       }
       std::printf("%-20s %-15s", layer.name, std::string(Name(direction)).c_str());
+      const bool plain = layer.input_format == ImageFormat::kPlain;
+      const Algorithm chosen = plain ? Algorithm::kDirect : gantry::cpu::ChooseAlgorithm(g, direction);
       for (const Candidate& candidate : candidates) {
-        std::printf("  %s %.2f ms %.0f GF/s", candidate.name.c_str(), candidate.best_ms,
-                    g.flops() / candidate.best_ms * 1e-6);
+        std::printf("  %s%s %.2f ms %.0f GF/s", candidate.name == Name(chosen) ? "*" : "", candidate.name.c_str(),
+                    candidate.best_ms, g.flops() / candidate.best_ms * 1e-6);
         if (candidate.pack) std::printf(" (pack %.2f)", candidate.best_pack_ms);
       }
       std::printf("\n");

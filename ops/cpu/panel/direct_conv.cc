@@ -27,7 +27,8 @@ struct Axis {
 Axis Vertical(const ConvGeometry& g) { return {g.in_h, g.out_h, g.kernel_h, g.stride_h, g.pad_top, g.dilation_h}; }
 Axis Horizontal(const ConvGeometry& g) { return {g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_left, g.dilation_w}; }
 
-// Pixel-by-pixel products shared by the two image directions: result(p) = sum over taps t of source(q(p, t)) * weights(t).
+// Pixel-by-pixel products shared by the two image directions: result(p) = sum over taps t of source(q(p, t)) *
+// weights(t).
 struct ImageProduct {
   int64_t batch;
   int64_t source_panels, source_width, source_channels;
@@ -90,7 +91,9 @@ void RunImageProduct(const ImageProduct& p, const PanelKernels& kernels, const S
         kernels.gemm(p.batch, chunk.count, chunk.sources, p.packed + panel * result_panel_stride, chunk.weight_offsets,
                      k_count, p.result + (pixel * p.result_panels + panel) * panel_floats, chunk_index > 0, bias,
                      last ? p.epilogue->slope : 1.0f,
-                     panel + 1 < last_panel ? p.packed + (panel + 1) * result_panel_stride + chunk.weight_offsets[0] : nullptr);
+                     panel + 1 < last_panel && chunk.count > 0
+                         ? p.packed + (panel + 1) * result_panel_stride + chunk.weight_offsets[0]
+                         : nullptr);
       }
       chunk.count = 0;
       ++chunk_index;
@@ -133,8 +136,8 @@ int64_t ForwardWeightFloats(const ConvGeometry& g) {
 
 int64_t InputGradientWeightFloats(const ConvGeometry& g) { return ForwardWeightFloats(g); }
 
-void GatherWeights(const ConvGeometry& g, const PanelKernels& kernels, const float* weights, int64_t out_panel, int64_t in_panel,
-                   bool rows_are_inputs, float* blocks, int64_t tap_stride) {
+void GatherWeights(const ConvGeometry& g, const PanelKernels& kernels, const float* weights, int64_t out_panel,
+                   int64_t in_panel, bool rows_are_inputs, float* blocks, int64_t tap_stride) {
   const int64_t taps = g.taps();
   const int64_t out_count = std::min<int64_t>(16, g.out_channels - out_panel * 16);
   const int64_t in_count = std::min<int64_t>(16, g.in_channels - in_panel * 16);
@@ -142,8 +145,8 @@ void GatherWeights(const ConvGeometry& g, const PanelKernels& kernels, const flo
   if (taps == 16 && out_count == 16 && in_count == 16) {
     const int64_t in_stride = 16, out_stride = g.in_channels * 16;
     for (int64_t row = 0; row < 16; ++row) {
-      kernels.transpose(first + row * (rows_are_inputs ? in_stride : out_stride), rows_are_inputs ? out_stride : in_stride,
-                        blocks + row * 16, tap_stride, false);
+      kernels.transpose(first + row * (rows_are_inputs ? in_stride : out_stride),
+                        rows_are_inputs ? out_stride : in_stride, blocks + row * 16, tap_stride, false);
     }
     return;
   }
@@ -159,13 +162,14 @@ void GatherWeights(const ConvGeometry& g, const PanelKernels& kernels, const flo
   }
 }
 
-void PackForward(const ConvGeometry& g, const PanelKernels& kernels, const float* weights, float* packed, int thread_count) {
+void PackForward(const ConvGeometry& g, const PanelKernels& kernels, const float* weights, float* packed,
+                 int thread_count) {
   const int64_t in_panels = PanelCount(g.in_channels);
   ParallelFor(thread_count, PanelCount(g.out_channels) * in_panels, [&](int64_t task) {
     const int64_t out_panel = task / in_panels;
     const int64_t in_panel = task % in_panels;
-    GatherWeights(g, kernels, weights, out_panel, in_panel, true, packed + (out_panel * g.taps() * in_panels + in_panel) * 256,
-                  in_panels * 256);
+    GatherWeights(g, kernels, weights, out_panel, in_panel, true,
+                  packed + (out_panel * g.taps() * in_panels + in_panel) * 256, in_panels * 256);
   });
 }
 
@@ -202,8 +206,8 @@ void Forward(const ConvGeometry& g, const PanelKernels& kernels, const float* in
       [&](int64_t x, int64_t kx) { return horizontal.Input(x, kx); }, thread_count);
 }
 
-void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* output_gradient, const float* packed,
-                   const Epilogue& epilogue, float* input_gradient, int thread_count) {
+void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* output_gradient,
+                   const float* packed, const Epilogue& epilogue, float* input_gradient, int thread_count) {
   const Axis vertical = Vertical(g), horizontal = Horizontal(g);
   const ImageProduct product{.batch = g.batch,
                              .source_panels = PanelCount(g.out_channels),
@@ -224,7 +228,8 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const flo
       [&](int64_t x, int64_t kx) { return horizontal.Output(x, kx); }, thread_count);
 }
 
-void StoreWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* sums, bool accumulate, float* weight_gradient, int thread_count) {
+void StoreWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* sums, bool accumulate,
+                         float* weight_gradient, int thread_count) {
   const int64_t in_panels = PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
   const int64_t taps = g.taps();
@@ -258,8 +263,9 @@ void StoreWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, con
 
 int64_t WeightGradientScratchFloats(const ConvGeometry& g) { return ForwardWeightFloats(g); }
 
-void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* input, const float* output_gradient,
-                    bool accumulate, float* weight_gradient, float* scratch, int thread_count) {
+void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* input,
+                    const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
+                    int thread_count) {
   const Axis vertical = Vertical(g), horizontal = Horizontal(g);
   const int64_t in_panels = PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
@@ -267,8 +273,8 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const fl
   const int64_t chunk_pixels = std::clamp<int64_t>(256 / g.batch, 1, kChunkPanels);
   const int64_t groups = Groups(g.taps(), out_panels, thread_count);
 
-  // A task is one tap and a group of output panels: chunks of pixels outermost, so that a chunk of the input stays in the
-  // second-level cache and 256 rows of one output panel in the first.
+  // A task is one tap and a group of output panels: chunks of pixels outermost, so that a chunk of the input stays in
+  // the second-level cache and 256 rows of one output panel in the first.
   ParallelFor(thread_count, g.taps() * groups, [&](int64_t task) {
     const int64_t tap = task / groups;
     const int64_t ky = tap / g.kernel_w;
@@ -291,7 +297,8 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const fl
           const float* sources[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) sources[i] = inputs[i] + c * panel_floats;
           kernels.gemm_transposed(std::min<int64_t>(16, g.in_channels - c * 16), count, sources, gradients, g.batch,
-                                  sums + (o * in_panels + c) * 256, !first, c == 0 && o + 1 < last_out ? next : nullptr);
+                                  sums + (o * in_panels + c) * 256, !first,
+                                  c == 0 && o + 1 < last_out ? next : nullptr);
         }
       }
       first = false;

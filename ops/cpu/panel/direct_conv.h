@@ -5,8 +5,8 @@
 
 namespace gantry::cpu::direct {
 
-// The weights of one (out panel, in panel) as a 16 x 16 block per tap, `tap_stride` floats apart: rows of inputs and columns of
-// outputs or the reverse; zero outside the channels.
+// The weights of one (out panel, in panel) as a 16 x 16 block per tap, `tap_stride` floats apart: rows of inputs and
+// columns of outputs or the reverse; zero outside the channels.
 void GatherWeights(const ConvGeometry& geometry, const PanelKernels& kernels, const float* weights, int64_t out_panel,
                    int64_t in_panel, bool rows_are_inputs, float* blocks, int64_t tap_stride);
 
@@ -30,17 +30,17 @@ void WeightGradient(const ConvGeometry& geometry, const PanelKernels& kernels, c
                     int thread_count);
 
 // From [tap][out panel][in panel][16 in][16 out] to the row-major weights.
-void StoreWeightGradient(const ConvGeometry& geometry, const PanelKernels& kernels, const float* blocks, bool accumulate,
-                         float* weight_gradient, int thread_count);
+void StoreWeightGradient(const ConvGeometry& geometry, const PanelKernels& kernels, const float* blocks,
+                         bool accumulate, float* weight_gradient, int thread_count);
 
-// The same with a row-major image on the input's side, for images of few channels: the taps of all channels together are
-// the k (or the columns) of one product per output pixel, so 1 or 3 channels are not padded to 16.
-// Weights: [out panel][tap panel][16 taps][16 out].
+// The same with a row-major image on the input's side, for images of few channels: the taps of all channels together
+// are the k (or the columns) of one product per output pixel, so 1 or 3 channels are not padded to 16. Weights: [out
+// panel][tap panel][16 taps][16 out].
 int64_t PlainForwardWeightFloats(const ConvGeometry& geometry);
 int64_t PlainForwardScratchFloats(const ConvGeometry& geometry, int thread_count);
 void PackPlainForward(const ConvGeometry& geometry, const float* weights, float* packed, int thread_count);
-void PlainForward(const ConvGeometry& geometry, const PanelKernels& kernels, const float* input_nchw, const float* packed,
-                  const Epilogue& epilogue, float* output, float* scratch, int thread_count);
+void PlainForward(const ConvGeometry& geometry, const PanelKernels& kernels, const float* input_nchw,
+                  const float* packed, const Epilogue& epilogue, float* output, float* scratch, int thread_count);
 
 // Weights: [tap panel][out panel][16 out][16 taps].
 int64_t PlainInputGradientWeightFloats(const ConvGeometry& geometry);

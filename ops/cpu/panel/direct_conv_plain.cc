@@ -1,5 +1,6 @@
-// The direct form with a row-major image of few channels on the input's side. The taps of all its channels, in the order of the
-// weights, are the k (forward), the rows (weight gradient) or the columns (input gradient) of one product per output pixel.
+// The direct form with a row-major image of few channels on the input's side. The taps of all its channels, in the
+// order of the weights, are the k (forward), the rows (weight gradient) or the columns (input gradient) of one product
+// per output pixel.
 #include <algorithm>
 #include <cstring>
 
@@ -65,9 +66,9 @@ bool FoursInside(const ConvGeometry& g, const KernelRows& rows, int64_t in_x) {
   return rows.tabled() && g.kernel_w == 4 && g.dilation_w == 1 && in_x >= 0 && in_x + 4 <= g.in_w;
 }
 
-// The taps that output pixels (y, x) ... (y, x + count - 1) see, of all images: [pixel][tap panel][batch][16], zero outside the
-// image and behind the last tap. Image by image: the rows of all images often share a cache set, so that pixel by pixel
-// their lines would be fetched anew each time.
+// The taps that output pixels (y, x) ... (y, x + count - 1) see, of all images: [pixel][tap panel][batch][16], zero
+// outside the image and behind the last tap. Image by image: the rows of all images often share a cache set, so that
+// pixel by pixel their lines would be fetched anew each time.
 void GatherTaps(const ConvGeometry& g, const float* images, int64_t y, int64_t x, int64_t count, float* taps) {
   const KernelRows rows(g, y, g.batch * 16);
   const int64_t tap_count = TapCount(g);
@@ -87,7 +88,8 @@ void GatherTaps(const ConvGeometry& g, const float* images, int64_t y, int64_t x
           const int64_t source = rows.source(g, y, r);
           for (int64_t kx = 0; kx < g.kernel_w; ++kx) {
             const int64_t from_x = in_x + kx * g.dilation_w;
-            to[rows.Target(r * g.kernel_w + kx)] = source >= 0 && from_x >= 0 && from_x < g.in_w ? image[source + from_x] : 0.0f;
+            to[rows.Target(r * g.kernel_w + kx)] =
+                source >= 0 && from_x >= 0 && from_x < g.in_w ? image[source + from_x] : 0.0f;
           }
         }
       }
@@ -97,8 +99,8 @@ void GatherTaps(const ConvGeometry& g, const float* images, int64_t y, int64_t x
 }
 
 // The adjoint of GatherTaps for images [first, first + count): adds taps[pixel][tap panel][count][16] to the images.
-void ScatterTaps(const ConvGeometry& g, const float* taps, int64_t y, int64_t x, int64_t pixels, int64_t first, int64_t count,
-                 float* images) {
+void ScatterTaps(const ConvGeometry& g, const float* taps, int64_t y, int64_t x, int64_t pixels, int64_t first,
+                 int64_t count, float* images) {
   const KernelRows rows(g, y, count * 16);
   // Pixels whose taps overlap are kept apart, so that a load does not wait for the store before it.
   const int64_t passes = std::min(pixels, (g.kernel_w + g.stride_w - 1) / g.stride_w);
@@ -210,7 +212,8 @@ void PlainForward(const ConvGeometry& g, const PanelKernels& kernels, const floa
               kernels, g.batch, tap_panels, k_count,
               [&](int64_t k) { return taps + i * TapFloats(g) + k * g.batch * 16; },
               [&](int64_t k) { return packed + (o * tap_panels + k) * 256; },
-              output + ((first + i) * out_panels + o) * g.batch * 16, epilogue.bias != nullptr ? bias : nullptr, epilogue.slope);
+              output + ((first + i) * out_panels + o) * g.batch * 16, epilogue.bias != nullptr ? bias : nullptr,
+              epilogue.slope);
         }
       }
     });
@@ -228,7 +231,8 @@ void PlainInputGradient(const ConvGeometry& g, const PanelKernels& kernels, cons
   const int64_t k_count = out_panels == 1 ? std::min<int64_t>(16, g.out_channels) : 16;
   const int64_t shares = std::max<int64_t>(1, std::min<int64_t>(thread_count, g.batch));
   const int64_t pixels = g.in_h * g.in_w;
-  // A share is a run of images, taken 16 at a time: their part of the products of a few pixels stays in the first-level cache.
+  // A share is a run of images, taken 16 at a time: their part of the products of a few pixels stays in the first-level
+  // cache.
   ParallelFor(thread_count, shares, [&](int64_t share) {
     float* taps = scratch + share * kBlockPixels * tap_panels * kBlockImages * 16;
     const int64_t last_image = g.batch * (share + 1) / shares;
@@ -244,8 +248,8 @@ void PlainInputGradient(const ConvGeometry& g, const PanelKernels& kernels, cons
           for (int64_t k = 0; k < tap_panels; ++k) {
             ChunkedGemm(
                 kernels, count, out_panels, k_count, [&](int64_t o) { return source + o * g.batch * 16; },
-                [&](int64_t o) { return packed + (k * out_panels + o) * 256; }, taps + (i * tap_panels + k) * count * 16,
-                nullptr, 1.0f);
+                [&](int64_t o) { return packed + (k * out_panels + o) * 256; },
+                taps + (i * tap_panels + k) * count * 16, nullptr, 1.0f);
           }
         }
         ScatterTaps(g, taps, pixel / g.out_w, pixel % g.out_w, run, first, count, input_gradient_nchw);
@@ -291,7 +295,8 @@ void PlainWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, con
               next[i] = gradients[i] + (o + 1 < out_panels ? 1 : (count - 1) * out_panels + 1) * g.batch * 16;
             }
             kernels.gemm_transposed(std::min<int64_t>(16, g.out_channels - o * 16), count, gradients, sources, g.batch,
-                                    sums + (o * tap_panels + k) * 256, first > begin || chunk > 0, k == 0 ? next : nullptr);
+                                    sums + (o * tap_panels + k) * 256, first > begin || chunk > 0,
+                                    k == 0 ? next : nullptr);
           }
         }
       }

@@ -39,18 +39,24 @@ const WinogradKernels& TransformsFor(Isa isa, const ConvGeometry& g, Algorithm a
 
 std::string_view Name(Direction direction) {
   switch (direction) {
-    case Direction::kForward: return "forward";
-    case Direction::kInputGradient: return "input gradient";
-    case Direction::kWeightGradient: return "weight gradient";
+    case Direction::kForward:
+      return "forward";
+    case Direction::kInputGradient:
+      return "input gradient";
+    case Direction::kWeightGradient:
+      return "weight gradient";
   }
   return "unknown";
 }
 
 std::string_view Name(Algorithm algorithm) {
   switch (algorithm) {
-    case Algorithm::kDirect: return "direct";
-    case Algorithm::kWinograd2: return "winograd2";
-    case Algorithm::kWinograd4: return "winograd4";
+    case Algorithm::kDirect:
+      return "direct";
+    case Algorithm::kWinograd2:
+      return "winograd2";
+    case Algorithm::kWinograd4:
+      return "winograd4";
   }
   return "unknown";
 }
@@ -88,7 +94,8 @@ absl::StatusOr<PanelConv> PanelConv::Create(const ConvGeometry& g, Direction dir
                            1.0 * (g.in_channels + 15.0) * (g.out_channels + 15.0) * g.kernel_h * g.kernel_w,
                            1.0 * (g.in_channels + 15.0) * g.kernel_h * g.kernel_w * g.batch * 16};
   for (double count : floats) {
-    if (count > 1e15) return absl::InvalidArgumentError(absl::StrFormat("a convolution operand has %g elements", count));
+    if (count > 1e15)
+      return absl::InvalidArgumentError(absl::StrFormat("a convolution operand has %g elements", count));
   }
   if (!IsaAvailable(options.isa)) {
     return absl::UnimplementedError(
@@ -96,17 +103,18 @@ absl::StatusOr<PanelConv> PanelConv::Create(const ConvGeometry& g, Direction dir
   }
   const PanelConv conv(g, direction, options);
   if (options.algorithm != Algorithm::kDirect && !winograd::Supports(g, conv.transforms())) {
-    return absl::UnimplementedError(absl::StrFormat("%s serves 4x4 and 6x6 kernels of stride 2, 2x2 and 3x3 of stride 1, not %dx%d of "
-                                                    "stride %dx%d, dilation %dx%d, pads %d, %d",
-                                                    Name(options.algorithm), g.kernel_h, g.kernel_w, g.stride_h, g.stride_w,
-                                                    g.dilation_h, g.dilation_w, g.pad_top, g.pad_left));
+    return absl::UnimplementedError(
+        absl::StrFormat("%s serves 4x4 and 6x6 kernels of stride 2, 2x2 and 3x3 of stride 1, not %dx%d of "
+                        "stride %dx%d, dilation %dx%d, pads %d, %d",
+                        Name(options.algorithm), g.kernel_h, g.kernel_w, g.stride_h, g.stride_w, g.dilation_h,
+                        g.dilation_w, g.pad_top, g.pad_left));
   }
   return conv;
 }
 
 Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_per_packing) {
-  // Nanoseconds of one thread, up to a common factor: a step of 16 products, a float that a transform writes and a product
-  // reads again, a float of packed weights. The weight gradient reduces as many floats as the others pack.
+  // Nanoseconds of one thread, up to a common factor: a step of 16 products, a float that a transform writes and a
+  // product reads again, a float of packed weights. The weight gradient reduces as many floats as the others pack.
   constexpr double kStepNs = 0.35, kTransformNs = 0.45, kPackNs = 0.5;
   const double channel_steps = static_cast<double>(PanelCount(g.in_channels) * PanelCount(g.out_channels)) * 16.0;
   const double packings = direction == Direction::kWeightGradient ? 0.5 : 1.0 / std::max(calls_per_packing, 1);
@@ -134,7 +142,8 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
     const double tiles = static_cast<double>(((g.out_h + outputs - 1) / outputs) * ((g.out_w + outputs - 1) / outputs));
     const double points = static_cast<double>(transforms.points() * transforms.points());
     const double phases = static_cast<double>(g.stride_h * g.stride_w);
-    const double panels = phases * static_cast<double>(PanelCount(g.in_channels)) + static_cast<double>(PanelCount(g.out_channels));
+    const double panels =
+        phases * static_cast<double>(PanelCount(g.in_channels)) + static_cast<double>(PanelCount(g.out_channels));
     const double ns = tiles * points * batch * (phases * channel_steps * kStepNs + panels * 16.0 * kTransformNs) +
                       packings * points * phases * channel_steps * 16.0 * kPackNs;
     if (ns < best_ns) {
@@ -155,7 +164,8 @@ int64_t PanelConv::PackedWeightFloats() const {
       return plain ? direct::PlainForwardWeightFloats(geometry_) : direct::ForwardWeightFloats(geometry_);
     case Direction::kInputGradient:
       return plain ? direct::PlainInputGradientWeightFloats(geometry_) : direct::InputGradientWeightFloats(geometry_);
-    case Direction::kWeightGradient: return 0;
+    case Direction::kWeightGradient:
+      return 0;
   }
   return 0;
 }
@@ -166,13 +176,19 @@ void PanelConv::PackWeights(const float* weights, float* packed, int thread_coun
   const PanelKernels& kernels = KernelsFor(options_.isa);
   const bool transformed = options_.algorithm != Algorithm::kDirect;
   if (direction_ == Direction::kForward) {
-    if (transformed) winograd::PackForward(g, kernels, transforms(), weights, packed, thread_count);
-    else if (plain) direct::PackPlainForward(g, weights, packed, thread_count);
-    else direct::PackForward(g, kernels, weights, packed, thread_count);
+    if (transformed)
+      winograd::PackForward(g, kernels, transforms(), weights, packed, thread_count);
+    else if (plain)
+      direct::PackPlainForward(g, weights, packed, thread_count);
+    else
+      direct::PackForward(g, kernels, weights, packed, thread_count);
   } else if (direction_ == Direction::kInputGradient) {
-    if (transformed) winograd::PackInputGradient(g, kernels, transforms(), weights, packed, thread_count);
-    else if (plain) direct::PackPlainInputGradient(g, weights, packed, thread_count);
-    else direct::PackInputGradient(g, kernels, weights, packed, thread_count);
+    if (transformed)
+      winograd::PackInputGradient(g, kernels, transforms(), weights, packed, thread_count);
+    else if (plain)
+      direct::PackPlainInputGradient(g, weights, packed, thread_count);
+    else
+      direct::PackInputGradient(g, kernels, weights, packed, thread_count);
   }
 }
 
@@ -195,8 +211,8 @@ int64_t PanelConv::ScratchFloats(int thread_count) const {
       if (plain) floats += direct::PlainInputGradientScratchFloats(geometry_, thread_count);
       break;
     case Direction::kWeightGradient:
-      floats += plain ? direct::PlainWeightGradientScratchFloats(geometry_)
-                      : direct::WeightGradientScratchFloats(geometry_);
+      floats +=
+          plain ? direct::PlainWeightGradientScratchFloats(geometry_) : direct::WeightGradientScratchFloats(geometry_);
       break;
   }
   return RoundUp(floats);
@@ -255,8 +271,8 @@ void PanelConv::InputGradient(const float* output_gradient, const float* packed_
   if (plain_result) PanelToPlain(result, g.batch, g.in_channels, g.in_h, g.in_w, input_gradient, thread_count);
 }
 
-void PanelConv::WeightGradient(const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
-                               float* scratch, int thread_count) const {
+void PanelConv::WeightGradient(const float* input, const float* output_gradient, bool accumulate,
+                               float* weight_gradient, float* scratch, int thread_count) const {
   assert(direction_ == Direction::kWeightGradient);
   const ConvGeometry& g = geometry_;
   const PanelKernels& kernels = KernelsFor(options_.isa);

@@ -1,9 +1,9 @@
-// 2-D convolution (groups = 1) in f32 on the panel layout, forward, input gradient and weight gradient. The input gradient
-// serves as the transposed convolution as well. Weights are row-major [out_channels, in_channels, kernel_h, kernel_w]; the two
-// directions that read them take them packed, so that one packing serves many calls.
+// 2-D convolution (groups = 1) in f32 on the panel layout, forward, input gradient and weight gradient. The input
+// gradient serves as the transposed convolution as well. Weights are row-major [out_channels, in_channels, kernel_h,
+// kernel_w]; the two directions that read them take them packed, so that one packing serves many calls.
 //
-// Each direction is a sum of matrix products per pixel over the taps inside the image. A small tile of the result stays in
-// registers, a 16 KiB chunk of weights (weight gradient: of the output gradient) in the first-level cache.
+// Each direction is a sum of matrix products per pixel over the taps inside the image. A small tile of the result stays
+// in registers, a 16 KiB chunk of weights (weight gradient: of the output gradient) in the first-level cache.
 //
 // A result depends neither on the number of threads nor on the run: each element is summed in one fixed order.
 // Different instruction sets round differently.
@@ -20,8 +20,8 @@
 namespace gantry::cpu {
 
 // input [batch, in_channels, in_h, in_w], output [batch, out_channels, out_h, out_w]. Output (y, x) sees input
-// (y * stride_h - pad_top + ky * dilation_h, x * stride_w - pad_left + kx * dilation_w); what falls outside counts as zero, so
-// the padding below and to the right follows from the output's size.
+// (y * stride_h - pad_top + ky * dilation_h, x * stride_w - pad_left + kx * dilation_w); what falls outside counts as
+// zero, so the padding below and to the right follows from the output's size.
 struct ConvGeometry {
   int64_t batch = 1, in_channels = 1, out_channels = 1;
   int64_t in_h = 1, in_w = 1, out_h = 1, out_w = 1;
@@ -40,7 +40,8 @@ enum class Direction : uint8_t { kForward, kInputGradient, kWeightGradient };
 
 enum class Algorithm : uint8_t {
   kDirect,     // any geometry
-  kWinograd2,  // F(2x2,..) per phase: 4x4 stride 2 and 2x2 (packed weights 2.25 times as large), 3x3 and 6x6 stride 2 (1.8 times)
+  kWinograd2,  // F(2x2,..) per phase: 4x4 stride 2 and 2x2 (packed weights 2.25 times as large), 3x3 and 6x6 stride 2
+               // (1.8 times)
   kWinograd4,  // F(4x4,..) likewise: 6.25 and 4 times the weights, two to three times the rounding error of kDirect
 };
 
@@ -57,13 +58,14 @@ struct ConvOptions {
   Isa isa = BestIsa();
 };
 
-// One direction of one geometry. Immutable and small; its functions may be called from several threads at once, each with its
-// own scratch. All buffers are 64-byte aligned and do not overlap. Nothing allocates.
+// One direction of one geometry. Immutable and small; its functions may be called from several threads at once, each
+// with its own scratch. All buffers are 64-byte aligned and do not overlap. Nothing allocates.
 class PanelConv {
  public:
-  // kInvalidArgument for sizes < 1 or too large to index, kUnimplemented where the algorithm or the instruction set does not
-  // serve (see Supports).
-  static absl::StatusOr<PanelConv> Create(const ConvGeometry& geometry, Direction direction, const ConvOptions& options);
+  // kInvalidArgument for sizes < 1 or too large to index, kUnimplemented where the algorithm or the instruction set
+  // does not serve (see Supports).
+  static absl::StatusOr<PanelConv> Create(const ConvGeometry& geometry, Direction direction,
+                                          const ConvOptions& options);
   static bool Supports(const ConvGeometry& geometry, Direction direction, const ConvOptions& options);
 
   // Size of the packed weights; 0 for the weight gradient.
@@ -98,9 +100,9 @@ class PanelConv {
   ConvOptions options_;
 };
 
-// The fastest algorithm by a model of its products and memory traffic (constants measured on Zen 3, AVX2). `calls_per_packing`:
-// how often packed weights are used before they change; it does not matter to the weight gradient. The model is of panel
-// images; with a plain image of few channels on the input's side kDirect is best.
+// The fastest algorithm by a model of its products and memory traffic (constants measured on Zen 3, AVX2).
+// `calls_per_packing`: how often packed weights are used before they change; it does not matter to the weight gradient.
+// The model is of panel images; with a plain image of few channels on the input's side kDirect is best.
 Algorithm ChooseAlgorithm(const ConvGeometry& geometry, Direction direction, int calls_per_packing = 2);
 
 }  // namespace gantry::cpu

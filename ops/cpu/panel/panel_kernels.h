@@ -29,11 +29,12 @@ struct TransformFinish {
   float slope;
 };
 
-// The transforms of one F(outputs x outputs, taps x taps), n = outputs + taps - 1. Each turns the arrays sources[...] of `count`
-// floats (a multiple of 16) into results[...]; both are square, row by row. `finish` is used by input_adjoint and
-// output, where results may be null (not wanted); the others ignore it.
+// The transforms of one F(outputs x outputs, taps x taps), n = outputs + taps - 1. Each turns the arrays sources[...]
+// of `count` floats (a multiple of 16) into results[...]; both are square, row by row. `finish` is used by
+// input_adjoint and output, where results may be null (not wanted); the others ignore it.
 struct WinogradKernels {
-  using Function = void (*)(int64_t count, const float* const* sources, float* const* results, const TransformFinish* finish);
+  using Function = void (*)(int64_t count, const float* const* sources, float* const* results,
+                            const TransformFinish* finish);
 
   int outputs;
   int taps;
@@ -51,13 +52,14 @@ struct WinogradKernels {
 inline constexpr int kMostPoints = 36;
 
 struct PanelKernels {
-  // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][row * 16 + k] * b[b_offsets[i] + k * 16 + 0..16),
-  // then bias[0..16) where bias is not null and the activation where slope != 1. Rows of c are 16 floats apart. `next_b`, if not
-  // null, is where the 256 * panel_count floats of b of a later call lie: they are fetched into the cache.
+  // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][row * 16 + k] * b[b_offsets[i] + k *
+  // 16 + 0..16), then bias[0..16) where bias is not null and the activation where slope != 1. Rows of c are 16 floats
+  // apart. `next_b`, if not null, is where the 256 * panel_count floats of b of a later call lie: they are fetched into
+  // the cache.
   void (*gemm)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, const int64_t* b_offsets,
                int64_t k_count, float* c, bool accumulate, const float* bias, float slope, const float* next_b);
-  // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16), rows <= 16.
-  // `next`, if not null, are panel_count operands of a later call, to be fetched into the cache.
+  // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16),
+  // rows <= 16. `next`, if not null, are panel_count operands of a later call, to be fetched into the cache.
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
                           int64_t k_count, float* c, bool accumulate, const float* const* next);
   // to[c * to_stride + r] = (accumulate ? itself : 0) + from[r * from_stride + c], 16 rows and columns, any alignment.
@@ -66,12 +68,13 @@ struct PanelKernels {
 
   // Norms; see norm_kernels.inc. Per-channel arguments are 16 floats, images are rows of 16.
   void (*moments)(int64_t rows, const float* x, float* center, float* sum, float* squares);
-  void (*normalize)(int64_t rows, const float* x, const float* mean, const float* scale, const float* shift, float slope,
-                    float* y);
-  void (*gradient_sums)(int64_t rows, const float* gradient, const float* x, const float* y, float slope, const float* mean,
-                        float* sum, float* products);
+  void (*normalize)(int64_t rows, const float* x, const float* mean, const float* scale, const float* shift,
+                    float slope, float* y);
+  void (*gradient_sums)(int64_t rows, const float* gradient, const float* x, const float* y, float slope,
+                        const float* mean, float* sum, float* products);
   void (*normalize_gradient)(int64_t rows, const float* gradient, const float* x, const float* y, float slope,
-                             const float* mean, const float* scale, const float* x_scale, const float* shift, float* result);
+                             const float* mean, const float* scale, const float* x_scale, const float* shift,
+                             float* result);
   void (*row_sums)(int64_t rows, const float* x, float* sum);
 };
 

@@ -7,8 +7,8 @@ constexpr int kVectorFloats = 16;
 constexpr int kTileRows = 16;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
-#include "ops/cpu/panel/winograd_kernels.inc"
 #include "ops/cpu/panel/norm_kernels.inc"
+#include "ops/cpu/panel/winograd_kernels.inc"
 
 }  // namespace
 

@@ -7,8 +7,8 @@ constexpr int kVectorFloats = 4;
 constexpr int kTileRows = 2;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
-#include "ops/cpu/panel/winograd_kernels.inc"
 #include "ops/cpu/panel/norm_kernels.inc"
+#include "ops/cpu/panel/winograd_kernels.inc"
 
 }  // namespace
 

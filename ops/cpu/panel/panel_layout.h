@@ -1,6 +1,6 @@
-// The panel layout: a tensor [N, C, H, W] of f32 stored as [H][W][ceil(C / 16)][N][16], the channel tail zero. Every pixel
-// is an N x C matrix in panels of 16 channels, so that a convolution is a sum of matrix products over the taps that fall
-// inside the image: nothing is unrolled and padding costs nothing.
+// The panel layout: a tensor [N, C, H, W] of f32 stored as [H][W][ceil(C / 16)][N][16], the channel tail zero. Every
+// pixel is an N x C matrix in panels of 16 channels, so that a convolution is a sum of matrix products over the taps
+// that fall inside the image: nothing is unrolled and padding costs nothing.
 #pragma once
 
 #include <cstdint>
@@ -17,8 +17,8 @@ constexpr int64_t PanelFloats(int64_t batch, int64_t channels, int64_t height, i
   return height * width * PanelCount(channels) * batch * kPanelChannels;
 }
 
-// Between row-major [N, C, H, W] and the panel layout. The buffers do not overlap. Writes the whole result, the zero tail
-// of the channels included.
+// Between row-major [N, C, H, W] and the panel layout. The buffers do not overlap. Writes the whole result, the zero
+// tail of the channels included.
 void PlainToPanel(const float* plain, int64_t batch, int64_t channels, int64_t height, int64_t width, float* panel,
                   int thread_count);
 void PanelToPlain(const float* panel, int64_t batch, int64_t channels, int64_t height, int64_t width, float* plain,

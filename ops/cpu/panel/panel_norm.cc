@@ -29,8 +29,8 @@ struct Sums {
 
 Sums* SliceSums(float* scratch) { return reinterpret_cast<Sums*>(scratch); }
 
-// Calls block(panel index, offset of the first row, rows, sums of the slice, rows summed before) for every block of every
-// slice; blocks of one slice come in order.
+// Calls block(panel index, offset of the first row, rows, sums of the slice, rows summed before) for every block of
+// every slice; blocks of one slice come in order.
 template <typename Block>
 void ForEachBlock(const Panels& p, Sums* sums, int thread_count, const Block& block) {
   ParallelFor(thread_count, p.panels * p.slices, [&](int64_t task) {
@@ -53,8 +53,7 @@ void ForEachBlock(const Panels& p, Sums* sums, int thread_count, const Block& bl
 // Calls range(panel, offset) for every pixel of every panel.
 template <typename Range>
 void ForEachPanel(const Panels& p, int thread_count, const Range& range) {
-  ParallelFor(thread_count, p.pixels * p.panels,
-              [&](int64_t task) { range(task % p.panels, task * p.panel_floats); });
+  ParallelFor(thread_count, p.pixels * p.panels, [&](int64_t task) { range(task % p.panels, task * p.panel_floats); });
 }
 
 // 16 channels of a per-channel array; zero behind its end.
@@ -69,8 +68,8 @@ int64_t NormScratchFloats(const PanelShape& shape) {
   return p.panels * p.slices * static_cast<int64_t>(sizeof(Sums) / sizeof(float)) + 3 * p.panels * 16;
 }
 
-void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch, int thread_count,
-                     Isa isa) {
+void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch,
+                     int thread_count, Isa isa) {
   const Panels p{shape};
   const PanelKernels& kernels = KernelsFor(isa);
   Sums* sums = SliceSums(scratch);  // mean and sum of squared deviations so far
@@ -103,8 +102,9 @@ void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float
   }
 }
 
-void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, const float* variance, const float* gamma,
-                    const float* beta, float epsilon, float slope, float* y, int thread_count, Isa isa) {
+void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, const float* variance,
+                    const float* gamma, const float* beta, float epsilon, float slope, float* y, int thread_count,
+                    Isa isa) {
   const Panels p{shape};
   const PanelKernels& kernels = KernelsFor(isa);
   ForEachPanel(p, thread_count, [&](int64_t panel, int64_t offset) {
@@ -126,8 +126,8 @@ void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, floa
   ForEachBlock(p, sums, thread_count, [&](int64_t panel, int64_t offset, int64_t rows, Sums& slice, int64_t) {
     alignas(64) float means[16], sum[16], products[16];
     CopyChannels(a.mean, panel, shape.channels, means);
-    kernels.gradient_sums(rows, a.dy + offset, a.x + offset, a.y != nullptr ? a.y + offset : nullptr, a.slope, means, sum,
-                          products);
+    kernels.gradient_sums(rows, a.dy + offset, a.x + offset, a.y != nullptr ? a.y + offset : nullptr, a.slope, means,
+                          sum, products);
     for (int64_t c = 0; c < 16; ++c) {
       slice.first[c] += sum[c];
       slice.second[c] += products[c];
@@ -156,8 +156,9 @@ void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, floa
   ForEachPanel(p, thread_count, [&](int64_t panel, int64_t offset) {
     alignas(64) float means[16];
     CopyChannels(a.mean, panel, shape.channels, means);
-    kernels.normalize_gradient(shape.batch, a.dy + offset, a.x + offset, a.y != nullptr ? a.y + offset : nullptr, a.slope, means,
-                               scales + panel * 16, x_scales + panel * 16, shifts + panel * 16, a.dx + offset);
+    kernels.normalize_gradient(shape.batch, a.dy + offset, a.x + offset, a.y != nullptr ? a.y + offset : nullptr,
+                               a.slope, means, scales + panel * 16, x_scales + panel * 16, shifts + panel * 16,
+                               a.dx + offset);
   });
 }
 
@@ -172,7 +173,8 @@ void ChannelSums(const PanelShape& shape, const float* x, float* sums, float* sc
   });
   for (int64_t channel = 0; channel < shape.channels; ++channel) {
     double sum = 0.0;
-    for (int64_t slice = 0; slice < p.slices; ++slice) sum += parts[channel / 16 * p.slices + slice].first[channel % 16];
+    for (int64_t slice = 0; slice < p.slices; ++slice)
+      sum += parts[channel / 16 * p.slices + slice].first[channel % 16];
     sums[channel] = static_cast<float>(sum);
   }
 }

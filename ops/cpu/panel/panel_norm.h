@@ -1,9 +1,10 @@
-// Batch norm over N, H and W and sums per channel, on the panel layout. Memory-bound: statistics take one pass over x, the result
-// another. A block of at most 128 rows is summed in f32 about (nearly) its own mean, blocks are merged in double (T F Chan, G H Golub,
-// R J LeVeque, Algorithms for Computing the Sample Variance, The American Statistician 37, 1983), in an order
-// that does not depend on the number of threads.
+// Batch norm over N, H and W and sums per channel, on the panel layout. Memory-bound: statistics take one pass over x,
+// the result another. A block of at most 128 rows is summed in f32 about (nearly) its own mean, blocks are merged in
+// double (T F Chan, G H Golub, R J LeVeque, Algorithms for Computing the Sample Variance, The American Statistician 37,
+// 1983), in an order that does not depend on the number of threads.
 //
-// Buffers are 64-byte aligned. Per-channel arrays have `channels` floats. The tail of the last panel is written as zero.
+// Buffers are 64-byte aligned. Per-channel arrays have `channels` floats. The tail of the last panel is written as
+// zero.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +22,14 @@ struct PanelShape {
 int64_t NormScratchFloats(const PanelShape& shape);
 
 // Mean and biased variance of every channel.
-void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch, int thread_count,
-                     Isa isa = BestIsa());
+void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch,
+                     int thread_count, Isa isa = BestIsa());
 
 // y = v > 0 ? v : slope * v with v = gamma * (x - mean) / sqrt(variance + epsilon) + beta; slope 1: no activation.
 // y may be x.
-void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, const float* variance, const float* gamma,
-                    const float* beta, float epsilon, float slope, float* y, int thread_count, Isa isa = BestIsa());
+void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, const float* variance,
+                    const float* gamma, const float* beta, float epsilon, float slope, float* y, int thread_count,
+                    Isa isa = BestIsa());
 
 // The gradient of both together: statistics are functions of x. `y`: the result of BatchNormalize where an activation
 // was fused (its sign tells which side), else null. `dx` may be `dy`.
@@ -48,6 +50,7 @@ void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& argumen
                        Isa isa = BestIsa());
 
 // sums[c] = sum of x over N, H and W: the gradient of a bias.
-void ChannelSums(const PanelShape& shape, const float* x, float* sums, float* scratch, int thread_count, Isa isa = BestIsa());
+void ChannelSums(const PanelShape& shape, const float* x, float* sums, float* scratch, int thread_count,
+                 Isa isa = BestIsa());
 
 }  // namespace gantry::cpu

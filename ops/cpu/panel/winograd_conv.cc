@@ -41,7 +41,9 @@ struct Tiling {
     return (tiles + blocks - 1) / blocks;
   }
   // Floats between the points of an array of `tile_count` x `panels` panels.
-  int64_t point_stride(int64_t tile_count, int64_t panels) const { return tile_count * panels * panel_floats + kPointGap; }
+  int64_t point_stride(int64_t tile_count, int64_t panels) const {
+    return tile_count * panels * panel_floats + kPointGap;
+  }
 };
 
 // The input pixels that a tile sees in one phase: sources[k] is that pixel's panel `panel`, null outside the image.
@@ -79,8 +81,8 @@ void ReplaceNull(const float** pointers, int64_t count, const float* zeros) {
 }
 
 // Transforms one panel of one tile's input (of one phase) to `result` + point * point_stride.
-void TransformInput(const Tiling& t, const WinogradKernels& transforms, const float* input, const float* zeros, int64_t tile,
-                    int64_t phase, int64_t panel, float* result, int64_t point_stride) {
+void TransformInput(const Tiling& t, const WinogradKernels& transforms, const float* input, const float* zeros,
+                    int64_t tile, int64_t phase, int64_t panel, float* result, int64_t point_stride) {
   const float* sources[kMostPoints];
   float* results[kMostPoints];
   InputPatch(t, input, tile, phase, panel, sources);
@@ -99,13 +101,15 @@ void TransformOutputGradient(const Tiling& t, const WinogradKernels& transforms,
   transforms.output_adjoint(t.panel_floats, sources, results, nullptr);
 }
 
-// Where the block (source panel, result panel) of one point's weights lies: chunk by chunk of source panels, as they are read.
+// Where the block (source panel, result panel) of one point's weights lies: chunk by chunk of source panels, as they
+// are read.
 int64_t PackedPanel(int64_t source, int64_t result, int64_t source_panels, int64_t result_panels) {
   const int64_t chunk = source / kChunkPanels * kChunkPanels;
   return chunk * result_panels + result * std::min(kChunkPanels, source_panels - chunk) + source - chunk;
 }
 
-// products[point][tile][result panel] = sums[point][tile][source panel] times weights[point][result panel][source panel].
+// products[point][tile][result panel] = sums[point][tile][source panel] times weights[point][result panel][source
+// panel].
 struct PointProducts {
   int64_t batch, points, tiles, source_panels, result_panels, k_count;
   const float* sources;
@@ -138,19 +142,20 @@ void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int t
           const float* panels[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) panels[i] = sources + (tile * p.source_panels + chunk + i) * panel_floats;
           const float* b = weights + PackedPanel(chunk, panel, p.source_panels, p.result_panels) * 256;
-          kernels.gemm(p.batch, count, panels, b, offsets, p.k_count, results + (tile * p.result_panels + panel) * panel_floats,
-                       chunk > 0, nullptr, 1.0f, tile == 0 ? b + count * 256 : nullptr);
+          kernels.gemm(p.batch, count, panels, b, offsets, p.k_count,
+                       results + (tile * p.result_panels + panel) * panel_floats, chunk > 0, nullptr, 1.0f,
+                       tile == 0 ? b + count * 256 : nullptr);
         }
       }
     }
   });
 }
 
-// Transforms every (out panel, in panel, phase) block of the weights to packed + offset(out panel, phase, in panel), its points
-// `point_stride` apart.
+// Transforms every (out panel, in panel, phase) block of the weights to packed + offset(out panel, phase, in panel),
+// its points `point_stride` apart.
 template <typename Offset>
-void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* weights, bool rows_are_inputs,
-          const Offset& offset, float* packed, int thread_count) {
+void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* weights,
+          bool rows_are_inputs, const Offset& offset, float* packed, int thread_count) {
   const Tiling t{g, transforms};
   const int64_t point_floats = t.out_panels * t.phase_panels * 256;
   ParallelFor(thread_count, t.out_panels * t.in_panels, [&](int64_t task) {
@@ -164,7 +169,8 @@ void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKern
       float* results[kMostPoints];
       for (int64_t i = 0; i < t.taps; ++i) {
         for (int64_t j = 0; j < t.taps; ++j) {
-          sources[i * t.taps + j] = blocks + ((phase / t.stride + t.stride * i) * g.kernel_w + phase % t.stride + t.stride * j) * 256;
+          sources[i * t.taps + j] =
+              blocks + ((phase / t.stride + t.stride * i) * g.kernel_w + phase % t.stride + t.stride * j) * 256;
         }
       }
       for (int64_t p = 0; p < t.all_points; ++p) {
@@ -200,8 +206,8 @@ int64_t WeightFloats(const ConvGeometry& g, const WinogradKernels& transforms) {
   return t.all_points * t.out_panels * t.phase_panels * 256;
 }
 
-void PackForward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* weights,
-                 float* packed, int thread_count) {
+void PackForward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms,
+                 const float* weights, float* packed, int thread_count) {
   const int64_t phase_panels = g.stride_h * g.stride_w * PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
   Pack(
@@ -237,7 +243,7 @@ void Forward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradK
   const int64_t input_stride = t.point_stride(block_tiles, t.phase_panels);
   const int64_t product_stride = t.point_stride(block_tiles, t.out_panels);
   float* zeros = scratch;
-  float* inputs = zeros + t.panel_floats;                 // [point][tile][phase][in panel][batch][16]
+  float* inputs = zeros + t.panel_floats;                  // [point][tile][phase][in panel][batch][16]
   float* products = inputs + t.all_points * input_stride;  // [point][tile][out panel][batch][16]
   std::memset(zeros, 0, t.panel_floats * sizeof(float));
   const bool finish = HasEpilogue(epilogue);
@@ -292,8 +298,8 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
   for (int64_t first_tile = 0; first_tile < t.tiles; first_tile += block_tiles) {
     const int64_t tile_count = std::min(block_tiles, t.tiles - first_tile);
     ParallelFor(thread_count, tile_count * t.out_panels, [&](int64_t task) {
-      TransformOutputGradient(t, transforms, output_gradient, zeros, first_tile + task / t.out_panels, task % t.out_panels,
-                              gradients + task * t.panel_floats, gradient_stride);
+      TransformOutputGradient(t, transforms, output_gradient, zeros, first_tile + task / t.out_panels,
+                              task % t.out_panels, gradients + task * t.panel_floats, gradient_stride);
     });
     RunPointProducts({.batch = g.batch,
                       .points = t.all_points,
@@ -307,8 +313,8 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
                       .results = products,
                       .result_point_stride = product_stride},
                      kernels, thread_count);
-    // Patches of neighbouring tiles share taps - 1 rows and columns. A task has one panel and phase of all tiles, in order: the
-    // first tile of a pixel stores, later ones add, the last one applies the epilogue.
+    // Patches of neighbouring tiles share taps - 1 rows and columns. A task has one panel and phase of all tiles, in
+    // order: the first tile of a pixel stores, later ones add, the last one applies the epilogue.
     ParallelFor(thread_count, t.phase_panels, [&](int64_t phase_panel) {
       const int64_t panel = phase_panel % t.in_panels;
       const float* sources[kMostPoints];
@@ -339,8 +345,8 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
 namespace {
 
 // A weight-gradient task: some input panels of one phase against all output panels. The tiles are taken in blocks whose
-// transformed input stays near the second-level cache. With one block, the output panels are blocked as well, so that the sums
-// stay there too; with several, the sums of all output panels are carried from block to block.
+// transformed input stays near the second-level cache. With one block, the output panels are blocked as well, so that
+// the sums stay there too; with several, the sums of all output panels are carried from block to block.
 struct GradientBlocking {
   int64_t group_panels;  // input panels of a task
   int64_t block_tiles;
@@ -349,7 +355,8 @@ struct GradientBlocking {
 
   GradientBlocking(const Tiling& t, int thread_count) {
     group_panels = std::min<int64_t>(4, t.in_panels);
-    while (group_panels > 1 && group_count(t) * t.phases < 4 * thread_count && group_count(t) * t.phases % thread_count != 0) {
+    while (group_panels > 1 && group_count(t) * t.phases < 4 * thread_count &&
+           group_count(t) * t.phases % thread_count != 0) {
       --group_panels;
     }
     chunk_tiles = std::clamp<int64_t>(256 / t.g.batch, 1, kChunkPanels);
@@ -391,9 +398,10 @@ void AddProducts(const GradientProducts& p, int64_t tiles, int64_t in_count, int
         for (int64_t i = 0; i < count; ++i) b[i] = gradients + ((tile + i) * t.out_panels + o) * t.panel_floats;
         // Behind the last panel of this block come those of the next chunk or point.
         const bool last = o + 1 == out_count;
-        const int64_t step = !last                               ? t.panel_floats
-                             : tile + p.blocking.chunk_tiles < tiles ? (count * t.out_panels - o) * t.panel_floats
-                                                                     : p.gradient_stride - (tile * t.out_panels + o) * t.panel_floats;
+        const int64_t step = !last ? t.panel_floats
+                             : tile + p.blocking.chunk_tiles < tiles
+                                 ? (count * t.out_panels - o) * t.panel_floats
+                                 : p.gradient_stride - (tile * t.out_panels + o) * t.panel_floats;
         for (int64_t i = 0; i < count; ++i) next[i] = b[i] + step;
         for (int64_t c = 0; c < in_count; ++c) {
           const float* a[kChunkPanels];
@@ -415,16 +423,16 @@ int64_t WeightGradientScratchFloats(const ConvGeometry& g, const WinogradKernels
          std::max(thread_count, 1) * blocking.share_floats(t) + direct::WeightGradientScratchFloats(g);
 }
 
-void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,
-                    const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
-                    int thread_count) {
+void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKernels& transforms,
+                    const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
+                    float* scratch, int thread_count) {
   const Tiling t{g, transforms};
   const int64_t shares = std::max(thread_count, 1);
   const GradientBlocking blocking(t, static_cast<int>(shares));
   const int64_t gradient_stride = t.point_stride(t.tiles, t.out_panels);
   const int64_t group = blocking.group_panels;
   float* zeros = scratch;
-  float* gradients = zeros + t.panel_floats;                  // [point][tile][out panel][batch][16]
+  float* gradients = zeros + t.panel_floats;                   // [point][tile][out panel][batch][16]
   float* blocks = gradients + t.all_points * gradient_stride;  // [tap][out panel][in panel][16 in][16 out]
   float* own = blocks + direct::WeightGradientScratchFloats(g);
   std::memset(zeros, 0, t.panel_floats * sizeof(float));
@@ -454,9 +462,11 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const Wi
           for (int64_t c = 0; c < in_count; ++c) {
             const float* sources[kMostPoints];
             float* results[kMostPoints];
-            for (int64_t p = 0; p < t.all_points; ++p) sources[p] = sums + p * blocking.sum_stride() + (o * group + c) * 256;
+            for (int64_t p = 0; p < t.all_points; ++p)
+              sources[p] = sums + p * blocking.sum_stride() + (o * group + c) * 256;
             for (int64_t i = 0; i < t.taps * t.taps; ++i) {
-              const int64_t tap = (phase / t.stride + t.stride * (i / t.taps)) * g.kernel_w + phase % t.stride + t.stride * (i % t.taps);
+              const int64_t tap = (phase / t.stride + t.stride * (i / t.taps)) * g.kernel_w + phase % t.stride +
+                                  t.stride * (i % t.taps);
               results[i] = blocks + ((tap * t.out_panels + first_out + o) * t.in_panels + first_in + c) * 256;
             }
             transforms.weight_adjoint(256, sources, results, nullptr);
@@ -467,10 +477,12 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const Wi
         const int64_t out_count = std::min(blocking.block_panels, t.out_panels - first_out);
         for (int64_t first_tile = 0; first_tile < t.tiles; first_tile += blocking.block_tiles) {
           const int64_t tiles = std::min(blocking.block_tiles, t.tiles - first_tile);
-          // With one block of tiles its transform serves all output panels, with several there is one block of output panels.
+          // With one block of tiles its transform serves all output panels, with several there is one block of output
+          // panels.
           if (first_out == 0) transform_block(first_tile, tiles);
-          const GradientProducts products{t, blocking, kernels, inputs, gradients + first_tile * t.out_panels * t.panel_floats,
-                                          gradient_stride, sums};
+          const GradientProducts products{
+              t,   blocking, kernels, inputs, gradients + first_tile * t.out_panels * t.panel_floats, gradient_stride,
+              sums};
           AddProducts(products, tiles, in_count, first_out, out_count, first_tile == 0);
         }
         transform_sums(first_out, out_count);

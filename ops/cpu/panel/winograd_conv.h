@@ -1,12 +1,14 @@
-// Winograd's form of convolutions with a square kernel of stride * taps, taps 2 or 3: a stride-2 4x4 convolution is the sum of 4
-// convolutions, one per phase of the input's rows and columns, each with 2x2 taps and stride 1 (A Lavin, S Gray, CVPR 2016, for the
-// transforms; the phases are the polyphase form of a strided filter). All phases are summed in the transformed domain,
-// so an output tile has one inverse transform. F(2,2) needs 9 products for 16, F(4,2) 25 for 64, F(2,3) 16 for 36, F(4,3) 36 for 144.
+// Winograd's form of convolutions with a square kernel of stride * taps, taps 2 or 3: a stride-2 4x4 convolution is the
+// sum of 4 convolutions, one per phase of the input's rows and columns, each with 2x2 taps and stride 1 (A Lavin, S
+// Gray, CVPR 2016, for the transforms; the phases are the polyphase form of a strided filter). All phases are summed in
+// the transformed domain, so an output tile has one inverse transform. F(2,2) needs 9 products for 16, F(4,2) 25 for
+// 64, F(2,3) 16 for 36, F(4,3) 36 for 144.
 //
-// The input gradient is the adjoint of the whole algorithm (not a convolution with flipped weights), the weight gradient its
-// derivative; both use the same transforms, transposed.
+// The input gradient is the adjoint of the whole algorithm (not a convolution with flipped weights), the weight
+// gradient its derivative; both use the same transforms, transposed.
 //
-// RMS (largest) error against float64 over the RMS of the result, normal data, 64 -> 128 channels, as panel_conv_test prints it:
+// RMS (largest) error against float64 over the RMS of the result, normal data, 64 -> 128 channels, as panel_conv_test
+// prints it:
 //                   direct             F(2,.)             F(4,.)
 //   4x4 forward     5.0e-7 (6.1e-6)    6.2e-7 (3.6e-6)    1.3e-6 (1.3e-5)
 //       input       3.8e-7 (3.6e-6)    4.4e-7 (3.7e-6)    9.2e-7 (6.1e-6)
@@ -20,21 +22,24 @@
 
 namespace gantry::cpu::winograd {
 
-// Whether the form serves: square kernel of stride * taps and equal strides of 1 or 2, no dilation, pads >= 0, and no input pixel
-// behind the last tile.
+// Whether the form serves: square kernel of stride * taps and equal strides of 1 or 2, no dilation, pads >= 0, and no
+// input pixel behind the last tile.
 bool Supports(const ConvGeometry& geometry, const WinogradKernels& transforms);
 
-// Forward: [point][chunk of (phase, in panel)][out panel][(phase, in panel) of the chunk][16 in][16 out]; input gradient: [point]
-// [chunk of out panels][(phase, in panel)][out panel of the chunk][16 out][16 in]. A chunk is kChunkPanels panels or the rest.
+// Forward: [point][chunk of (phase, in panel)][out panel][(phase, in panel) of the chunk][16 in][16 out]; input
+// gradient: [point] [chunk of out panels][(phase, in panel)][out panel of the chunk][16 out][16 in]. A chunk is
+// kChunkPanels panels or the rest.
 int64_t WeightFloats(const ConvGeometry& geometry, const WinogradKernels& transforms);
 void PackForward(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
                  const float* weights, float* packed, int thread_count);
 void PackInputGradient(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
                        const float* weights, float* packed, int thread_count);
 
-int64_t ImageScratchFloats(const ConvGeometry& geometry, const WinogradKernels& transforms);  // of Forward and InputGradient
-void Forward(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms, const float* input,
-             const float* packed, const Epilogue& epilogue, float* output, float* scratch, int thread_count);
+int64_t ImageScratchFloats(const ConvGeometry& geometry,
+                           const WinogradKernels& transforms);  // of Forward and InputGradient
+void Forward(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
+             const float* input, const float* packed, const Epilogue& epilogue, float* output, float* scratch,
+             int thread_count);
 void InputGradient(const ConvGeometry& geometry, const PanelKernels& kernels, const WinogradKernels& transforms,
                    const float* output_gradient, const float* packed, const Epilogue& epilogue, float* input_gradient,
                    float* scratch, int thread_count);

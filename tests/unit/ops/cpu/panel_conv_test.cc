@@ -103,13 +103,14 @@ struct Problem {
 
 std::string Describe(const ConvGeometry& g) {
   return absl::StrFormat("n%d c%d o%d in %dx%d out %dx%d k%dx%d s%dx%d p%d,%d d%dx%d", g.batch, g.in_channels,
-                         g.out_channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.stride_h, g.stride_w,
-                         g.pad_top, g.pad_left, g.dilation_h, g.dilation_w);
+                         g.out_channels, g.in_h, g.in_w, g.out_h, g.out_w, g.kernel_h, g.kernel_w, g.stride_h,
+                         g.stride_w, g.pad_top, g.pad_left, g.dilation_h, g.dilation_w);
 }
 
-// Runs `direction` with operands in the formats of `options`; `bias` and `slope` are the epilogue of the image directions.
-std::vector<float> Compute(const Problem& p, Direction direction, const ConvOptions& options, const std::vector<float>& bias,
-                       float slope, int threads) {
+// Runs `direction` with operands in the formats of `options`; `bias` and `slope` are the epilogue of the image
+// directions.
+std::vector<float> Compute(const Problem& p, Direction direction, const ConvOptions& options,
+                           const std::vector<float>& bias, float slope, int threads) {
   const ConvGeometry& g = p.g;
   absl::StatusOr<PanelConv> conv = PanelConv::Create(g, direction, options);
   EXPECT_TRUE(conv.ok()) << conv.status();
@@ -146,7 +147,8 @@ std::vector<float> Compute(const Problem& p, Direction direction, const ConvOpti
       for (int64_t pixel = 0; pixel < h * w; ++pixel) {
         for (int64_t n = 0; n < g.batch; ++n) {
           for (int64_t c = channels; c < PanelCount(channels) * 16; ++c) {
-            EXPECT_EQ(image[((pixel * PanelCount(channels) + c / 16) * g.batch + n) * 16 + c % 16], 0.0f) << "channel tail";
+            EXPECT_EQ(image[((pixel * PanelCount(channels) + c / 16) * g.batch + n) * 16 + c % 16], 0.0f)
+                << "channel tail";
           }
         }
       }
@@ -191,8 +193,8 @@ void Check(const Problem& p, Direction direction, const ConvOptions& options, bo
       expected[i] = value > 0 ? value : slope * value;
     }
   }
-  // Winograd's sums mix neighbours, so that an error scales with the largest of them, and with terms that cancel: an output
-  // that sees only padding is not exactly zero.
+  // Winograd's sums mix neighbours, so that an error scales with the largest of them, and with terms that cancel: an
+  // output that sees only padding is not exactly zero.
   if (options.algorithm != Algorithm::kDirect) {
     const int64_t terms = direction == Direction::kForward         ? p.g.in_channels
                           : direction == Direction::kInputGradient ? p.g.out_channels
@@ -218,7 +220,9 @@ std::vector<Isa> AvailableIsas() {
 }
 
 ConvGeometry RandomGeometry(std::mt19937& random) {
-  const auto pick = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const auto pick = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
   for (;;) {
     ConvGeometry g{.batch = pick(0, 3) == 0 ? pick(1, 70) : pick(1, 9),
                    .in_channels = pick(1, 40),
@@ -282,37 +286,69 @@ TEST(PanelConvTest, DirectMatchesPlainLoopOnRandomGeometries) {
 
 TEST(PanelConvTest, WinogradMatchesPlainLoop) {
   std::mt19937 random(7);
-  const auto pick = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const auto pick = [&](int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(random);
+  };
   for (Isa isa : AvailableIsas()) {
     for (Algorithm algorithm : {Algorithm::kWinograd2, Algorithm::kWinograd4}) {
       int tried = 0;
       while (tried < 25) {
         const int64_t stride = pick(1, 2), kernel = stride * pick(2, 3);
-        ConvGeometry g{.batch = tried % 5 == 0 ? pick(1, 70) : pick(1, 9), .in_channels = pick(1, 40), .out_channels = pick(1, 40),
-                       .in_h = pick(1, 20), .in_w = pick(1, 20), .out_h = pick(1, 11), .out_w = pick(1, 11),
-                       .kernel_h = kernel, .kernel_w = kernel, .stride_h = stride, .stride_w = stride,
-                       .pad_top = pick(0, 3), .pad_left = pick(0, 3)};
+        ConvGeometry g{.batch = tried % 5 == 0 ? pick(1, 70) : pick(1, 9),
+                       .in_channels = pick(1, 40),
+                       .out_channels = pick(1, 40),
+                       .in_h = pick(1, 20),
+                       .in_w = pick(1, 20),
+                       .out_h = pick(1, 11),
+                       .out_w = pick(1, 11),
+                       .kernel_h = kernel,
+                       .kernel_w = kernel,
+                       .stride_h = stride,
+                       .stride_w = stride,
+                       .pad_top = pick(0, 3),
+                       .pad_left = pick(0, 3)};
         if (tried % 3 == 0) g.in_h = stride * g.out_h, g.in_w = stride * g.out_w, g.pad_top = g.pad_left = 1;
         ConvOptions options{.algorithm = algorithm, .isa = isa};
         if (tried % 7 == 3) options.input_format = options.output_format = ImageFormat::kPlain;
         if (g.flops() > 3e7 || !PanelConv::Supports(g, Direction::kForward, options)) continue;
         ++tried;
         const Problem problem(g, random);
-        for (Direction direction : kDirections) Check(problem, direction, options, tried % 2 == 0, 1 + tried % 3, random);
+        for (Direction direction : kDirections)
+          Check(problem, direction, options, tried % 2 == 0, 1 + tried % 3, random);
         if (HasFatalFailure()) return;
       }
     }
   }
 }
 
-// RMS and largest error over the RMS of the result, on normal data with 64 to 128 channels. Header comments quote these figures.
+// RMS and largest error over the RMS of the result, on normal data with 64 to 128 channels. Header comments quote these
+// figures.
 TEST(PanelConvTest, AccuracyAgainstDouble) {
   std::mt19937 random(8);
-  for (const ConvGeometry& g : {ConvGeometry{.batch = 8, .in_channels = 64, .out_channels = 128, .in_h = 8, .in_w = 8, .out_h = 4,
-                                             .out_w = 4, .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2,
-                                             .pad_top = 1, .pad_left = 1},
-                                ConvGeometry{.batch = 8, .in_channels = 64, .out_channels = 128, .in_h = 4, .in_w = 4, .out_h = 4,
-                                             .out_w = 4, .kernel_h = 3, .kernel_w = 3, .pad_top = 1, .pad_left = 1}}) {
+  for (const ConvGeometry& g : {ConvGeometry{.batch = 8,
+                               .in_channels = 64,
+                               .out_channels = 128,
+                               .in_h = 8,
+                               .in_w = 8,
+                               .out_h = 4,
+                               .out_w = 4,
+                               .kernel_h = 4,
+                               .kernel_w = 4,
+                               .stride_h = 2,
+                               .stride_w = 2,
+                               .pad_top = 1,
+                               .pad_left = 1},
+                                ConvGeometry{.batch = 8,
+                                .in_channels = 64,
+                                .out_channels = 128,
+                                .in_h = 4,
+                                .in_w = 4,
+                                .out_h = 4,
+                                .out_w = 4,
+                                .kernel_h = 3,
+                                .kernel_w = 3,
+                                .pad_top = 1,
+                                .pad_left = 1}}) {
     const Problem problem(g, random);
     for (Direction direction : kDirections) {
       std::vector<double> expected, scale;
@@ -329,7 +365,8 @@ TEST(PanelConvTest, AccuracyAgainstDouble) {
         }
         const double rms = std::sqrt(squares / static_cast<double>(expected.size())) / size;
         const bool four = algorithm == Algorithm::kWinograd4;
-        const std::string what = absl::StrFormat("%dx%d %s %s", g.kernel_h, g.kernel_w, Name(direction), Name(algorithm));
+        const std::string what =
+            absl::StrFormat("%dx%d %s %s", g.kernel_h, g.kernel_w, Name(direction), Name(algorithm));
         std::printf("%-32s RMS error %.1e, largest %.1e\n", what.c_str(), rms, largest / size);
         EXPECT_LT(rms, four ? 3e-6 : 1.5e-6) << what;
         EXPECT_LT(largest / size, four ? 3e-5 : 1.2e-5) << what;
@@ -340,17 +377,38 @@ TEST(PanelConvTest, AccuracyAgainstDouble) {
 
 TEST(PanelConvTest, ChosenAlgorithmIsSupportedAndUsesWinogradWhereItPays) {
   const auto halving = [](int64_t batch, int64_t in, int64_t out, int64_t size) {
-    return ConvGeometry{.batch = batch, .in_channels = in, .out_channels = out, .in_h = size, .in_w = size, .out_h = size / 2,
-                        .out_w = size / 2, .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1};
+    return ConvGeometry{.batch = batch,
+                        .in_channels = in,
+                        .out_channels = out,
+                        .in_h = size,
+                        .in_w = size,
+                        .out_h = size / 2,
+                        .out_w = size / 2,
+                        .kernel_h = 4,
+                        .kernel_w = 4,
+                        .stride_h = 2,
+                        .stride_w = 2,
+                        .pad_top = 1,
+                        .pad_left = 1};
   };
   for (Direction direction : kDirections) {
     EXPECT_EQ(ChooseAlgorithm(halving(64, 64, 128, 16), direction), Algorithm::kWinograd4);
-    EXPECT_EQ(ChooseAlgorithm({.batch = 64, .in_channels = 64, .out_channels = 64, .in_h = 16, .in_w = 16, .out_h = 16, .out_w = 16,
-                               .kernel_h = 3, .kernel_w = 3, .pad_top = 1, .pad_left = 1},
+    EXPECT_EQ(ChooseAlgorithm({.batch = 64,
+                               .in_channels = 64,
+                               .out_channels = 64,
+                               .in_h = 16,
+                               .in_w = 16,
+                               .out_h = 16,
+                               .out_w = 16,
+                               .kernel_h = 3,
+                               .kernel_w = 3,
+                               .pad_top = 1,
+                               .pad_left = 1},
                               direction),
               Algorithm::kWinograd4);
-    EXPECT_EQ(ChooseAlgorithm({.batch = 64, .in_channels = 64, .out_channels = 64, .in_h = 8, .in_w = 8, .out_h = 8, .out_w = 8},
-                              direction),
+    EXPECT_EQ(ChooseAlgorithm(
+                  {.batch = 64, .in_channels = 64, .out_channels = 64, .in_h = 8, .in_w = 8, .out_h = 8, .out_w = 8},
+                  direction),
               Algorithm::kDirect);
     // One image: packing nine or more times the weights for a few products cannot pay.
     EXPECT_EQ(ChooseAlgorithm(halving(1, 256, 512, 8), Direction::kForward, 1), Algorithm::kDirect);
@@ -369,9 +427,19 @@ TEST(PanelConvTest, PlainImagesOfFewChannels) {
   for (Isa isa : AvailableIsas()) {
     for (int64_t channels : {1, 3, 5}) {
       for (int64_t kernel : {3, 4}) {
-        const Problem problem({.batch = 9, .in_channels = channels, .out_channels = 33, .in_h = 10, .in_w = 12, .out_h = 5,
-                               .out_w = 6, .kernel_h = kernel, .kernel_w = kernel, .stride_h = 2, .stride_w = 2,
-                               .pad_top = 1, .pad_left = 1},
+        const Problem problem({.batch = 9,
+                               .in_channels = channels,
+                               .out_channels = 33,
+                               .in_h = 10,
+                               .in_w = 12,
+                               .out_h = 5,
+                               .out_w = 6,
+                               .kernel_h = kernel,
+                               .kernel_w = kernel,
+                               .stride_h = 2,
+                               .stride_w = 2,
+                               .pad_top = 1,
+                               .pad_left = 1},
                               random);
         for (Direction direction : kDirections) {
           Check(problem, direction, {.input_format = ImageFormat::kPlain, .isa = isa}, kernel == 4, 2, random);
@@ -383,10 +451,11 @@ TEST(PanelConvTest, PlainImagesOfFewChannels) {
 
 TEST(PanelConvTest, HeadOfOneChannelAndFirstLayerOfAGenerator) {
   std::mt19937 random(4);
-  const Problem head({.batch = 17, .in_channels = 64, .out_channels = 1, .in_h = 4, .in_w = 4, .kernel_h = 4, .kernel_w = 4},
-                     random);
-  const Problem first({.batch = 17, .in_channels = 80, .out_channels = 100, .in_h = 4, .in_w = 4, .kernel_h = 4, .kernel_w = 4},
-                      random);
+  const Problem head(
+      {.batch = 17, .in_channels = 64, .out_channels = 1, .in_h = 4, .in_w = 4, .kernel_h = 4, .kernel_w = 4}, random);
+  const Problem first(
+      {.batch = 17, .in_channels = 80, .out_channels = 100, .in_h = 4, .in_w = 4, .kernel_h = 4, .kernel_w = 4},
+      random);
   for (Isa isa : AvailableIsas()) {
     for (Direction direction : kDirections) {
       Check(head, direction, {.output_format = ImageFormat::kPlain, .isa = isa}, true, 2, random);
@@ -397,8 +466,19 @@ TEST(PanelConvTest, HeadOfOneChannelAndFirstLayerOfAGenerator) {
 
 TEST(PanelConvTest, WeightGradientAccumulates) {
   std::mt19937 random(5);
-  const Problem problem({.batch = 5, .in_channels = 3, .out_channels = 20, .in_h = 6, .in_w = 6, .out_h = 3, .out_w = 3,
-                         .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1},
+  const Problem problem({.batch = 5,
+                         .in_channels = 3,
+                         .out_channels = 20,
+                         .in_h = 6,
+                         .in_w = 6,
+                         .out_h = 3,
+                         .out_w = 3,
+                         .kernel_h = 4,
+                         .kernel_w = 4,
+                         .stride_h = 2,
+                         .stride_w = 2,
+                         .pad_top = 1,
+                         .pad_left = 1},
                         random);
   for (ImageFormat format : {ImageFormat::kPlain, ImageFormat::kPanel}) {
     const ConvOptions options{.input_format = format, .output_format = ImageFormat::kPlain};
@@ -428,8 +508,10 @@ TEST(PanelConvTest, ThreadsDoNotChangeABit) {
 }
 
 TEST(PanelConvTest, RejectsImpossibleSizes) {
-  EXPECT_EQ(PanelConv::Create({.batch = 0}, Direction::kForward, {}).status().code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(PanelConv::Create({.stride_h = -1}, Direction::kForward, {}).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(PanelConv::Create({.batch = 0}, Direction::kForward, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(PanelConv::Create({.stride_h = -1}, Direction::kForward, {}).status().code(),
+            absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(PanelConv::Create({.batch = 1 << 20, .in_channels = 1 << 20, .in_h = 1 << 20}, Direction::kForward, {})
                 .status()
                 .code(),

@@ -21,7 +21,8 @@ std::vector<float> Random(int64_t count, std::mt19937& random, float mean = 0.0f
 class Panel {
  public:
   explicit Panel(int64_t count) : storage_(count + 16, std::nanf("")) {}
-  Panel(const PanelShape& s, const std::vector<float>& plain) : Panel(PanelFloats(s.batch, s.channels, s.height, s.width)) {
+  Panel(const PanelShape& s, const std::vector<float>& plain)
+      : Panel(PanelFloats(s.batch, s.channels, s.height, s.width)) {
     PlainToPanel(plain.data(), s.batch, s.channels, s.height, s.width, data(), 1);
   }
   float* data() {
@@ -51,7 +52,8 @@ const PanelShape kShapes[] = {{64, 64, 4, 4}, {3, 5, 7, 5}, {1, 20, 1, 3}, {200,
 std::vector<int64_t> ChannelIndices(const PanelShape& s, int64_t channel) {
   std::vector<int64_t> indices;
   for (int64_t n = 0; n < s.batch; ++n) {
-    for (int64_t p = 0; p < s.height * s.width; ++p) indices.push_back((n * s.channels + channel) * s.height * s.width + p);
+    for (int64_t p = 0; p < s.height * s.width; ++p)
+      indices.push_back((n * s.channels + channel) * s.height * s.width + p);
   }
   return indices;
 }
@@ -79,9 +81,17 @@ TEST_P(PanelNormTest, ForwardAndBackwardMatchPlainLoops) {
       BatchNormalize(s, x_panel.data(), mean.data(), variance.data(), gamma.data(), beta.data(), kEpsilon, slope,
                      y_panel.data(), 2, GetParam());
       BatchNormBackward(s,
-                        {.dy = dy_panel.data(), .x = x_panel.data(), .y = slope != 1.0f ? y_panel.data() : nullptr,
-                         .gamma = gamma.data(), .mean = mean.data(), .variance = variance.data(), .epsilon = kEpsilon,
-                         .slope = slope, .dx = dx_panel.data(), .dgamma = dgamma.data(), .dbeta = dbeta.data()},
+                        {.dy = dy_panel.data(),
+                         .x = x_panel.data(),
+                         .y = slope != 1.0f ? y_panel.data() : nullptr,
+                         .gamma = gamma.data(),
+                         .mean = mean.data(),
+                         .variance = variance.data(),
+                         .epsilon = kEpsilon,
+                         .slope = slope,
+                         .dx = dx_panel.data(),
+                         .dgamma = dgamma.data(),
+                         .dbeta = dbeta.data()},
                         scratch.data(), 2, GetParam());
       const std::vector<float> y = y_panel.Plain(s), dx = dx_panel.Plain(s);
       for (int64_t channel = 0; channel < s.channels; ++channel) {
@@ -122,11 +132,17 @@ TEST_P(PanelNormTest, CentredDataIsAccurate) {
   Panel x_panel(s, x), dy_panel(s, dy), y_panel(PanelFloats(64, 32, 8, 8)), scratch(NormScratchFloats(s));
   std::vector<float> mean(s.channels), variance(s.channels), dgamma(s.channels), dbeta(s.channels);
   BatchStatistics(s, x_panel.data(), mean.data(), variance.data(), scratch.data(), 1, GetParam());
-  BatchNormalize(s, x_panel.data(), mean.data(), variance.data(), gamma.data(), beta.data(), 1e-5f, 1.0f, y_panel.data(), 1,
-                 GetParam());
+  BatchNormalize(s, x_panel.data(), mean.data(), variance.data(), gamma.data(), beta.data(), 1e-5f, 1.0f,
+                 y_panel.data(), 1, GetParam());
   BatchNormBackward(s,
-                    {.dy = dy_panel.data(), .x = x_panel.data(), .gamma = gamma.data(), .mean = mean.data(),
-                     .variance = variance.data(), .epsilon = 1e-5f, .dx = dy_panel.data(), .dgamma = dgamma.data(),
+                    {.dy = dy_panel.data(),
+                     .x = x_panel.data(),
+                     .gamma = gamma.data(),
+                     .mean = mean.data(),
+                     .variance = variance.data(),
+                     .epsilon = 1e-5f,
+                     .dx = dy_panel.data(),
+                     .dgamma = dgamma.data(),
                      .dbeta = dbeta.data()},  // dx in place of dy
                     scratch.data(), 1, GetParam());
   const std::vector<float> y = y_panel.Plain(s), dx = dy_panel.Plain(s);
@@ -144,7 +160,8 @@ TEST_P(PanelNormTest, CentredDataIsAccurate) {
     ASSERT_NEAR(dgamma[channel], moment, 5e-5);
     for (int64_t i : indices) {
       ASSERT_NEAR(y[i], 1.5 * (x[i] - sum / size) * inverse + 0.25, 2e-6);
-      ASSERT_NEAR(dx[i], 1.5 * inverse * (dy[i] - gradient / size - (x[i] - sum / size) * inverse * moment / size), 2e-6);
+      ASSERT_NEAR(dx[i], 1.5 * inverse * (dy[i] - gradient / size - (x[i] - sum / size) * inverse * moment / size),
+                  2e-6);
     }
   }
 }

@@ -21,7 +21,9 @@ int StageCount(const FamilyOptions& options) {
 }
 
 // Channels after `halvings` halvings of the image, beginning with `width`.
-int64_t Channels(const FamilyOptions& options, int halvings) { return options.width * std::min<int64_t>(8, int64_t{1} << halvings); }
+int64_t Channels(const FamilyOptions& options, int halvings) {
+  return options.width * std::min<int64_t>(8, int64_t{1} << halvings);
+}
 
 Shape ImageShape(const FamilyOptions& options) {
   return Shape{options.batch, options.channels, options.image_size, options.image_size};
@@ -39,12 +41,14 @@ Result DcganGenerator(const FamilyOptions& options) {
   for (int stage = 0; stage < stages; ++stage) {
     const int64_t channels = Channels(options, stages - 1 - stage);
     const bool first = stage == 0;
-    x = net.ConvTranspose(Layer(index), x,
-                          {.out_channels = channels, .kernel = 4, .stride = first ? 1 : 2, .pad = first ? 0 : 1, .bias = false});
+    x = net.ConvTranspose(
+        Layer(index), x,
+        {.out_channels = channels, .kernel = 4, .stride = first ? 1 : 2, .pad = first ? 0 : 1, .bias = false});
     x = ops::Relu(net.program(), net.BatchNorm(Layer(index + 1), x, 0.02));
     index += 3;
   }
-  x = net.ConvTranspose(Layer(index), x, {.out_channels = options.channels, .kernel = 4, .stride = 2, .pad = 1, .bias = false});
+  x = net.ConvTranspose(Layer(index), x,
+                        {.out_channels = options.channels, .kernel = 4, .stride = 2, .pad = 1, .bias = false});
   return net.Finish("sample", ops::Tanh(net.program(), x));
 }
 
@@ -56,8 +60,10 @@ Result DcganDiscriminator(const FamilyOptions& options, DiscriminatorNorm norm) 
   ValueId x = net.Input("sample", ImageShape(options));
   int index = 0;
   for (int stage = 0; stage < stages; ++stage) {
-    x = net.Conv(Layer(index++), x, {.out_channels = Channels(options, stage), .kernel = 4, .stride = 2, .pad = 1, .bias = false});
-    if (stage > 0) x = norm == DiscriminatorNorm::kBatch ? net.BatchNorm(Layer(index), x, 0.02) : net.LayerNorm(Layer(index), x);
+    x = net.Conv(Layer(index++), x,
+                 {.out_channels = Channels(options, stage), .kernel = 4, .stride = 2, .pad = 1, .bias = false});
+    if (stage > 0)
+      x = norm == DiscriminatorNorm::kBatch ? net.BatchNorm(Layer(index), x, 0.02) : net.LayerNorm(Layer(index), x);
     if (stage > 0) ++index;
     x = ops::LeakyRelu(net.program(), x, 0.2);
     ++index;
@@ -79,7 +85,8 @@ Result SnganGenerator(const FamilyOptions& options) {
   for (int stage = 0; stage < stages; ++stage) {
     const int64_t channels = Channels(options, stages - 1 - stage);
     const std::string name = absl::StrCat("up", stage);
-    x = net.ConvTranspose(name + ".deconv", x, {.out_channels = channels, .kernel = 4, .stride = 2, .pad = 1, .bias = false});
+    x = net.ConvTranspose(name + ".deconv", x,
+                          {.out_channels = channels, .kernel = 4, .stride = 2, .pad = 1, .bias = false});
     x = ops::Relu(p, net.BatchNorm(name + ".norm", x, 0.0));
   }
   x = net.Conv("to_image", x, {.out_channels = options.channels, .kernel = 3, .pad = 1});
@@ -97,7 +104,8 @@ Result SnganDiscriminator(const FamilyOptions& options) {
     const std::string name = absl::StrCat("down", stage);
     x = net.Conv(name + ".conv", x, {.out_channels = channels, .kernel = 3, .pad = 1, .spectral_norm = true});
     x = ops::LeakyRelu(p, x, kSlope);
-    x = net.Conv(name + ".halve", x, {.out_channels = channels, .kernel = 4, .stride = 2, .pad = 1, .spectral_norm = true});
+    x = net.Conv(name + ".halve", x,
+                 {.out_channels = channels, .kernel = 4, .stride = 2, .pad = 1, .spectral_norm = true});
     x = ops::LeakyRelu(p, x, kSlope);
   }
   x = net.Conv("last", x, {.out_channels = Channels(options, stages), .kernel = 3, .pad = 1, .spectral_norm = true});
@@ -121,12 +129,19 @@ ValueId R3Block(NetworkBuilder& net, const std::string& name, ValueId x, int blo
   const int64_t channels = net.ShapeOf(x)[1];
   const int64_t expanded = channels * kExpansion;
   const double gain = std::sqrt(2.0 / (1.0 + kR3Slope * kR3Slope)) * std::pow(blocks, -1.0 / 4.0);
-  ValueId y = net.Conv(name + ".expand", x, {.out_channels = expanded, .kernel = 1, .bias = false, .init = R3Init(gain)});
+  ValueId y =
+      net.Conv(name + ".expand", x, {.out_channels = expanded, .kernel = 1, .bias = false, .init = R3Init(gain)});
   y = net.BiasedLeakyRelu(name + ".activation1", y, kR3Slope);
   y = net.Conv(name + ".grouped", y,
-               {.out_channels = expanded, .kernel = 3, .pad = 1, .groups = expanded / kGroupWidth, .bias = false, .init = R3Init(gain)});
+               {.out_channels = expanded,
+                .kernel = 3,
+                .pad = 1,
+                .groups = expanded / kGroupWidth,
+                .bias = false,
+                .init = R3Init(gain)});
   y = net.BiasedLeakyRelu(name + ".activation2", y, kR3Slope);
-  y = net.Conv(name + ".project", y, {.out_channels = channels, .kernel = 1, .bias = false, .init = {.kind = WeightInit::Kind::kZero}});
+  y = net.Conv(name + ".project", y,
+               {.out_channels = channels, .kernel = 1, .bias = false, .init = {.kind = WeightInit::Kind::kZero}});
   return ops::Add(net.program(), x, y);
 }
 
@@ -144,7 +159,8 @@ Result R3Generator(const FamilyOptions& options) {
   const ValueId noise = net.Input("noise", Shape{options.batch, options.latent_size});
   // A learned 4x4 pattern per channel, modulated by the noise.
   const ValueId pattern = net.Parameter("basis", Shape{1, base, kBaseSize, kBaseSize}, {.deviation = 1.0}, 1);
-  const ValueId strength = net.Linear("basis_strength", noise, {.out_channels = base, .bias = false, .init = R3Init(1.0)});
+  const ValueId strength =
+      net.Linear("basis_strength", noise, {.out_channels = base, .bias = false, .init = R3Init(1.0)});
   ValueId x = ops::Mul(p, pattern, ops::Reshape(p, strength, Shape{options.batch, base, 1, 1}));
   x = R3Block(net, "stage0.block", x, stages + 1);
   int64_t size = kBaseSize;
@@ -173,7 +189,8 @@ Result R3Discriminator(const FamilyOptions& options) {
   }
   x = R3Block(net, absl::StrCat("stage", stages, ".block"), x, stages + 1);
   const int64_t base = net.ShapeOf(x)[1];
-  x = net.Conv("basis", x, {.out_channels = base, .kernel = kBaseSize, .groups = base, .bias = false, .init = R3Init(1.0)});
+  x = net.Conv("basis", x,
+               {.out_channels = base, .kernel = kBaseSize, .groups = base, .bias = false, .init = R3Init(1.0)});
   x = ops::Reshape(p, x, Shape{options.batch, base});
   return net.Finish("logit", net.Linear("to_logit", x, {.out_channels = 1, .bias = false, .init = R3Init(1.0)}));
 }
@@ -193,15 +210,33 @@ struct Entry {
 
 const std::vector<Entry>& Entries() {
   static const auto* const entries = new std::vector<Entry>{
-      {"dcgan", DcganGenerator, [](const FamilyOptions& options) { return DcganDiscriminator(options, DiscriminatorNorm::kBatch); },
+      {"dcgan",
+       DcganGenerator,
+       [](const FamilyOptions& options) { return DcganDiscriminator(options, DiscriminatorNorm::kBatch); },
        {.loss = GanLoss::kNonSaturating, .generator = Adam(2e-4, 0.5, 0.999), .discriminator = Adam(2e-4, 0.5, 0.999)}},
-      {"wgan-gp", DcganGenerator, [](const FamilyOptions& options) { return DcganDiscriminator(options, DiscriminatorNorm::kLayer); },
-       {.loss = GanLoss::kWasserstein, .gradient_penalty = 10.0, .n_critic = 5, .generator = Adam(1e-4, 0.0, 0.9),
+      {"wgan-gp",
+       DcganGenerator,
+       [](const FamilyOptions& options) { return DcganDiscriminator(options, DiscriminatorNorm::kLayer); },
+       {.loss = GanLoss::kWasserstein,
+        .gradient_penalty = 10.0,
+        .n_critic = 5,
+        .generator = Adam(1e-4, 0.0, 0.9),
         .discriminator = Adam(1e-4, 0.0, 0.9)}},
-      {"sngan", SnganGenerator, SnganDiscriminator,
-       {.loss = GanLoss::kHinge, .n_critic = 5, .generator = Adam(2e-4, 0.0, 0.9), .discriminator = Adam(2e-4, 0.0, 0.9)}},
-      {"r3gan", R3Generator, R3Discriminator,
-       {.loss = GanLoss::kRelativistic, .r1 = 1.0, .r2 = 1.0, .ema = 0.999, .generator = Adam(2e-4, 0.0, 0.99),
+      {"sngan",
+       SnganGenerator,
+       SnganDiscriminator,
+       {.loss = GanLoss::kHinge,
+        .n_critic = 5,
+        .generator = Adam(2e-4, 0.0, 0.9),
+        .discriminator = Adam(2e-4, 0.0, 0.9)}},
+      {"r3gan",
+       R3Generator,
+       R3Discriminator,
+       {.loss = GanLoss::kRelativistic,
+        .r1 = 1.0,
+        .r2 = 1.0,
+        .ema = 0.999,
+        .generator = Adam(2e-4, 0.0, 0.99),
         .discriminator = Adam(2e-4, 0.0, 0.99)}},
   };
   return *entries;
@@ -223,14 +258,16 @@ absl::Status CheckRange(std::string_view what, int64_t value, int64_t low, int64
 absl::Status CheckOptions(const Entry& entry, const FamilyOptions& options) {
   GANTRY_RETURN_IF_ERROR(CheckRange("image_size", options.image_size, 16, 512));
   if ((options.image_size & (options.image_size - 1)) != 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("image_size is %d; it must be a power of two", options.image_size));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("image_size is %d; it must be a power of two", options.image_size));
   }
   GANTRY_RETURN_IF_ERROR(CheckRange("channels", options.channels, 1, 1024));
   GANTRY_RETURN_IF_ERROR(CheckRange("width", options.width, 1, 4096));
   GANTRY_RETURN_IF_ERROR(CheckRange("latent_size", options.latent_size, 1, 65536));
   // Batch norm of a 1x1 ... 4x4 layer needs more than one value a channel, which every batch from 1 on has.
   GANTRY_RETURN_IF_ERROR(CheckRange("batch", options.batch, 1, 1 << 20));
-  if (!IsFloat(options.dtype)) return absl::InvalidArgumentError(absl::StrFormat("dtype is %s; it must be f32 or f64", Name(options.dtype)));
+  if (!IsFloat(options.dtype))
+    return absl::InvalidArgumentError(absl::StrFormat("dtype is %s; it must be f32 or f64", Name(options.dtype)));
   if (entry.name == "r3gan" && options.width % (kGroupWidth / kExpansion) != 0) {
     return absl::InvalidArgumentError(
         absl::StrFormat("width is %d; r3gan needs a multiple of %d", options.width, kGroupWidth / kExpansion));
@@ -243,8 +280,8 @@ absl::Status CheckWeights(const Model& model) {
   int64_t weights = 0;
   for (const State& state : model.program.states()) weights += model.program.TypeOf(state.first).element_count();
   if (weights <= kMostWeights) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrFormat("the %s would have %d weights, more than %d; choose a smaller width", model.name,
-                                                    weights, kMostWeights));
+  return absl::InvalidArgumentError(absl::StrFormat(
+      "the %s would have %d weights, more than %d; choose a smaller width", model.name, weights, kMostWeights));
 }
 
 }  // namespace

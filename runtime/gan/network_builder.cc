@@ -10,16 +10,24 @@ ValueId NetworkBuilder::Parameter(const std::string& name, const Shape& shape, c
   const double per_fan_in = init.deviation / std::sqrt(static_cast<double>(fan_in));
   Initializer initializer;
   switch (init.kind) {
-    case WeightInit::Kind::kNormal: initializer = {.kind = Initializer::Kind::kNormal, .a = 0.0, .b = init.deviation}; break;
-    case WeightInit::Kind::kFanInNormal: initializer = {.kind = Initializer::Kind::kNormal, .a = 0.0, .b = per_fan_in}; break;
-    case WeightInit::Kind::kFanInUniform: initializer = {.kind = Initializer::Kind::kUniform, .a = -per_fan_in, .b = per_fan_in}; break;
-    case WeightInit::Kind::kZero: break;
+    case WeightInit::Kind::kNormal:
+      initializer = {.kind = Initializer::Kind::kNormal, .a = 0.0, .b = init.deviation};
+      break;
+    case WeightInit::Kind::kFanInNormal:
+      initializer = {.kind = Initializer::Kind::kNormal, .a = 0.0, .b = per_fan_in};
+      break;
+    case WeightInit::Kind::kFanInUniform:
+      initializer = {.kind = Initializer::Kind::kUniform, .a = -per_fan_in, .b = per_fan_in};
+      break;
+    case WeightInit::Kind::kZero:
+      break;
   }
   return program().AddState(name, "", StateRole::kParameter, {dtype_, shape}, std::move(initializer));
 }
 
 ValueId NetworkBuilder::Constant(const std::string& name, const Shape& shape, double value) {
-  return program().AddState(name, "", StateRole::kParameter, {dtype_, shape}, {.kind = Initializer::Kind::kConstant, .a = value});
+  return program().AddState(name, "", StateRole::kParameter, {dtype_, shape},
+                            {.kind = Initializer::Kind::kConstant, .a = value});
 }
 
 void NetworkBuilder::Blend(const std::string& state, ValueId target, ValueId source, double weight, double scale) {
@@ -29,8 +37,9 @@ void NetworkBuilder::Blend(const std::string& state, ValueId target, ValueId sou
   if (program().status().ok()) program().UpdateState(state, updated[0]);
 }
 
-// Algorithm 1 of Miyato et al. 2018: v = W^T u / |W^T u|, u = W v / |W v|, sigma = u^T W v; the gradient of sigma passes
-// through W only. W has a row per output. The states u and v begin at any length, since both are normalized before use.
+// Algorithm 1 of Miyato et al. 2018: v = W^T u / |W^T u|, u = W v / |W v|, sigma = u^T W v; the gradient of sigma
+// passes through W only. W has a row per output. The states u and v begin at any length, since both are normalized
+// before use.
 ValueId NetworkBuilder::SpectrallyNormalized(const std::string& layer, ValueId weight) {
   Program& p = program();
   const Shape shape = ShapeOf(weight);
@@ -56,7 +65,8 @@ ValueId NetworkBuilder::SpectrallyNormalized(const std::string& layer, ValueId w
   return Div(p, weight, sigma);
 }
 
-ValueId NetworkBuilder::Weight(const std::string& layer, const Shape& shape, int64_t fan_in, const ConvolutionLayer& options) {
+ValueId NetworkBuilder::Weight(const std::string& layer, const Shape& shape, int64_t fan_in,
+                               const ConvolutionLayer& options) {
   if (!options.spectral_norm) return Parameter(layer + ".weight", shape, options.init, fan_in);
   return SpectrallyNormalized(layer, Parameter(layer + ".weight_orig", shape, options.init, fan_in));
 }
@@ -79,7 +89,8 @@ ValueId NetworkBuilder::ConvTranspose(const std::string& layer, ValueId x, const
   const Shape shape{input[1], options.out_channels, kernel, kernel};
   const ValueId weight = Weight(layer, shape, options.out_channels * kernel * kernel, options);
   const ValueId bias = options.bias ? Constant(layer + ".bias", Shape{options.out_channels}, 0.0) : kNoValue;
-  const ConvAttributes attributes = {.strides = {options.stride, options.stride}, .pads = std::vector<int64_t>(4, options.pad)};
+  const ConvAttributes attributes = {.strides = {options.stride, options.stride},
+                                     .pads = std::vector<int64_t>(4, options.pad)};
   const auto Extent = [&](int axis) { return (input[axis] - 1) * options.stride - 2 * options.pad + kernel; };
   return ops::ConvTranspose(program(), x, weight, bias, attributes, {Extent(2), Extent(3)});
 }
@@ -101,7 +112,8 @@ ValueId NetworkBuilder::Normalize(const std::string& layer, ValueId x, std::vect
   const ValueId bias = Constant(layer + ".bias", Shape{channels}, 0.0);
   Shape aligned(std::vector<int64_t>(shape.rank(), 1));
   aligned[1] = channels;
-  normalized = ops::Normalize(program(), x, Reshape(program(), scale, aligned), Reshape(program(), bias, aligned), std::move(axes), kEpsilon);
+  normalized = ops::Normalize(program(), x, Reshape(program(), scale, aligned), Reshape(program(), bias, aligned),
+                              std::move(axes), kEpsilon);
   return normalized.y;
 }
 
@@ -120,7 +132,8 @@ ValueId NetworkBuilder::BatchNorm(const std::string& layer, ValueId x, double de
     Blend(name, state, Reshape(program(), batch, channels), kMomentum, scale);
   };
   Statistic(layer + ".running_mean", 0.0, normalized.mean, 1.0);
-  Statistic(layer + ".running_var", 1.0, normalized.variance, count / (count - 1.0));  // the unbiased variance, as PyTorch
+  Statistic(layer + ".running_var", 1.0, normalized.variance,
+            count / (count - 1.0));  // the unbiased variance, as PyTorch
   return y;
 }
 

@@ -12,7 +12,8 @@ namespace gantry {
 struct WeightInit {
   enum class Kind : uint8_t { kNormal, kFanInNormal, kFanInUniform, kZero };
   Kind kind = Kind::kNormal;
-  double deviation = 0.02;  // kNormal; kFanInNormal: times 1 / sqrt(fan in); kFanInUniform: within deviation / sqrt(fan in)
+  double deviation =
+      0.02;  // kNormal; kFanInNormal: times 1 / sqrt(fan in); kFanInUniform: within deviation / sqrt(fan in)
 };
 
 struct ConvolutionLayer {
@@ -55,7 +56,8 @@ class NetworkBuilder {
   // The weight of a layer, divided by its greatest singular value if so asked.
   ValueId Weight(const std::string& layer, const Shape& shape, int64_t fan_in, const ConvolutionLayer& options);
   ValueId SpectrallyNormalized(const std::string& layer, ValueId weight);
-  ValueId Normalize(const std::string& layer, ValueId x, std::vector<int64_t> axes, double deviation, ops::Normalized& normalized);
+  ValueId Normalize(const std::string& layer, ValueId x, std::vector<int64_t> axes, double deviation,
+                    ops::Normalized& normalized);
   // target becomes (1 - weight) * target + weight * scale * source.
   void Blend(const std::string& state, ValueId target, ValueId source, double weight, double scale);
 

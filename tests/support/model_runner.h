@@ -16,7 +16,8 @@ struct ModelResult {
   NamedContents states;  // after the pass
 };
 
-// Random initial values are drawn from a fixed seed; `states` overrides what initializers say. Every input must be given.
+// Random initial values are drawn from a fixed seed; `states` overrides what initializers say. Every input must be
+// given.
 absl::StatusOr<ModelResult> RunModel(const Model& model, const NamedContents& inputs, const NamedContents& states = {});
 
 // What RunModel takes for the state's first content.

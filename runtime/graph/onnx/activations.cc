@@ -27,7 +27,8 @@ ValueId ExponentialUnit(Program& program, ValueId x, double alpha, double width,
 
 ValueId GeluTanh(Program& program, ValueId x) {
   const ValueId cube = Mul(program, x, Square(program, x));
-  const ValueId inner = Scale(program, Add(program, x, Scale(program, cube, 0.044715)), std::sqrt(2 / std::numbers::pi));
+  const ValueId inner =
+      Scale(program, Add(program, x, Scale(program, cube, 0.044715)), std::sqrt(2 / std::numbers::pi));
   return Mul(program, x, Scale(program, Tanh(program, inner), 0.5, 0.5));
 }
 
@@ -113,9 +114,10 @@ absl::Status ImportSoftmax(Node& node) {
 }  // namespace
 
 std::vector<Operator> ActivationOperators() {
-  std::vector<Operator> list = {{"PRelu", ImportPRelu}, {"Clip", ImportClip}, {"Softmax", ImportSoftmax}, {"LogSoftmax", ImportSoftmax}};
-  for (std::string_view name : {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Elu", "Celu", "Selu", "HardSigmoid",
-                                "HardSwish", "Mish", "Gelu", "ThresholdedRelu"}) {
+  std::vector<Operator> list = {
+      {"PRelu", ImportPRelu}, {"Clip", ImportClip}, {"Softmax", ImportSoftmax}, {"LogSoftmax", ImportSoftmax}};
+  for (std::string_view name : {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "Softplus", "Softsign", "Elu", "Celu", "Selu",
+                                "HardSigmoid", "HardSwish", "Mish", "Gelu", "ThresholdedRelu"}) {
     list.push_back({name, ImportActivation});
   }
   return list;

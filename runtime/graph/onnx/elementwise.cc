@@ -22,7 +22,8 @@ bool Near(double a, double b) { return std::abs(a - b) <= 1e-7 * std::abs(b); }
 
 const Op* ScaledBy(const Program& program, ValueId value, double alpha, double beta) {
   const Op* op = MadeBy(program, value, "scale");
-  return op != nullptr && Near(op->attributes.Float("alpha"), alpha) && op->attributes.Float("beta") == beta ? op : nullptr;
+  return op != nullptr && Near(op->attributes.Float("alpha"), alpha) && op->attributes.Float("beta") == beta ? op
+                                                                                                             : nullptr;
 }
 
 // a where `value` is 1 + erf(a / sqrt(2)), else kNoValue.
@@ -47,7 +48,8 @@ ValueId Scaled(Program& program, ValueId x, double alpha) {
 // x * y, where that is silu or gelu in parts.
 ValueId Multiply(Program& program, ValueId x, ValueId y) {
   for (const auto& [a, b] : {std::pair(x, y), std::pair(y, x)}) {
-    if (const Op* gate = MadeBy(program, b, "sigmoid"); gate != nullptr && gate->inputs[0] == a) return Silu(program, a);
+    if (const Op* gate = MadeBy(program, b, "sigmoid"); gate != nullptr && gate->inputs[0] == a)
+      return Silu(program, a);
     const Op* half = ScaledBy(program, a, 0.5, 0.0);
     if (half != nullptr && ErfGateOf(program, b) == half->inputs[0]) return Gelu(program, half->inputs[0]);
     const Op* half_gate = ScaledBy(program, b, 0.5, 0.0);
@@ -114,7 +116,8 @@ absl::StatusOr<Operand> Binary(Node& node, std::string_view op, Operand a, Opera
   const std::optional<double> first = ScalarBeside(a, node.ShapeOf(b));
   const std::optional<double> second = ScalarBeside(b, node.ShapeOf(a));
   if (is_float && (first || second)) {
-    const ValueId result = first ? WithScalar(program, op, b.value, *first, true) : WithScalar(program, op, a.value, *second, false);
+    const ValueId result =
+        first ? WithScalar(program, op, b.value, *first, true) : WithScalar(program, op, a.value, *second, false);
     if (result != kNoValue || !program.status().ok()) return MakeValue(result);
   }
   GANTRY_ASSIGN_OR_RETURN(const ValueId x, node.ToValue(a));
@@ -175,7 +178,8 @@ absl::Status ImportUnary(Node& node) {
   if (op == "Log") return node.SetValue(0, Log(program, x.value));
   if (op == "Erf") return node.SetValue(0, Erf(program, x.value));
   if (op == "Reciprocal") {
-    if (const Op* root = MadeBy(program, x.value, "sqrt"); root != nullptr) return node.SetValue(0, Rsqrt(program, root->inputs[0]));
+    if (const Op* root = MadeBy(program, x.value, "sqrt"); root != nullptr)
+      return node.SetValue(0, Rsqrt(program, root->inputs[0]));
     return node.SetValue(0, Reciprocal(program, x.value));
   }
   if (op == "Not") return node.SetValue(0, Scale(program, x.value, -1.0, 1.0));
@@ -255,14 +259,15 @@ absl::Status ImportCast(Node& node) {
 }  // namespace
 
 std::vector<Operator> ElementwiseOperators() {
-  std::vector<Operator> list = {{"Pow", ImportPow}, {"Where", ImportWhere}, {"Cast", ImportCast}, {"CastLike", ImportCast}};
+  std::vector<Operator> list = {
+      {"Pow", ImportPow}, {"Where", ImportWhere}, {"Cast", ImportCast}, {"CastLike", ImportCast}};
   for (std::string_view name : {"Sum", "Mean", "Min", "Max"}) list.push_back({name, ImportVariadic});
-  for (std::string_view name : {"Add", "Sub", "Mul", "Div", "Mod", "And", "Or", "Xor", "Equal", "Greater", "GreaterOrEqual",
-                                "Less", "LessOrEqual"}) {
+  for (std::string_view name : {"Add", "Sub", "Mul", "Div", "Mod", "And", "Or", "Xor", "Equal", "Greater",
+                                "GreaterOrEqual", "Less", "LessOrEqual"}) {
     list.push_back({name, ImportBinary});
   }
-  for (std::string_view name : {"Neg", "Abs", "Sign", "Sqrt", "Exp", "Log", "Reciprocal", "Floor", "Ceil", "Round", "Erf", "Sin",
-                                "Cos", "Not"}) {
+  for (std::string_view name : {"Neg", "Abs", "Sign", "Sqrt", "Exp", "Log", "Reciprocal", "Floor", "Ceil", "Round",
+                                "Erf", "Sin", "Cos", "Not"}) {
     list.push_back({name, ImportUnary});
   }
   return list;

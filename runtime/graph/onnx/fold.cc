@@ -14,8 +14,9 @@ namespace {
 absl::Status CheckFoldable(const Shape& shape) {
   GANTRY_RETURN_IF_ERROR(infer::CheckShape(shape));
   if (shape.element_count() <= kMaxFoldedElements) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrFormat("the constant %s is too large to be computed at import (at most %d elements)",
-                                                      shape.ToString(), kMaxFoldedElements));
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("the constant %s is too large to be computed at import (at most %d elements)", shape.ToString(),
+                      kMaxFoldedElements));
 }
 
 // The strides with which x of `from` is read as if broadcast to `to`, right-aligned.
@@ -126,7 +127,8 @@ HostTensor FoldReshape(const HostTensor& x, Shape shape) {
   return result;
 }
 
-absl::StatusOr<HostTensor> FoldStrided(const HostTensor& x, Shape shape, int64_t offset, const std::vector<int64_t>& strides) {
+absl::StatusOr<HostTensor> FoldStrided(const HostTensor& x, Shape shape, int64_t offset,
+                                       const std::vector<int64_t>& strides) {
   GANTRY_RETURN_IF_ERROR(infer::CheckShape(shape));
   if (shape.element_count() == 0) return Empty(x.kind, std::move(shape));
   if (x.is_splat()) return FoldReshape(x, std::move(shape));
@@ -235,7 +237,8 @@ absl::StatusOr<HostTensor> FoldWhere(const HostTensor& condition, const HostTens
   return result;
 }
 
-absl::StatusOr<HostTensor> FoldReduce(std::string_view op, const HostTensor& x, const std::vector<int>& axes, bool keep_dims) {
+absl::StatusOr<HostTensor> FoldReduce(std::string_view op, const HostTensor& x, const std::vector<int>& axes,
+                                      bool keep_dims) {
   std::vector<int64_t> kept = x.shape.dims();
   int64_t share = 1;
   for (int axis : axes) {
@@ -290,7 +293,8 @@ absl::StatusOr<HostTensor> FoldRange(const HostTensor& start, const HostTensor& 
   const double length = std::ceil((limit.Real(0) - first) / step);
   if (step == 0 || std::isnan(length)) return absl::InvalidArgumentError("its step is zero or not a number");
   if (length > static_cast<double>(kMaxFoldedElements)) {
-    return absl::ResourceExhaustedError(absl::StrFormat("a range of %g elements is too long (at most %d)", length, kMaxFoldedElements));
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("a range of %g elements is too long (at most %d)", length, kMaxFoldedElements));
   }
   const int64_t count = std::max<int64_t>(0, ToInt64(length));
   HostTensor result{start.kind, Shape{count}, {}, {}};
@@ -312,7 +316,8 @@ absl::StatusOr<HostTensor> FoldConcat(const std::vector<const HostTensor*>& part
   shape[axis] = 0;
   for (const HostTensor* part : parts) {
     Shape other = part->shape;
-    if (other.rank() != shape.rank() || (part->kind == ElementKind::kFloat) != (parts[0]->kind == ElementKind::kFloat)) {
+    if (other.rank() != shape.rank() ||
+        (part->kind == ElementKind::kFloat) != (parts[0]->kind == ElementKind::kFloat)) {
       return absl::InvalidArgumentError("its inputs differ in rank or type");
     }
     const int64_t extent = other[axis];

@@ -16,8 +16,19 @@ namespace {
 
 // TensorProto.DataType of ONNX.
 enum OnnxType : int32_t {
-  kFloat = 1, kUint8 = 2, kInt8 = 3, kUint16 = 4, kInt16 = 5, kInt32 = 6, kInt64 = 7, kBool = 9,
-  kFloat16 = 10, kDouble = 11, kUint32 = 12, kUint64 = 13, kBfloat16 = 16,
+  kFloat = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kUint16 = 4,
+  kInt16 = 5,
+  kInt32 = 6,
+  kInt64 = 7,
+  kBool = 9,
+  kFloat16 = 10,
+  kDouble = 11,
+  kUint32 = 12,
+  kUint64 = 13,
+  kBfloat16 = 16,
 };
 constexpr int32_t kExternal = 1;  // TensorProto.DataLocation
 
@@ -50,23 +61,36 @@ void ReadRaw(const char* bytes, int32_t type, int64_t count, HostTensor& result)
     for (int64_t i = 0; i < count; ++i) result.ints[i] = static_cast<int64_t>(Load<decltype(zero)>(bytes, i));
   };
   switch (type) {
-    case kFloat: return Floats([&](int64_t i) { return static_cast<double>(Load<float>(bytes, i)); });
-    case kDouble: return Floats([&](int64_t i) { return Load<double>(bytes, i); });
-    case kFloat16: return Floats([&](int64_t i) { return HalfToDouble(Load<uint16_t>(bytes, i)); });
-    case kBfloat16: return Floats([&](int64_t i) { return Bfloat16ToDouble(Load<uint16_t>(bytes, i)); });
-    case kUint8: return Ints(uint8_t{});
-    case kInt8: return Ints(int8_t{});
-    case kUint16: return Ints(uint16_t{});
-    case kInt16: return Ints(int16_t{});
-    case kInt32: return Ints(int32_t{});
-    case kUint32: return Ints(uint32_t{});
-    case kInt64: return Ints(int64_t{});
-    case kUint64: return Ints(uint64_t{});
+    case kFloat:
+      return Floats([&](int64_t i) { return static_cast<double>(Load<float>(bytes, i)); });
+    case kDouble:
+      return Floats([&](int64_t i) { return Load<double>(bytes, i); });
+    case kFloat16:
+      return Floats([&](int64_t i) { return HalfToDouble(Load<uint16_t>(bytes, i)); });
+    case kBfloat16:
+      return Floats([&](int64_t i) { return Bfloat16ToDouble(Load<uint16_t>(bytes, i)); });
+    case kUint8:
+      return Ints(uint8_t{});
+    case kInt8:
+      return Ints(int8_t{});
+    case kUint16:
+      return Ints(uint16_t{});
+    case kInt16:
+      return Ints(int16_t{});
+    case kInt32:
+      return Ints(int32_t{});
+    case kUint32:
+      return Ints(uint32_t{});
+    case kInt64:
+      return Ints(int64_t{});
+    case kUint64:
+      return Ints(uint64_t{});
     case kBool:
       Ints(uint8_t{});
       for (int64_t& value : result.ints) value = value != 0;
       return;
-    default: return;
+    default:
+      return;
   }
 }
 
@@ -113,7 +137,8 @@ absl::Status ReadTyped(const TensorProto& tensor, int32_t type, int64_t count, H
   }
 }
 
-absl::StatusOr<std::string> ReadExternal(const TensorProto& tensor, const std::filesystem::path& folder, int64_t want_bytes) {
+absl::StatusOr<std::string> ReadExternal(const TensorProto& tensor, const std::filesystem::path& folder,
+                                         int64_t want_bytes) {
   if (folder.empty()) {
     return absl::InvalidArgumentError("its data lies in another file; import the model by its path");
   }
@@ -143,16 +168,16 @@ absl::StatusOr<std::string> ReadExternal(const TensorProto& tensor, const std::f
   // The canonical path, links resolved, must go on from the canonical folder.
   const auto [root_end, rest] = std::mismatch(root.begin(), root.end(), file.begin(), file.end());
   if (std::filesystem::path(location).is_absolute() || root_end != root.end() || rest == file.end()) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("external data '%s' lies outside the model's folder '%s'; move it there", location, root.string()));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "external data '%s' lies outside the model's folder '%s'; move it there", location, root.string()));
   }
   if (!std::filesystem::is_regular_file(file, error)) {
     return absl::NotFoundError(absl::StrFormat("external data '%s' is no file in '%s'", location, root.string()));
   }
   const auto file_bytes = static_cast<int64_t>(std::filesystem::file_size(file, error));
   if (error || offset > file_bytes || want_bytes > file_bytes - offset) {
-    return absl::OutOfRangeError(absl::StrFormat("external data '%s' has %d bytes, needed are %d from offset %d", location,
-                                                 file_bytes, want_bytes, offset));
+    return absl::OutOfRangeError(absl::StrFormat("external data '%s' has %d bytes, needed are %d from offset %d",
+                                                 location, file_bytes, want_bytes, offset));
   }
   std::ifstream stream(file, std::ios::binary);
   std::string bytes(static_cast<size_t>(want_bytes), '\0');
@@ -189,19 +214,35 @@ void HostTensor::CollapseSplat() {
 
 absl::StatusOr<ElementKind> KindOf(int32_t onnx_type, int* element_bytes) {
   switch (onnx_type) {
-    case kFloat: *element_bytes = 4; return ElementKind::kFloat;
-    case kDouble: *element_bytes = 8; return ElementKind::kFloat;
+    case kFloat:
+      *element_bytes = 4;
+      return ElementKind::kFloat;
+    case kDouble:
+      *element_bytes = 8;
+      return ElementKind::kFloat;
     case kFloat16:
-    case kBfloat16: *element_bytes = 2; return ElementKind::kFloat;
+    case kBfloat16:
+      *element_bytes = 2;
+      return ElementKind::kFloat;
     case kInt64:
-    case kUint64: *element_bytes = 8; return ElementKind::kInt;
+    case kUint64:
+      *element_bytes = 8;
+      return ElementKind::kInt;
     case kInt32:
-    case kUint32: *element_bytes = 4; return ElementKind::kInt;
+    case kUint32:
+      *element_bytes = 4;
+      return ElementKind::kInt;
     case kInt16:
-    case kUint16: *element_bytes = 2; return ElementKind::kInt;
+    case kUint16:
+      *element_bytes = 2;
+      return ElementKind::kInt;
     case kInt8:
-    case kUint8: *element_bytes = 1; return ElementKind::kInt;
-    case kBool: *element_bytes = 1; return ElementKind::kBool;
+    case kUint8:
+      *element_bytes = 1;
+      return ElementKind::kInt;
+    case kBool:
+      *element_bytes = 1;
+      return ElementKind::kBool;
     default:
       return absl::UnimplementedError(
           absl::StrFormat("ONNX element type %d is not supported; export with floats, integers or bools", onnx_type));

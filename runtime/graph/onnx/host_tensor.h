@@ -16,11 +16,15 @@ enum class ElementKind : uint8_t { kFloat, kInt, kBool };
 struct HostTensor {
   ElementKind kind = ElementKind::kFloat;
   Shape shape;
-  std::vector<double> floats;   // of kFloat
-  std::vector<int64_t> ints;    // of kInt and kBool (0 or 1)
+  std::vector<double> floats;  // of kFloat
+  std::vector<int64_t> ints;   // of kInt and kBool (0 or 1)
 
-  static HostTensor Floats(Shape shape, std::vector<double> values) { return {ElementKind::kFloat, std::move(shape), std::move(values), {}}; }
-  static HostTensor Ints(Shape shape, std::vector<int64_t> values) { return {ElementKind::kInt, std::move(shape), {}, std::move(values)}; }
+  static HostTensor Floats(Shape shape, std::vector<double> values) {
+    return {ElementKind::kFloat, std::move(shape), std::move(values), {}};
+  }
+  static HostTensor Ints(Shape shape, std::vector<int64_t> values) {
+    return {ElementKind::kInt, std::move(shape), {}, std::move(values)};
+  }
 
   int64_t element_count() const { return shape.element_count(); }
   size_t stored() const { return kind == ElementKind::kFloat ? floats.size() : ints.size(); }
@@ -54,8 +58,8 @@ absl::StatusOr<ElementKind> KindOf(int32_t onnx_type, int* element_bytes);
 // inside `folder`; an empty folder means there are none.
 absl::StatusOr<HostTensor> ReadTensor(const TensorProto& tensor, const std::filesystem::path& folder);
 
-// The number that was most likely rounded to the f32 `value`: a root or reciprocal of a small integer, a well-known constant,
-// or the shortest decimal. Never further away than f32 rounding.
+// The number that was most likely rounded to the f32 `value`: a root or reciprocal of a small integer, a well-known
+// constant, or the shortest decimal. Never further away than f32 rounding.
 double BeforeRounding(float value);
 // The same for a value that is exactly an f32, itself otherwise.
 double BeforeRounding(double value);

@@ -4,6 +4,8 @@
 #include <fstream>
 #include <unordered_map>
 
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/wire_format_lite.h"
 #include "ops/functional.h"
 #include "ops/infer.h"
 #include "runtime/graph/onnx/node.h"
@@ -14,6 +16,9 @@ namespace {
 constexpr int64_t kOldestOpset = 7;
 constexpr int64_t kNewestOpset = 21;
 constexpr int kMaxNodes = 200000;
+constexpr int kMaxTensors = 50000;                         // initializers, and inputs and outputs of the graph, each
+constexpr size_t kMaxOps = 500000;                         // that one import may emit
+constexpr int64_t kMaxFields = 4000000;                    // of the file, not counting the elements of tensors
 constexpr int64_t kMaxFileBytes = (int64_t{1} << 31) - 1;  // what protobuf can parse
 
 bool IsStandardDomain(std::string_view domain) { return domain.empty() || domain == "ai.onnx"; }
@@ -40,7 +45,8 @@ bool IsAnonymous(std::string_view name) {
 
 // "val_12": what the newer PyTorch exporter calls constants that it computed itself.
 bool NamesExporterConstant(std::string_view name) {
-  return name.starts_with("val_") && name.size() > 4 && name.find_first_not_of("0123456789", 4) == std::string_view::npos;
+  return name.starts_with("val_") && name.size() > 4 &&
+         name.find_first_not_of("0123456789", 4) == std::string_view::npos;
 }
 
 bool NamesStatistic(std::string_view name) {
@@ -53,7 +59,8 @@ bool NamesStatistic(std::string_view name) {
 // "node '/3/Conv' (Conv)", or by its output where it has no name.
 std::string Describe(const NodeProto& node) {
   if (!node.name().empty()) return absl::StrFormat("ONNX node '%s' (%s)", node.name(), node.op_type());
-  return absl::StrFormat("ONNX node %s that makes '%s'", node.op_type(), node.output_size() > 0 ? node.output(0) : "nothing");
+  return absl::StrFormat("ONNX node %s that makes '%s'", node.op_type(),
+                         node.output_size() > 0 ? node.output(0) : "nothing");
 }
 
 }  // namespace
@@ -100,8 +107,9 @@ std::string Importer::UniqueStateName(const std::string& wanted) {
 
 absl::StatusOr<ValueId> Importer::ToValue(Operand& operand) {
   if (operand.value != kNoValue) return operand.value;
-  if (!operand.sequence.empty()) {
-    return absl::UnimplementedError(absl::StrFormat("'%s' is a sequence of tensors; only SequenceAt can read it", operand.name));
+  if (operand.sequence != nullptr) {
+    return absl::UnimplementedError(
+        absl::StrFormat("'%s' is a sequence of tensors; only SequenceAt can read it", operand.name));
   }
   if (operand.weight != nullptr && operand.weight->current != kNoValue) return operand.weight->current;
   GANTRY_ASSIGN_OR_RETURN(const std::shared_ptr<const HostTensor> host, ToHost(operand));
@@ -150,8 +158,8 @@ absl::Status Importer::ReadOpset(const ModelProto& model) {
     if (IsStandardDomain(opset.domain())) opset_ = opset.version();
   }
   if (opset_ < kOldestOpset || opset_ > kNewestOpset) {
-    return absl::UnimplementedError(absl::StrFormat("ONNX opset %d is not supported; export with opset %d to %d", opset_,
-                                                    kOldestOpset, kNewestOpset));
+    return absl::UnimplementedError(absl::StrFormat("ONNX opset %d is not supported; export with opset %d to %d",
+                                                    opset_, kOldestOpset, kNewestOpset));
   }
   return absl::OkStatus();
 }
@@ -183,13 +191,13 @@ absl::Status Importer::ReadInputs(const GraphProto& graph) {
       } else if (is_batch && options_.batch > 0) {
         dims.push_back(options_.batch);
       } else if (is_batch) {
-        return absl::InvalidArgumentError(
-            absl::StrFormat("ONNX input '%s' has the symbolic batch dimension '%s'; set the batch", input.name(), dim.dim_param()));
+        return absl::InvalidArgumentError(absl::StrFormat(
+            "ONNX input '%s' has the symbolic batch dimension '%s'; set the batch", input.name(), dim.dim_param()));
       } else {
-        return absl::InvalidArgumentError(
-            absl::StrFormat("ONNX input '%s' has the symbolic dimension '%s' at axis %d; only the batch (axis 0) may be "
-                            "symbolic, export the others as numbers",
-                            input.name(), dim.dim_param(), dims.size()));
+        return absl::InvalidArgumentError(absl::StrFormat(
+            "ONNX input '%s' has the symbolic dimension '%s' at axis %d; only the batch (axis 0) may be "
+            "symbolic, export the others as numbers",
+            input.name(), dim.dim_param(), dims.size()));
       }
       if (dims.size() > static_cast<size_t>(infer::kMaxRank)) break;
     }
@@ -272,12 +280,12 @@ absl::Status Importer::ImportNodes(const GraphProto& graph) {
         const NodeProto& maker = graph.node(other);
         if (std::find(maker.output().begin(), maker.output().end(), input) == maker.output().end()) continue;
         if (other < index) {
-          return absl::UnimplementedError(
-              absl::StrFormat("%s reads '%s', an output of %s that is not supported", Describe(*proto), input, Describe(maker)));
+          return absl::UnimplementedError(absl::StrFormat("%s reads '%s', an output of %s that is not supported",
+                                                          Describe(*proto), input, Describe(maker)));
         }
-        return absl::InvalidArgumentError(absl::StrFormat(
-            "%s reads '%s', which is made only later, by %s: the graph has a cycle or is out of order", Describe(*proto), input,
-            Describe(maker)));
+        return absl::InvalidArgumentError(
+            absl::StrFormat("%s reads '%s', which is made only later, by %s: the graph has a cycle or is out of order",
+                            Describe(*proto), input, Describe(maker)));
       }
       return absl::InvalidArgumentError(absl::StrFormat(
           "%s reads '%s', which no node, input or initializer of the graph makes", Describe(*proto), input));
@@ -287,11 +295,14 @@ absl::Status Importer::ImportNodes(const GraphProto& graph) {
       status = absl::UnimplementedError(absl::StrFormat(
           "operators of the domain '%s' are not supported; export with standard operators", proto->domain()));
     } else if (const Operator* op = FindOperator(proto->op_type()); op == nullptr) {
-      status = absl::UnimplementedError(
-          absl::StrFormat("the operator '%s' is not supported; supported are %s", proto->op_type(), SupportedOperators()));
+      status = absl::UnimplementedError(absl::StrFormat("the operator '%s' is not supported; supported are %s",
+                                                        proto->op_type(), SupportedOperators()));
     } else {
       Node node(*this, *proto);
       status = node.Run(*op);
+    }
+    if (status.ok() && program().ops().size() > kMaxOps) {
+      status = absl::ResourceExhaustedError(absl::StrFormat("the graph needs more than %d ops", kMaxOps));
     }
     if (!status.ok()) return Annotate(status, Describe(*proto));
   }
@@ -303,7 +314,8 @@ absl::Status Importer::WriteOutputs(const GraphProto& graph) {
   for (const ValueInfoProto& output : graph.output()) {
     Operand* operand = Find(output.name());
     if (operand == nullptr) {
-      return absl::InvalidArgumentError(absl::StrFormat("no node of the ONNX graph makes its output '%s'", output.name()));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("no node of the ONNX graph makes its output '%s'", output.name()));
     }
     GANTRY_ASSIGN_OR_RETURN(const ValueId value, ToValue(*operand));
     program().AddOutput(output.name(), value);
@@ -318,8 +330,13 @@ absl::StatusOr<Model> Importer::Import(const ModelProto& model) {
   if (options_.batch < 0) return absl::InvalidArgumentError(absl::StrFormat("the batch is %d", options_.batch));
   if (!model.has_graph()) return absl::InvalidArgumentError("the bytes are no ONNX model: they have no graph");
   const GraphProto& graph = model.graph();
-  if (graph.node_size() > kMaxNodes) {
-    return absl::InvalidArgumentError(absl::StrFormat("the ONNX graph has %d nodes, more than %d", graph.node_size(), kMaxNodes));
+  if (graph.node_size() > kMaxNodes || graph.initializer_size() > kMaxTensors || graph.input_size() > kMaxTensors ||
+      graph.output_size() > kMaxTensors) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "the ONNX graph has %d nodes, %d initializers, %d inputs and %d outputs; at most %d nodes and %d of the others "
+        "are "
+        "supported",
+        graph.node_size(), graph.initializer_size(), graph.input_size(), graph.output_size(), kMaxNodes, kMaxTensors));
   }
   model_.name = options_.name;
   GANTRY_RETURN_IF_ERROR(ReadOpset(model));
@@ -332,15 +349,67 @@ absl::StatusOr<Model> Importer::Import(const ModelProto& model) {
 
 namespace {
 
+// The messages whose fields are counted before anything is built from the file: an empty message takes two bytes there
+// and a hundred in memory.
+enum class Nesting { kModel, kGraph, kNode, kAttribute, kTensor, kOther };
+
+Nesting Inside(Nesting outer, int field) {
+  switch (outer) {
+    case Nesting::kModel:
+      return field == 7 ? Nesting::kGraph : Nesting::kOther;
+    case Nesting::kGraph:
+      return field == 1 ? Nesting::kNode : field == 5 ? Nesting::kTensor : Nesting::kOther;
+    case Nesting::kNode:
+      return field == 5 ? Nesting::kAttribute : Nesting::kOther;
+    case Nesting::kAttribute:
+      return field == 5 ? Nesting::kTensor : Nesting::kOther;
+    default:
+      return Nesting::kOther;
+  }
+}
+
+// One number of a list, which takes no more room in memory than in the file.
+bool IsElement(Nesting message, int field) {
+  if (message == Nesting::kAttribute) return field == 7 || field == 8;
+  return message == Nesting::kTensor && field != 13;
+}
+
+// False where there are more than kMaxFields. Stops at what the parser will find wrong.
+bool FieldCountIsFine(google::protobuf::io::CodedInputStream& stream, Nesting message, int64_t& count) {
+  using google::protobuf::internal::WireFormatLite;
+  while (const uint32_t tag = stream.ReadTag()) {
+    const int field = WireFormatLite::GetTagFieldNumber(tag);
+    if (!IsElement(message, field) && ++count > kMaxFields) return false;
+    const Nesting inner = Inside(message, field);
+    if (inner == Nesting::kOther || WireFormatLite::GetTagWireType(tag) != WireFormatLite::WIRETYPE_LENGTH_DELIMITED) {
+      if (!WireFormatLite::SkipField(&stream, tag)) return true;
+      continue;
+    }
+    uint32_t length = 0;
+    if (!stream.ReadVarint32(&length) || length > static_cast<uint32_t>(kMaxFileBytes)) return true;
+    const auto limit = stream.PushLimit(static_cast<int>(length));
+    if (!FieldCountIsFine(stream, inner, count)) return false;
+    stream.PopLimit(limit);
+  }
+  return true;
+}
+
 absl::StatusOr<Model> ImportBytes(std::string_view bytes, const OnnxOptions& options, std::filesystem::path folder) {
   const std::string what = options.name.empty() ? "ONNX model" : absl::StrFormat("ONNX model '%s'", options.name);
   if (bytes.size() > static_cast<size_t>(kMaxFileBytes)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("%s: %d bytes are more than the format allows; store the weights as external data", what, bytes.size()));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%s: %d bytes are more than the format allows; store the weights as external data", what, bytes.size()));
+  }
+  google::protobuf::io::CodedInputStream stream(reinterpret_cast<const uint8_t*>(bytes.data()),
+                                                static_cast<int>(bytes.size()));
+  int64_t fields = 0;
+  if (!FieldCountIsFine(stream, Nesting::kModel, fields)) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s: the file has more than %d parts", what, kMaxFields));
   }
   ModelProto proto;
   if (!proto.ParseFromArray(bytes.data(), static_cast<int>(bytes.size()))) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: the %d bytes are no ONNX model, or are cut short", what, bytes.size()));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: the %d bytes are no ONNX model, or are cut short", what, bytes.size()));
   }
   absl::StatusOr<Model> model = Importer(options, std::move(folder)).Import(proto);
   if (!model.ok()) return Annotate(model.status(), what);
@@ -363,8 +432,9 @@ absl::StatusOr<Model> ImportOnnxFile(const std::filesystem::path& path, const On
   }
   const auto file_bytes = std::filesystem::file_size(path, error);
   if (error || file_bytes > static_cast<uintmax_t>(onnx::kMaxFileBytes)) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "ONNX model '%s' has %d bytes, more than the format allows; store the weights as external data", path.string(), file_bytes));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("ONNX model '%s' has %d bytes, more than the format allows; store the weights as external data",
+                        path.string(), file_bytes));
   }
   std::ifstream stream(path, std::ios::binary);
   std::string bytes(file_bytes, '\0');

@@ -25,18 +25,19 @@ struct Weight {
   const TensorProto* proto = nullptr;
   TensorHeader header;
   StateRole role = StateRole::kParameter;
-  bool is_constant = false;     // neither trained nor running: folds like the output of a Constant node
-  ValueId current = kNoValue;   // newest version of its state, once it has one
+  bool is_constant = false;    // neither trained nor running: folds like the output of a Constant node
+  ValueId current = kNoValue;  // newest version of its state, once it has one
   std::shared_ptr<const HostTensor> read;
 };
 
-// What a name of the graph stands for: a value of the program, a constant, a weight, or (sequence not empty) a list of those.
+// What a name of the graph stands for: a value of the program, a constant, a weight, or a list of
+// those.
 struct Operand {
   std::string name;
   ValueId value = kNoValue;
   std::shared_ptr<const HostTensor> constant;
   Weight* weight = nullptr;
-  std::vector<Operand> sequence;
+  std::shared_ptr<const std::vector<Operand>> sequence;
 };
 
 class Importer {

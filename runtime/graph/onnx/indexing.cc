@@ -17,7 +17,8 @@ absl::Status ImportConstant(Node& node) {
     return node.SetConstant(0, std::move(tensor));
   }
   if (node.HasAttribute("value_int")) return node.SetConstant(0, HostTensor::Ints(Shape(), {node.Int("value_int", 0)}));
-  if (node.HasAttribute("value_float")) return node.SetConstant(0, HostTensor::Floats(Shape(), {node.Float("value_float", 0)}));
+  if (node.HasAttribute("value_float"))
+    return node.SetConstant(0, HostTensor::Floats(Shape(), {node.Float("value_float", 0)}));
   if (node.HasAttribute("value_ints")) {
     std::vector<int64_t> values = node.Ints("value_ints");
     const Shape shape{static_cast<int64_t>(values.size())};
@@ -25,7 +26,8 @@ absl::Status ImportConstant(Node& node) {
   }
   if (node.HasAttribute("value_floats")) {
     const std::vector<float> values = node.RawFloats("value_floats");
-    return node.SetConstant(0, HostTensor::Floats(Shape{static_cast<int64_t>(values.size())}, {values.begin(), values.end()}));
+    return node.SetConstant(
+        0, HostTensor::Floats(Shape{static_cast<int64_t>(values.size())}, {values.begin(), values.end()}));
   }
   return absl::UnimplementedError("only constants of numbers are supported");
 }
@@ -80,7 +82,8 @@ absl::Status ImportSlice(Node& node) {
   std::vector<int64_t> starts(shape.rank(), 0), counts = shape.dims(), steps(shape.rank(), 1);
   std::vector<bool> sliced(shape.rank(), false);
   for (size_t i = 0; i < first->size(); ++i) {
-    GANTRY_ASSIGN_OR_RETURN(const int axis, NormalizeAxis(given_axes ? (*given_axes)[i] : static_cast<int64_t>(i), shape.rank()));
+    GANTRY_ASSIGN_OR_RETURN(const int axis,
+                            NormalizeAxis(given_axes ? (*given_axes)[i] : static_cast<int64_t>(i), shape.rank()));
     if (sliced[axis]) return absl::InvalidArgumentError(absl::StrFormat("axis %d is sliced twice", axis));
     sliced[axis] = true;
     const int64_t extent = shape[axis];
@@ -138,7 +141,8 @@ absl::Status ImportGather(Node& node) {
     for (int64_t i = 0; i < static_cast<int64_t>(indices.constant->stored()); ++i) {
       const int64_t index = indices.constant->Integer(i);
       if (index < -shape[axis] || index >= shape[axis]) {
-        return absl::InvalidArgumentError(absl::StrFormat("index %d is outside axis %d of %s", index, axis, shape.ToString()));
+        return absl::InvalidArgumentError(
+            absl::StrFormat("index %d is outside axis %d of %s", index, axis, shape.ToString()));
       }
     }
     if (const auto run = AsProgression(*indices.constant, shape[axis]); run) {
@@ -166,7 +170,8 @@ absl::StatusOr<std::vector<int64_t>> ReadPads(Node& node, int rank) {
     GANTRY_ASSIGN_OR_RETURN(axes, node.ConstantInts(3));
   }
   if (given->size() != 2 * axes.size()) {
-    return absl::InvalidArgumentError(absl::StrFormat("it has %d pads for %d axes; two for each are needed", given->size(), axes.size()));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("it has %d pads for %d axes; two for each are needed", given->size(), axes.size()));
   }
   std::vector<int64_t> pads(2 * rank, 0);
   for (size_t i = 0; i < axes.size(); ++i) {
@@ -201,29 +206,36 @@ absl::Status ImportPad(Node& node) {
       if (side == 0) starts[axis] = -pad;
       pad = 0;
     }
-    if (counts[axis] < 0) return absl::InvalidArgumentError(absl::StrFormat("its pads cut more off axis %d than %s has", axis, shape.ToString()));
+    if (counts[axis] < 0)
+      return absl::InvalidArgumentError(
+          absl::StrFormat("its pads cut more off axis %d than %s has", axis, shape.ToString()));
   }
   const std::string mode = node.String("mode", "constant");
   Program& program = node.program();
   if (mode != "constant" && mode != "reflect" && mode != "edge") {
-    return absl::UnimplementedError(absl::StrFormat("the mode '%s' is not supported; use constant, reflect or edge", mode));
+    return absl::UnimplementedError(
+        absl::StrFormat("the mode '%s' is not supported; use constant, reflect or edge", mode));
   }
   const bool cuts = counts != shape.dims();
-  if (cuts && mode != "constant") return absl::UnimplementedError(absl::StrFormat("negative pads are not supported in the mode '%s'", mode));
+  if (cuts && mode != "constant")
+    return absl::UnimplementedError(absl::StrFormat("negative pads are not supported in the mode '%s'", mode));
   if (cuts) {
     GANTRY_ASSIGN_OR_RETURN(x, SliceOf(node, x, starts, counts, steps));
   }
   if (std::all_of(pads.begin(), pads.end(), [](int64_t pad) { return pad == 0; })) return node.Set(0, std::move(x));
   GANTRY_ASSIGN_OR_RETURN(const ValueId value, node.ToValue(x));
   if (mode == "constant") return node.SetValue(0, ops::Pad(program, value, pads, fill));
-  return node.SetValue(0, mode == "reflect" ? ops::PadReflect(program, value, pads) : ops::PadEdge(program, value, pads));
+  return node.SetValue(0,
+                       mode == "reflect" ? ops::PadReflect(program, value, pads) : ops::PadEdge(program, value, pads));
 }
 
 }  // namespace
 
 std::vector<Operator> IndexOperators() {
-  return {{"Constant", ImportConstant}, {"ConstantOfShape", ImportConstantOfShape}, {"Shape", ImportShape}, {"Size", ImportSize},
-          {"Range", ImportRange},       {"Slice", ImportSlice},                     {"Gather", ImportGather}, {"Pad", ImportPad}};
+  return {{"Constant", ImportConstant}, {"ConstantOfShape", ImportConstantOfShape},
+          {"Shape", ImportShape},       {"Size", ImportSize},
+          {"Range", ImportRange},       {"Slice", ImportSlice},
+          {"Gather", ImportGather},     {"Pad", ImportPad}};
 }
 
 }  // namespace gantry::onnx

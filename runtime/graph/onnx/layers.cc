@@ -11,15 +11,17 @@ namespace {
 
 constexpr int64_t kLargestExtent = int64_t{1} << 20;  // of kernels, strides, pads and dilations
 
-absl::StatusOr<std::vector<int64_t>> Extents(Node& node, std::string_view name, size_t size, int64_t fallback, int64_t least) {
+absl::StatusOr<std::vector<int64_t>> Extents(Node& node, std::string_view name, size_t size, int64_t fallback,
+                                             int64_t least) {
   std::vector<int64_t> values = node.Ints(name, std::vector<int64_t>(size, fallback));
   if (values.size() != size) {
-    return absl::InvalidArgumentError(absl::StrFormat("its attribute '%s' has %d entries, needed are %d", name, values.size(), size));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("its attribute '%s' has %d entries, needed are %d", name, values.size(), size));
   }
   for (int64_t value : values) {
     if (value < least || value > kLargestExtent) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("its attribute '%s' has the entry %d; %d to %d are supported", name, value, least, kLargestExtent));
+      return absl::InvalidArgumentError(absl::StrFormat("its attribute '%s' has the entry %d; %d to %d are supported",
+                                                        name, value, least, kLargestExtent));
     }
   }
   return values;
@@ -34,7 +36,8 @@ std::pair<int64_t, int64_t> ShareOut(int64_t total, bool more_at_end) {
 
 absl::StatusOr<Window> ReadWindow(Node& node, const Shape& input, std::vector<int64_t> weight_kernel) {
   if (input.rank() < 3 || input.rank() > 5) {
-    return absl::UnimplementedError(absl::StrFormat("its input must be [N,C] and 1 to 3 spatial dimensions, not %s", input.ToString()));
+    return absl::UnimplementedError(
+        absl::StrFormat("its input must be [N,C] and 1 to 3 spatial dimensions, not %s", input.ToString()));
   }
   Window window;
   const auto rank = static_cast<size_t>(input.rank() - 2);
@@ -45,10 +48,12 @@ absl::StatusOr<Window> ReadWindow(Node& node, const Shape& input, std::vector<in
   }
   if (!weight_kernel.empty() && window.kernel != weight_kernel) {
     return absl::InvalidArgumentError(absl::StrFormat("its kernel_shape %s is not that of its weight %s",
-                                                      Shape(window.kernel).ToString(), Shape(weight_kernel).ToString()));
+                                                      Shape(window.kernel).ToString(),
+                                                      Shape(weight_kernel).ToString()));
   }
   for (int64_t extent : window.kernel) {
-    if (extent < 1 || extent > kLargestExtent) return absl::InvalidArgumentError(absl::StrFormat("its kernel has the extent %d", extent));
+    if (extent < 1 || extent > kLargestExtent)
+      return absl::InvalidArgumentError(absl::StrFormat("its kernel has the extent %d", extent));
   }
   GANTRY_ASSIGN_OR_RETURN(window.strides, Extents(node, "strides", rank, 1, 1));
   GANTRY_ASSIGN_OR_RETURN(window.dilations, Extents(node, "dilations", rank, 1, 1));
@@ -56,7 +61,8 @@ absl::StatusOr<Window> ReadWindow(Node& node, const Shape& input, std::vector<in
   window.auto_pad = node.String("auto_pad", "NOTSET");
   if (window.auto_pad.empty()) window.auto_pad = "NOTSET";
   if (!window.same() && window.auto_pad != "NOTSET" && window.auto_pad != "VALID") {
-    return absl::InvalidArgumentError(absl::StrFormat("auto_pad '%s' is none of NOTSET, VALID, SAME_UPPER, SAME_LOWER", window.auto_pad));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("auto_pad '%s' is none of NOTSET, VALID, SAME_UPPER, SAME_LOWER", window.auto_pad));
   }
   if (window.auto_pad == "VALID") window.pads.assign(2 * rank, 0);
   return window;
@@ -94,8 +100,8 @@ absl::StatusOr<ConvolutionParts> ReadConvolution(Node& node) {
   parts.input = node.program().TypeOf(parts.x).shape;
   parts.weight_shape = node.program().TypeOf(parts.weight).shape;
   if (parts.weight_shape.rank() != parts.input.rank() || parts.input.rank() < 3) {
-    return absl::InvalidArgumentError(absl::StrFormat("its weight %s does not fit to its input %s", parts.weight_shape.ToString(),
-                                                      parts.input.ToString()));
+    return absl::InvalidArgumentError(absl::StrFormat("its weight %s does not fit to its input %s",
+                                                      parts.weight_shape.ToString(), parts.input.ToString()));
   }
   const std::vector<int64_t> kernel(parts.weight_shape.dims().begin() + 2, parts.weight_shape.dims().end());
   GANTRY_ASSIGN_OR_RETURN(parts.window, ReadWindow(node, parts.input, kernel));
@@ -103,7 +109,8 @@ absl::StatusOr<ConvolutionParts> ReadConvolution(Node& node) {
   parts.attributes.dilations = parts.window.dilations;
   parts.attributes.pads = parts.window.pads;
   parts.attributes.groups = node.Int("group", 1);
-  if (parts.attributes.groups < 1) return absl::InvalidArgumentError(absl::StrFormat("its group is %d", parts.attributes.groups));
+  if (parts.attributes.groups < 1)
+    return absl::InvalidArgumentError(absl::StrFormat("its group is %d", parts.attributes.groups));
   return parts;
 }
 
@@ -123,7 +130,8 @@ absl::Status ImportConvTranspose(Node& node) {
   if (node.HasAttribute("output_shape")) {
     std::vector<int64_t> shape = node.Ints("output_shape");
     if (shape.size() == rank + 2) shape.erase(shape.begin(), shape.begin() + 2);  // some exporters write N and C too
-    if (shape.size() != rank) return absl::InvalidArgumentError("its output_shape does not have one entry per spatial dimension");
+    if (shape.size() != rank)
+      return absl::InvalidArgumentError("its output_shape does not have one entry per spatial dimension");
     output = shape;
   } else if (window.same()) {
     for (size_t i = 0; i < rank; ++i) output.push_back(parts.input[static_cast<int>(i) + 2] * window.strides[i]);
@@ -137,7 +145,8 @@ absl::Status ImportConvTranspose(Node& node) {
     for (size_t i = 0; i < rank; ++i) output.push_back(natural[i] - window.pads[i] - window.pads[rank + i]);
   } else {
     for (size_t i = 0; i < rank; ++i) {
-      if (output[i] < 0 || output[i] > infer::kMaxElements) return absl::InvalidArgumentError("its output_shape is out of range");
+      if (output[i] < 0 || output[i] > infer::kMaxElements)
+        return absl::InvalidArgumentError("its output_shape is out of range");
       const int64_t total = std::max<int64_t>(0, natural[i] - output[i]);
       const auto [begin, end] = ShareOut(total, window.auto_pad == "SAME_UPPER");
       parts.attributes.pads[i] = begin;
@@ -145,9 +154,11 @@ absl::Status ImportConvTranspose(Node& node) {
     }
   }
   for (int64_t extent : output) {
-    if (extent < 0) return absl::InvalidArgumentError(absl::StrFormat("its output %s is negative", Shape(output).ToString()));
+    if (extent < 0)
+      return absl::InvalidArgumentError(absl::StrFormat("its output %s is negative", Shape(output).ToString()));
   }
-  return node.SetValue(0, ops::ConvTranspose(node.program(), parts.x, parts.weight, parts.bias, parts.attributes, output));
+  return node.SetValue(0,
+                       ops::ConvTranspose(node.program(), parts.x, parts.weight, parts.bias, parts.attributes, output));
 }
 
 absl::Status ImportGemm(Node& node) {

@@ -20,8 +20,8 @@ const std::map<std::string_view, Operator>& Table() {
   static const auto* const table = [] {
     auto* result = new std::map<std::string_view, Operator>();
     for (const std::vector<Operator>& list :
-         {ElementwiseOperators(), ActivationOperators(), ReductionOperators(), ShapeOperators(), IndexOperators(), LayerOperators(),
-          NormalizationOperators(), PoolingOperators(), ResizeOperators(), RandomOperators()}) {
+         {ElementwiseOperators(), ActivationOperators(), ReductionOperators(), ShapeOperators(), IndexOperators(),
+          LayerOperators(), NormalizationOperators(), PoolingOperators(), ResizeOperators(), RandomOperators()}) {
       for (const Operator& op : list) result->emplace(op.name, op);
     }
     return result;
@@ -68,7 +68,8 @@ absl::StatusOr<Operand> Node::Get(int index) {
   const bool constant_weight = operand->weight != nullptr && operand->weight->is_constant;
   if (operand->constant != nullptr || constant_weight) {
     GANTRY_ASSIGN_OR_RETURN(const std::shared_ptr<const HostTensor> host, importer_.ToHost(*operand));
-    if (static_cast<int64_t>(host->stored()) <= kMaxFoldedElements) return Operand{.name = operand->name, .constant = host};
+    if (static_cast<int64_t>(host->stored()) <= kMaxFoldedElements)
+      return Operand{.name = operand->name, .constant = host};
   }
   GANTRY_ASSIGN_OR_RETURN(const ValueId value, importer_.ToValue(*operand));
   return MakeValue(value);
@@ -91,8 +92,8 @@ absl::StatusOr<std::vector<int64_t>> Node::ConstantInts(int index) {
   GANTRY_ASSIGN_OR_RETURN(const std::shared_ptr<const HostTensor> host, Constant(index));
   const int64_t count = host->element_count();
   if (host->kind == ElementKind::kFloat || host->shape.rank() > 1 || count > kMaxFoldedElements) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("input '%s' of shape %s must be a list of integers", input_name(index), host->shape.ToString()));
+    return absl::InvalidArgumentError(absl::StrFormat("input '%s' of shape %s must be a list of integers",
+                                                      input_name(index), host->shape.ToString()));
   }
   std::vector<int64_t> values(count);
   for (int64_t i = 0; i < count; ++i) values[i] = host->Integer(i);
@@ -169,7 +170,13 @@ absl::StatusOr<std::optional<std::vector<int64_t>>> Node::IntsFrom(std::string_v
 absl::Status Node::Set(int index, Operand operand) {
   if (!HasOutput(index)) return absl::OkStatus();
   operand.name = proto_.output(index);
-  if (operand.constant != nullptr) GANTRY_RETURN_IF_ERROR(importer_.ChargeFolded(*operand.constant));
+  // What others hold too has been counted.
+  if (operand.constant.use_count() == 1) GANTRY_RETURN_IF_ERROR(importer_.ChargeFolded(*operand.constant));
+  if (operand.sequence.use_count() == 1) {
+    for (const Operand& part : *operand.sequence) {
+      if (part.constant != nullptr) GANTRY_RETURN_IF_ERROR(importer_.ChargeFolded(*part.constant));
+    }
+  }
   if (operand.value != kNoValue) program().NameValue(operand.value, operand.name);
   return importer_.Define(std::move(operand));
 }

@@ -12,8 +12,8 @@ namespace gantry::onnx {
 
 class Node;
 
-// Imports one node: reads its inputs and attributes, emits ops or computes constants, and sets its outputs. An output left
-// unset is an error where another node reads it.
+// Imports one node: reads its inputs and attributes, emits ops or computes constants, and sets its outputs. An output
+// left unset is an error where another node reads it.
 using Handler = absl::Status (*)(Node& node);
 struct Operator {
   std::string_view name;
@@ -81,7 +81,8 @@ class Node {
   std::vector<int64_t> Ints(std::string_view name, std::vector<int64_t> fallback = {});
   std::vector<float> RawFloats(std::string_view name);
   absl::StatusOr<HostTensor> Tensor(std::string_view name);
-  // The integers of input `index` where given (later opsets), else of the attribute (earlier ones); nullopt where neither is.
+  // The integers of input `index` where given (later opsets), else of the attribute (earlier ones); nullopt where
+  // neither is.
   absl::StatusOr<std::optional<std::vector<int64_t>>> IntsFrom(std::string_view attribute, int index);
 
   int output_count() const { return proto_.output_size(); }

@@ -21,15 +21,16 @@ absl::StatusOr<ValueId> PerChannel(Node& node, int input, const Shape& x) {
   GANTRY_ASSIGN_OR_RETURN(const ValueId value, node.Value(input));
   const Shape shape = node.program().TypeOf(value).shape;
   if (shape.element_count() != x[1]) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("'%s' is %s; %s has %d channels", node.input_name(input), shape.ToString(), x.ToString(), x[1]));
+    return absl::InvalidArgumentError(absl::StrFormat("'%s' is %s; %s has %d channels", node.input_name(input),
+                                                      shape.ToString(), x.ToString(), x[1]));
   }
   return Reshape(node.program(), value, ChannelShape(x));
 }
 
 absl::StatusOr<Shape> ChannelledInput(Node& node, ValueId x) {
   const Shape shape = node.program().TypeOf(x).shape;
-  if (shape.rank() < 2) return absl::InvalidArgumentError(absl::StrFormat("its input %s has no channels", shape.ToString()));
+  if (shape.rank() < 2)
+    return absl::InvalidArgumentError(absl::StrFormat("its input %s has no channels", shape.ToString()));
   return shape;
 }
 
@@ -69,8 +70,8 @@ absl::Status ImportBatchNormalization(Node& node) {
   for (int axis = 2; axis < shape.rank(); ++axis) axes.push_back(axis);
   const int64_t count = shape[1] == 0 ? 0 : shape.element_count() / shape[1];
   if (count < 2) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("training needs more than one value per channel, %s has %d; use a larger batch", shape.ToString(), count));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "training needs more than one value per channel, %s has %d; use a larger batch", shape.ToString(), count));
   }
   const Normalized normalized = Normalize(p, x, scale, bias, axes, eps);
   GANTRY_RETURN_IF_ERROR(node.SetValue(0, normalized.y));
@@ -80,7 +81,8 @@ absl::Status ImportBatchNormalization(Node& node) {
     // Statistics that are not weights of the file (an instance norm in disguise) are not kept.
     if (running->weight == nullptr || running->weight->role != StateRole::kStatistic) continue;
     const bool is_mean = input == 3;
-    GANTRY_RETURN_IF_ERROR(UpdateRunning(node, input, is_mean ? normalized.mean : normalized.variance, momentum, is_mean ? 1.0 : unbiased));
+    GANTRY_RETURN_IF_ERROR(UpdateRunning(node, input, is_mean ? normalized.mean : normalized.variance, momentum,
+                                         is_mean ? 1.0 : unbiased));
   }
   return absl::OkStatus();
 }
@@ -88,7 +90,8 @@ absl::Status ImportBatchNormalization(Node& node) {
 absl::Status ImportInstanceNormalization(Node& node) {
   GANTRY_ASSIGN_OR_RETURN(const ValueId x, node.Value(0));
   GANTRY_ASSIGN_OR_RETURN(const Shape shape, ChannelledInput(node, x));
-  if (shape.rank() < 3) return absl::InvalidArgumentError(absl::StrFormat("its input %s has no spatial dimension", shape.ToString()));
+  if (shape.rank() < 3)
+    return absl::InvalidArgumentError(absl::StrFormat("its input %s has no spatial dimension", shape.ToString()));
   GANTRY_ASSIGN_OR_RETURN(const ValueId scale, PerChannel(node, 1, shape));
   GANTRY_ASSIGN_OR_RETURN(const ValueId bias, PerChannel(node, 2, shape));
   std::vector<int64_t> axes(shape.rank() - 2);
@@ -110,7 +113,8 @@ absl::Status ImportLayerNormalization(Node& node) {
     GANTRY_ASSIGN_OR_RETURN(const ValueId value, node.Value(input));
     const Shape own = p.TypeOf(value).shape;
     if (own.rank() > shape.rank()) {
-      return absl::InvalidArgumentError(absl::StrFormat("'%s' has more dimensions than %s", node.input_name(input), shape.ToString()));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("'%s' has more dimensions than %s", node.input_name(input), shape.ToString()));
     }
     Shape aligned = ones;
     for (int axis = 0; axis < own.rank(); ++axis) aligned[shape.rank() - own.rank() + axis] = own[axis];
@@ -133,17 +137,19 @@ absl::Status ImportGroupNormalization(Node& node) {
   Program& p = node.program();
   const int64_t groups = node.Int("num_groups", 0);
   if (groups < 1 || shape[1] % groups != 0 || shape.element_count() == 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s cannot be split into num_groups = %d", shape.ToString(), groups));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s cannot be split into num_groups = %d", shape.ToString(), groups));
   }
   const int64_t rest = shape.element_count() / shape[0] / shape[1];
   const Shape grouped{shape[0], groups, shape[1] / groups, rest};
   const auto Spread = [&](int input) -> absl::StatusOr<ValueId> {
     GANTRY_ASSIGN_OR_RETURN(const ValueId value, node.Value(input));
     const int64_t count = p.TypeOf(value).shape.element_count();
-    if (count == shape[1] && (node.opset() >= 21 || count != groups)) return Reshape(p, value, Shape{1, groups, shape[1] / groups, 1});
+    if (count == shape[1] && (node.opset() >= 21 || count != groups))
+      return Reshape(p, value, Shape{1, groups, shape[1] / groups, 1});
     if (count == groups) return Reshape(p, value, Shape{1, groups, 1, 1});
-    return absl::InvalidArgumentError(absl::StrFormat("'%s' has %d elements for %d groups of %s", node.input_name(input), count, groups,
-                                                      shape.ToString()));
+    return absl::InvalidArgumentError(absl::StrFormat("'%s' has %d elements for %d groups of %s",
+                                                      node.input_name(input), count, groups, shape.ToString()));
   };
   GANTRY_ASSIGN_OR_RETURN(const ValueId scale, Spread(1));
   GANTRY_ASSIGN_OR_RETURN(const ValueId bias, Spread(2));

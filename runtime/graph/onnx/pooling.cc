@@ -31,13 +31,17 @@ absl::Status ImportGlobalPool(Node& node) {
   if (rank == 2) return node.SetValue(0, x);
   std::vector<int64_t> axes(rank - 2);
   std::iota(axes.begin(), axes.end(), 2);
-  return node.SetValue(0, node.op() == "GlobalMaxPool" ? ops::ReduceMax(p, x, axes, true) : ops::ReduceMean(p, x, axes, true));
+  return node.SetValue(
+      0, node.op() == "GlobalMaxPool" ? ops::ReduceMax(p, x, axes, true) : ops::ReduceMean(p, x, axes, true));
 }
 
 }  // namespace
 
 std::vector<Operator> PoolingOperators() {
-  return {{"AveragePool", ImportPool}, {"MaxPool", ImportPool}, {"GlobalAveragePool", ImportGlobalPool}, {"GlobalMaxPool", ImportGlobalPool}};
+  return {{"AveragePool", ImportPool},
+          {"MaxPool", ImportPool},
+          {"GlobalAveragePool", ImportGlobalPool},
+          {"GlobalMaxPool", ImportGlobalPool}};
 }
 
 }  // namespace gantry::onnx

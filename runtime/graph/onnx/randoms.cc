@@ -21,7 +21,8 @@ absl::Status ImportDropout(Node& node) {
     }
   }
   if (!node.Trains(trains) || rate == 0.0) return node.SetValue(0, x);
-  if (!(rate > 0.0 && rate < 1.0)) return absl::InvalidArgumentError(absl::StrFormat("its rate is %g; 0 to below 1 are possible", rate));
+  if (!(rate > 0.0 && rate < 1.0))
+    return absl::InvalidArgumentError(absl::StrFormat("its rate is %g; 0 to below 1 are possible", rate));
   Importer& importer = node.importer();
   return node.SetValue(0, ops::Dropout(node.program(), x, importer.RandomState(), importer.NextStream(), rate));
 }
@@ -46,8 +47,11 @@ absl::Status ImportRandom(Node& node) {
 }  // namespace
 
 std::vector<Operator> RandomOperators() {
-  return {{"Dropout", ImportDropout},           {"RandomNormal", ImportRandom},      {"RandomNormalLike", ImportRandom},
-          {"RandomUniform", ImportRandom},      {"RandomUniformLike", ImportRandom}};
+  return {{"Dropout", ImportDropout},
+          {"RandomNormal", ImportRandom},
+          {"RandomNormalLike", ImportRandom},
+          {"RandomUniform", ImportRandom},
+          {"RandomUniformLike", ImportRandom}};
 }
 
 }  // namespace gantry::onnx

@@ -1,5 +1,5 @@
-// Rearrangements of operands: of constants at import, of values by ops. Attributes are checked for constants here and for
-// values by the ops.
+// Rearrangements of operands: of constants at import, of values by ops. Attributes are checked for constants here and
+// for values by the ops.
 #pragma once
 
 #include <vector>

@@ -45,7 +45,8 @@ absl::Status ImportReduce(Node& node) {
   axes.erase(std::unique(axes.begin(), axes.end()), axes.end());
   const bool keep = node.Int("keepdims", 1) != 0;
   const std::string_view op = node.op();
-  const bool plain = op == "ReduceSum" || op == "ReduceMean" || op == "ReduceMax" || op == "ReduceMin" || op == "ReduceProd";
+  const bool plain =
+      op == "ReduceSum" || op == "ReduceMean" || op == "ReduceMax" || op == "ReduceMin" || op == "ReduceProd";
   if (x.constant != nullptr && plain) {
     if (axes.empty()) return node.Set(0, std::move(x));
     GANTRY_ASSIGN_OR_RETURN(HostTensor folded, FoldReduce(op, *x.constant, axes, keep));
@@ -61,8 +62,8 @@ absl::Status ImportReduce(Node& node) {
 
 std::vector<Operator> ReductionOperators() {
   std::vector<Operator> list;
-  for (std::string_view name : {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2",
-                                "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"}) {
+  for (std::string_view name : {"ReduceSum", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1",
+                                "ReduceL2", "ReduceSumSquare", "ReduceLogSum", "ReduceLogSumExp"}) {
     list.push_back({name, ImportReduce});
   }
   return list;

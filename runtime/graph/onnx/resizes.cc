@@ -10,7 +10,7 @@ namespace {
 
 // What a Resize asks for, per axis of the input.
 struct Wanted {
-  std::vector<float> scales;   // as given; empty where sizes are
+  std::vector<float> scales;  // as given; empty where sizes are
   std::vector<int64_t> sizes;
 };
 
@@ -71,14 +71,16 @@ absl::StatusOr<Wanted> ReadWanted(Node& node, const Shape& shape) {
 absl::StatusOr<std::string> Coordinates(Node& node, std::string& rounding, bool exact) {
   if (node.op() == "Upsample" || node.opset() == 10) return "asymmetric";
   const std::string mode = node.String("coordinate_transformation_mode", "half_pixel");
-  if (mode == "half_pixel" || mode == "asymmetric" || mode == "align_corners" || mode == "pytorch_half_pixel") return mode;
+  if (mode == "half_pixel" || mode == "asymmetric" || mode == "align_corners" || mode == "pytorch_half_pixel")
+    return mode;
   // Equal to half_pixel where no part of an output pixel is cut off.
   if (mode == "half_pixel_symmetric" && exact) return "half_pixel";
   if (mode == "tf_half_pixel_for_nn" && rounding == "floor") {
     rounding = "round_prefer_ceil";  // floor(c + 1/2)
     return "half_pixel";
   }
-  return absl::UnimplementedError(absl::StrFormat("the coordinate_transformation_mode '%s' is not supported here", mode));
+  return absl::UnimplementedError(
+      absl::StrFormat("the coordinate_transformation_mode '%s' is not supported here", mode));
 }
 
 absl::Status ImportResize(Node& node) {
@@ -86,7 +88,8 @@ absl::Status ImportResize(Node& node) {
   Program& p = node.program();
   const Shape shape = p.TypeOf(x).shape;
   if (shape.rank() < 3 || shape.rank() > 5) {
-    return absl::UnimplementedError(absl::StrFormat("its input must be [N,C] and 1 to 3 spatial dimensions, not %s", shape.ToString()));
+    return absl::UnimplementedError(
+        absl::StrFormat("its input must be [N,C] and 1 to 3 spatial dimensions, not %s", shape.ToString()));
   }
   GANTRY_ASSIGN_OR_RETURN(const Wanted wanted, ReadWanted(node, shape));
   std::string mode = node.String("mode", "nearest");
@@ -104,15 +107,19 @@ absl::Status ImportResize(Node& node) {
   for (int axis = 0; axis < shape.rank(); ++axis) {
     const auto extent = static_cast<float>(shape[axis]);
     if (wanted.sizes.empty() && !(wanted.scales[axis] > 0.0f && wanted.scales[axis] * extent < 0x1p40f)) {
-      return absl::InvalidArgumentError(absl::StrFormat("its scale %g of axis %d is out of range", wanted.scales[axis], axis));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("its scale %g of axis %d is out of range", wanted.scales[axis], axis));
     }
-    const int64_t size = wanted.sizes.empty() ? static_cast<int64_t>(std::floor(extent * wanted.scales[axis])) : wanted.sizes[axis];
+    const int64_t size =
+        wanted.sizes.empty() ? static_cast<int64_t>(std::floor(extent * wanted.scales[axis])) : wanted.sizes[axis];
     if (axis < 2) {
-      if (size != shape[axis]) return absl::UnimplementedError("only spatial dimensions can be resized, not batch or channels");
+      if (size != shape[axis])
+        return absl::UnimplementedError("only spatial dimensions can be resized, not batch or channels");
       continue;
     }
     output.push_back(size);
-    scales.push_back(wanted.sizes.empty() ? wanted.scales[axis] : static_cast<double>(size) / static_cast<double>(shape[axis]));
+    scales.push_back(wanted.sizes.empty() ? wanted.scales[axis]
+                                          : static_cast<double>(size) / static_cast<double>(shape[axis]));
     exact = exact && scales.back() * static_cast<double>(shape[axis]) == static_cast<double>(size);
     shrinks = shrinks || size < shape[axis];
   }
@@ -121,7 +128,8 @@ absl::Status ImportResize(Node& node) {
   }
   std::string rounding = "floor";
   if (node.op() == "Resize" && node.opset() >= 11) rounding = node.String("nearest_mode", "round_prefer_floor");
-  if (mode == "nearest" && rounding != "floor" && rounding != "ceil" && rounding != "round_prefer_floor" && rounding != "round_prefer_ceil") {
+  if (mode == "nearest" && rounding != "floor" && rounding != "ceil" && rounding != "round_prefer_floor" &&
+      rounding != "round_prefer_ceil") {
     return absl::InvalidArgumentError(absl::StrFormat("its nearest_mode is '%s'", rounding));
   }
   GANTRY_ASSIGN_OR_RETURN(const std::string coordinates, Coordinates(node, rounding, exact || !wanted.sizes.empty()));

@@ -1,4 +1,5 @@
-// Operators that rearrange elements. Each is written once over operands: constants are rearranged at import, values by ops.
+// Operators that rearrange elements. Each is written once over operands: constants are rearranged at import, values by
+// ops.
 #include <algorithm>
 #include <numeric>
 
@@ -13,7 +14,8 @@ absl::StatusOr<Operand> ReshapeTo(Node& node, const Operand& x, const Shape& sha
   GANTRY_RETURN_IF_ERROR(infer::CheckShape(shape));
   const Shape from = node.ShapeOf(x);
   if (from.element_count() != shape.element_count()) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s does not have as many elements as %s", from.ToString(), shape.ToString()));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s does not have as many elements as %s", from.ToString(), shape.ToString()));
   }
   if (x.constant != nullptr) return MakeConstant(FoldReshape(*x.constant, shape));
   return MakeValue(ops::Reshape(node.program(), x.value, shape));
@@ -41,7 +43,8 @@ absl::StatusOr<Operand> TransposeBy(Node& node, const Operand& x, const std::vec
 absl::StatusOr<Operand> SliceOf(Node& node, const Operand& x, const std::vector<int64_t>& starts,
                                 const std::vector<int64_t>& counts, const std::vector<int64_t>& steps) {
   if (x.constant == nullptr) {
-    if (Shape(counts) == node.ShapeOf(x) && std::all_of(steps.begin(), steps.end(), [](int64_t s) { return s == 1; })) return x;
+    if (Shape(counts) == node.ShapeOf(x) && std::all_of(steps.begin(), steps.end(), [](int64_t s) { return s == 1; }))
+      return x;
     return MakeValue(ops::Slice(node.program(), x.value, starts, counts, steps));
   }
   const std::vector<int64_t> own = x.constant->shape.Strides();
@@ -100,14 +103,15 @@ absl::Status ImportReshape(Node& node) {
   const bool allow_zero = node.Int("allowzero", 0) != 0;
   std::vector<int64_t> dims = *wanted;
   if (dims.size() > static_cast<size_t>(infer::kMaxRank)) {
-    return absl::InvalidArgumentError(absl::StrFormat("its new shape has %d dimensions; at most %d are supported", dims.size(),
-                                                      infer::kMaxRank));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("its new shape has %d dimensions; at most %d are supported", dims.size(), infer::kMaxRank));
   }
   int open = -1;
   Shape known;
   for (size_t axis = 0; axis < dims.size(); ++axis) {
     if (dims[axis] == 0 && !allow_zero) {
-      if (static_cast<int>(axis) >= from.rank()) return absl::InvalidArgumentError("its new shape copies a dimension that is not there");
+      if (static_cast<int>(axis) >= from.rank())
+        return absl::InvalidArgumentError("its new shape copies a dimension that is not there");
       dims[axis] = from[static_cast<int>(axis)];
     }
     if (dims[axis] != -1) continue;
@@ -120,7 +124,8 @@ absl::Status ImportReshape(Node& node) {
   if (open >= 0) {
     const int64_t rest = known.element_count();
     if (rest == 0 || from.element_count() % rest != 0) {
-      return absl::InvalidArgumentError(absl::StrFormat("%s cannot be reshaped to %s", from.ToString(), Shape(*wanted).ToString()));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s cannot be reshaped to %s", from.ToString(), Shape(*wanted).ToString()));
     }
     known[open] = from.element_count() / rest;
   }
@@ -132,7 +137,8 @@ absl::Status ImportFlatten(Node& node) {
   const Shape from = node.ShapeOf(x);
   const int64_t given = node.Int("axis", 1);
   const int64_t axis = given < 0 ? given + from.rank() : given;
-  if (axis < 0 || axis > from.rank()) return absl::InvalidArgumentError(absl::StrFormat("axis %d is outside %s", given, from.ToString()));
+  if (axis < 0 || axis > from.rank())
+    return absl::InvalidArgumentError(absl::StrFormat("axis %d is outside %s", given, from.ToString()));
   Shape flat{1, 1};
   for (int i = 0; i < from.rank(); ++i) flat[i < axis ? 0 : 1] *= from[i];
   return SetOutput(node, ReshapeTo(node, x, flat));
@@ -146,7 +152,8 @@ absl::Status ImportSqueeze(Node& node) {
   for (int axis = 0; axis < from.rank() && !axes; ++axis) drop[axis] = from[axis] == 1;
   for (int64_t axis : axes.value_or(std::vector<int64_t>())) {
     GANTRY_ASSIGN_OR_RETURN(const int place, NormalizeAxis(axis, from.rank()));
-    if (from[place] != 1) return absl::InvalidArgumentError(absl::StrFormat("axis %d of %s is not 1", place, from.ToString()));
+    if (from[place] != 1)
+      return absl::InvalidArgumentError(absl::StrFormat("axis %d of %s is not 1", place, from.ToString()));
     drop[place] = true;
   }
   std::vector<int64_t> dims;
@@ -162,7 +169,8 @@ absl::Status ImportUnsqueeze(Node& node) {
   const Shape from = node.ShapeOf(x);
   const size_t rank = from.rank() + axes.value_or(std::vector<int64_t>()).size();
   if (!axes || rank > static_cast<size_t>(infer::kMaxRank)) {
-    return absl::InvalidArgumentError(absl::StrFormat("its axes are missing, or give more than %d dimensions", infer::kMaxRank));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("its axes are missing, or give more than %d dimensions", infer::kMaxRank));
   }
   std::vector<bool> added(rank, false);
   for (int64_t axis : *axes) {
@@ -227,7 +235,8 @@ absl::Status ImportConcat(Node& node) {
 }
 
 // Parts of the given lengths along `axis`, which they must fill.
-absl::StatusOr<std::vector<Operand>> SplitInto(Node& node, const Operand& x, int axis, const std::vector<int64_t>& lengths) {
+absl::StatusOr<std::vector<Operand>> SplitInto(Node& node, const Operand& x, int axis,
+                                               const std::vector<int64_t>& lengths) {
   const Shape shape = node.ShapeOf(x);
   std::vector<int64_t> starts(shape.rank(), 0), counts = shape.dims(), steps(shape.rank(), 1);
   std::vector<Operand> parts;
@@ -239,8 +248,8 @@ absl::StatusOr<std::vector<Operand>> SplitInto(Node& node, const Operand& x, int
     starts[axis] += length;
   }
   if (parts.size() != lengths.size() || starts[axis] != shape[axis]) {
-    return absl::InvalidArgumentError(absl::StrFormat("the lengths of its %d parts do not fill axis %d of %s", lengths.size(), axis,
-                                                      shape.ToString()));
+    return absl::InvalidArgumentError(absl::StrFormat("the lengths of its %d parts do not fill axis %d of %s",
+                                                      lengths.size(), axis, shape.ToString()));
   }
   return parts;
 }
@@ -282,12 +291,14 @@ absl::Status ImportSplitToSequence(Node& node) {
   if (all_alike) {
     const int64_t length = lengths[0];
     if (length < 1 || shape[axis] / length >= kMostParts) {
-      return absl::InvalidArgumentError(absl::StrFormat("%s cannot be split by %d along axis %d", shape.ToString(), length, axis));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s cannot be split by %d along axis %d", shape.ToString(), length, axis));
     }
     lengths.assign(shape[axis] / length, length);
     if (shape[axis] % length != 0) lengths.push_back(shape[axis] % length);
   }
-  if (lengths.empty() || static_cast<int64_t>(lengths.size()) > kMostParts) return absl::InvalidArgumentError("it has no parts or too many");
+  if (lengths.empty() || static_cast<int64_t>(lengths.size()) > kMostParts)
+    return absl::InvalidArgumentError("it has no parts or too many");
   GANTRY_ASSIGN_OR_RETURN(std::vector<Operand> parts, SplitInto(node, x, axis, lengths));
   if (!node.HasInput(1) && node.Int("keepdims", 1) == 0) {
     std::vector<int64_t> dims = shape.dims();
@@ -296,18 +307,21 @@ absl::Status ImportSplitToSequence(Node& node) {
       GANTRY_ASSIGN_OR_RETURN(part, ReshapeTo(node, part, Shape(dims)));
     }
   }
-  return node.Set(0, Operand{.sequence = std::move(parts)});
+  return node.Set(0, Operand{.sequence = std::make_shared<const std::vector<Operand>>(std::move(parts))});
 }
 
 absl::Status ImportSequenceAt(Node& node) {
   GANTRY_ASSIGN_OR_RETURN(const Operand* sequence, node.Raw(0));
   GANTRY_ASSIGN_OR_RETURN(const auto position, node.Constant(1));
-  const auto size = static_cast<int64_t>(sequence->sequence.size());
+  if (sequence->sequence == nullptr)
+    return absl::InvalidArgumentError(absl::StrFormat("'%s' is no sequence", sequence->name));
+  const std::vector<Operand>& parts = *sequence->sequence;
+  const auto size = static_cast<int64_t>(parts.size());
   const int64_t given = position->element_count() == 1 ? position->Integer(0) : size;
   if (given < -size || given >= size) {
     return absl::InvalidArgumentError(absl::StrFormat("'%s' has no part %d", sequence->name, given));
   }
-  return node.Set(0, sequence->sequence[given < 0 ? given + size : given]);
+  return node.Set(0, parts[given < 0 ? given + size : given]);
 }
 
 // DepthToSpace [N, C, H, W] -> [N, C/b^2, H*b, W*b], and back.
@@ -317,18 +331,22 @@ absl::Status ImportDepthToSpace(Node& node) {
   const int64_t b = node.Int("blocksize", 0);
   constexpr int64_t kLargestBlock = 1 << 10;  // no product below overflows
   if (s.rank() != 4 || b < 1 || b > kLargestBlock) {
-    return absl::InvalidArgumentError(absl::StrFormat("it takes images [N,C,H,W] and a blocksize, not %s and %d", s.ToString(), b));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("it takes images [N,C,H,W] and a blocksize, not %s and %d", s.ToString(), b));
   }
   Shape split, result;
   std::vector<int64_t> perm;
   if (node.op() == "DepthToSpace") {
-    if (s[1] % (b * b) != 0) return absl::InvalidArgumentError(absl::StrFormat("%s has no whole blocks of %d", s.ToString(), b));
+    if (s[1] % (b * b) != 0)
+      return absl::InvalidArgumentError(absl::StrFormat("%s has no whole blocks of %d", s.ToString(), b));
     const bool columns_first = node.String("mode", "DCR") == "CRD";
-    split = columns_first ? Shape{s[0], s[1] / (b * b), b, b, s[2], s[3]} : Shape{s[0], b, b, s[1] / (b * b), s[2], s[3]};
+    split =
+        columns_first ? Shape{s[0], s[1] / (b * b), b, b, s[2], s[3]} : Shape{s[0], b, b, s[1] / (b * b), s[2], s[3]};
     perm = columns_first ? std::vector<int64_t>{0, 1, 4, 2, 5, 3} : std::vector<int64_t>{0, 3, 4, 1, 5, 2};
     result = Shape{s[0], s[1] / (b * b), s[2] * b, s[3] * b};
   } else {
-    if (s[2] % b != 0 || s[3] % b != 0) return absl::InvalidArgumentError(absl::StrFormat("%s has no whole blocks of %d", s.ToString(), b));
+    if (s[2] % b != 0 || s[3] % b != 0)
+      return absl::InvalidArgumentError(absl::StrFormat("%s has no whole blocks of %d", s.ToString(), b));
     split = Shape{s[0], s[1], s[2] / b, b, s[3] / b, b};
     perm = {0, 3, 5, 1, 2, 4};
     result = Shape{s[0], s[1] * b * b, s[2] / b, s[3] / b};
@@ -341,10 +359,20 @@ absl::Status ImportDepthToSpace(Node& node) {
 }  // namespace
 
 std::vector<Operator> ShapeOperators() {
-  return {{"Identity", ImportIdentity},   {"Reshape", ImportReshape},     {"Flatten", ImportFlatten},
-          {"Squeeze", ImportSqueeze},     {"Unsqueeze", ImportUnsqueeze}, {"Transpose", ImportTranspose},
-          {"Expand", ImportExpand},       {"Tile", ImportTile},           {"Concat", ImportConcat},
-          {"Split", ImportSplit}, {"SplitToSequence", ImportSplitToSequence}, {"SequenceAt", ImportSequenceAt},         {"DepthToSpace", ImportDepthToSpace}, {"SpaceToDepth", ImportDepthToSpace}};
+  return {{"Identity", ImportIdentity},
+          {"Reshape", ImportReshape},
+          {"Flatten", ImportFlatten},
+          {"Squeeze", ImportSqueeze},
+          {"Unsqueeze", ImportUnsqueeze},
+          {"Transpose", ImportTranspose},
+          {"Expand", ImportExpand},
+          {"Tile", ImportTile},
+          {"Concat", ImportConcat},
+          {"Split", ImportSplit},
+          {"SplitToSequence", ImportSplitToSequence},
+          {"SequenceAt", ImportSequenceAt},
+          {"DepthToSpace", ImportDepthToSpace},
+          {"SpaceToDepth", ImportDepthToSpace}};
 }
 
 }  // namespace gantry::onnx

@@ -15,8 +15,9 @@ struct Window {
   bool same() const { return auto_pad == "SAME_UPPER" || auto_pad == "SAME_LOWER"; }
 };
 
-// Attributes kernel_shape, strides, pads, dilations and auto_pad for an input [N, C, spatial], with every entry checked to
-// be in a range in which no sum or product overflows. `weight_kernel`: what the weight's shape says, empty for pooling.
+// Attributes kernel_shape, strides, pads, dilations and auto_pad for an input [N, C, spatial], with every entry checked
+// to be in a range in which no sum or product overflows. `weight_kernel`: what the weight's shape says, empty for
+// pooling.
 absl::StatusOr<Window> ReadWindow(Node& node, const Shape& input, std::vector<int64_t> weight_kernel);
 
 // Pads so that the output has ceil(in / stride) elements: those of auto_pad SAME_*.

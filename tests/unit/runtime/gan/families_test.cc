@@ -24,7 +24,8 @@ using testing::HasSubstr;
 // All arrays of an archive of tests/data/make_onnx_fixtures.py as doubles, by name.
 NamedContents ReadArrays(std::string_view file) {
   NamedContents contents;
-  absl::StatusOr<std::vector<NamedArray>> arrays = ReadNpz(std::string(GANTRY_TEST_DATA) + "/data/onnx/" + std::string(file));
+  absl::StatusOr<std::vector<NamedArray>> arrays =
+      ReadNpz(std::string(GANTRY_TEST_DATA) + "/data/onnx/" + std::string(file));
   EXPECT_TRUE(arrays.ok()) << arrays.status();
   if (!arrays.ok()) return contents;
   for (const NamedArray& array : *arrays) {
@@ -35,7 +36,8 @@ NamedContents ReadArrays(std::string_view file) {
   return contents;
 }
 
-void ExpectNear(const std::vector<double>& got, const std::vector<double>& expected, double tolerance, const std::string& what) {
+void ExpectNear(const std::vector<double>& got, const std::vector<double>& expected, double tolerance,
+                const std::string& what) {
   ASSERT_EQ(got.size(), expected.size()) << what;
   double difference = 0.0, greatest = 1e-30;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -62,15 +64,36 @@ TEST(FamiliesTest, DcganHasPyTorchsStatesAtSize32) {
   const absl::StatusOr<Family> family = BuildFamily("dcgan", {.image_size = 32, .channels = 1, .batch = 8});
   ASSERT_TRUE(family.ok()) << family.status();
   const std::map<std::string, Shape> generator = {
-      {"0.weight", {100, 256, 4, 4}}, {"1.weight", {256}},          {"1.bias", {256}}, {"1.running_mean", {256}}, {"1.running_var", {256}},
-      {"3.weight", {256, 128, 4, 4}}, {"4.weight", {128}},          {"4.bias", {128}}, {"4.running_mean", {128}}, {"4.running_var", {128}},
-      {"6.weight", {128, 64, 4, 4}},  {"7.weight", {64}},           {"7.bias", {64}},  {"7.running_mean", {64}},  {"7.running_var", {64}},
+      {"0.weight", {100, 256, 4, 4}},
+      {"1.weight", {256}},
+      {"1.bias", {256}},
+      {"1.running_mean", {256}},
+      {"1.running_var", {256}},
+      {"3.weight", {256, 128, 4, 4}},
+      {"4.weight", {128}},
+      {"4.bias", {128}},
+      {"4.running_mean", {128}},
+      {"4.running_var", {128}},
+      {"6.weight", {128, 64, 4, 4}},
+      {"7.weight", {64}},
+      {"7.bias", {64}},
+      {"7.running_mean", {64}},
+      {"7.running_var", {64}},
       {"9.weight", {64, 1, 4, 4}},
   };
   const std::map<std::string, Shape> discriminator = {
-      {"0.weight", {64, 1, 4, 4}},    {"2.weight", {128, 64, 4, 4}}, {"3.weight", {128}}, {"3.bias", {128}},
-      {"3.running_mean", {128}},      {"3.running_var", {128}},      {"5.weight", {256, 128, 4, 4}}, {"6.weight", {256}},
-      {"6.bias", {256}},              {"6.running_mean", {256}},     {"6.running_var", {256}}, {"8.weight", {1, 256, 4, 4}},
+      {"0.weight", {64, 1, 4, 4}},
+      {"2.weight", {128, 64, 4, 4}},
+      {"3.weight", {128}},
+      {"3.bias", {128}},
+      {"3.running_mean", {128}},
+      {"3.running_var", {128}},
+      {"5.weight", {256, 128, 4, 4}},
+      {"6.weight", {256}},
+      {"6.bias", {256}},
+      {"6.running_mean", {256}},
+      {"6.running_var", {256}},
+      {"8.weight", {1, 256, 4, 4}},
   };
   EXPECT_EQ(StateShapes(family->generator), generator);
   EXPECT_EQ(StateShapes(family->discriminator), discriminator);
@@ -90,12 +113,12 @@ TEST(FamiliesTest, DcganHasPyTorchsStatesAtSize64) {
   EXPECT_EQ(discriminator.at("11.weight"), (Shape{1, 64, 4, 4}));
 }
 
-// The same network from PyTorch's ONNX file and from the family, with the file's weights: outputs and running statistics
-// are what PyTorch computed in f64.
+// The same network from PyTorch's ONNX file and from the family, with the file's weights: outputs and running
+// statistics are what PyTorch computed in f64.
 TEST(FamiliesTest, DcganComputesWhatPyTorchComputes) {
   const NamedContents arrays = ReadArrays("training.npz");
-  const absl::StatusOr<Family> family =
-      BuildFamily("dcgan", {.image_size = 32, .channels = 3, .width = 2, .latent_size = 7, .batch = 2, .dtype = DataType::kF64});
+  const absl::StatusOr<Family> family = BuildFamily(
+      "dcgan", {.image_size = 32, .channels = 3, .width = 2, .latent_size = 7, .batch = 2, .dtype = DataType::kF64});
   ASSERT_TRUE(family.ok()) << family.status();
   for (const auto& [name, model, input, output] :
        {std::tuple("script15_dcgan_generator", &family->generator, "noise", "sample"),
@@ -178,7 +201,8 @@ TEST_P(SpectralNormTest, DoesWhatPyTorchDoes) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Layers, SpectralNormTest, testing::Values("linear", "conv"), [](const auto& info) { return info.param; });
+INSTANTIATE_TEST_SUITE_P(Layers, SpectralNormTest, testing::Values("linear", "conv"),
+                         [](const auto& info) { return info.param; });
 
 class EveryFamilyTest : public testing::TestWithParam<std::string> {};
 
@@ -196,7 +220,8 @@ TEST_P(EveryFamilyTest, FitsTogetherAtEverySize) {
 }
 
 TEST_P(EveryFamilyTest, IsJoinedToAStepByItsDefaults) {
-  const absl::StatusOr<Family> family = BuildFamily(GetParam(), {.image_size = 16, .width = 8, .latent_size = 6, .batch = 3});
+  const absl::StatusOr<Family> family =
+      BuildFamily(GetParam(), {.image_size = 16, .width = 8, .latent_size = 6, .batch = 3});
   ASSERT_TRUE(family.ok()) << family.status();
   const absl::StatusOr<FamilyDefaults> defaults = DefaultsOf(GetParam());
   ASSERT_TRUE(defaults.ok());
@@ -243,7 +268,8 @@ TEST(FamiliesTest, TheWganCriticJudgesEverySampleByItself) {
   const absl::StatusOr<Family> family =
       BuildFamily("wgan-gp", {.image_size = 16, .channels = 1, .width = 4, .batch = 2, .dtype = DataType::kF64});
   ASSERT_TRUE(family.ok());
-  for (const State& state : family->discriminator.program.states()) EXPECT_EQ(state.role, StateRole::kParameter) << state.name;
+  for (const State& state : family->discriminator.program.states())
+    EXPECT_EQ(state.role, StateRole::kParameter) << state.name;
   std::vector<double> samples = Noise(2 * 256);
   const absl::StatusOr<ModelResult> before = RunModel(family->discriminator, {{"sample", samples}});
   for (int i = 256; i < 512; ++i) samples[i] *= 3.0;
@@ -255,14 +281,17 @@ TEST(FamiliesTest, TheWganCriticJudgesEverySampleByItself) {
 
 // At the start a block passes its input on: what is inside does not matter.
 TEST(FamiliesTest, R3ganBlocksBeginAsTheIdentity) {
-  const FamilyOptions options = {.image_size = 16, .channels = 1, .width = 8, .latent_size = 5, .batch = 2, .dtype = DataType::kF64};
+  const FamilyOptions options = {
+      .image_size = 16, .channels = 1, .width = 8, .latent_size = 5, .batch = 2, .dtype = DataType::kF64};
   const absl::StatusOr<Family> family = BuildFamily("r3gan", options);
   ASSERT_TRUE(family.ok());
   const NamedContents noise = {{"noise", Noise(10)}};
   NamedContents changed, trained;
   for (const State& state : family->generator.program.states()) {
-    if (state.name.ends_with(".grouped.weight")) changed[state.name] = Noise(family->generator.program.TypeOf(state.first).element_count());
-    if (state.name.ends_with(".project.weight")) trained[state.name] = Noise(family->generator.program.TypeOf(state.first).element_count());
+    if (state.name.ends_with(".grouped.weight"))
+      changed[state.name] = Noise(family->generator.program.TypeOf(state.first).element_count());
+    if (state.name.ends_with(".project.weight"))
+      trained[state.name] = Noise(family->generator.program.TypeOf(state.first).element_count());
   }
   EXPECT_EQ(changed.size(), 3u);
   const absl::StatusOr<ModelResult> as_is = RunModel(family->generator, noise);

@@ -23,7 +23,9 @@ struct Fixture {
   NamedContents inputs, outputs, states;
 };
 
-std::string DataPath(std::string_view name) { return std::string(GANTRY_TEST_DATA) + "/data/onnx/" + std::string(name); }
+std::string DataPath(std::string_view name) {
+  return std::string(GANTRY_TEST_DATA) + "/data/onnx/" + std::string(name);
+}
 
 std::vector<double> ToDoubles(const HostArray& array) {
   std::vector<double> values(array.element_count());
@@ -105,9 +107,9 @@ TEST_P(OnnxOperatorTest, ComputesWhatOnnxRuntimeComputes) {
   const Fixture& fixture = OperatorFixtures().at(GetParam());
   ASSERT_FALSE(fixture.outputs.empty());
   for (DataType dtype : {DataType::kF64, DataType::kF32}) {
-    absl::StatusOr<Model> model = fixture.model.empty()
-                                      ? ImportOnnxFile(DataPath(GetParam().substr(5) + ".onnx"), {.batch = 4, .dtype = dtype})
-                                      : ImportFor(fixture, {.dtype = dtype});
+    absl::StatusOr<Model> model =
+        fixture.model.empty() ? ImportOnnxFile(DataPath(GetParam().substr(5) + ".onnx"), {.batch = 4, .dtype = dtype})
+                              : ImportFor(fixture, {.dtype = dtype});
     ASSERT_TRUE(model.ok()) << model.status();
     const absl::StatusOr<ModelResult> result = RunModel(*model, fixture.inputs);
     ASSERT_TRUE(result.ok()) << result.status();
@@ -117,7 +119,8 @@ TEST_P(OnnxOperatorTest, ComputesWhatOnnxRuntimeComputes) {
 
 INSTANTIATE_TEST_SUITE_P(All, OnnxOperatorTest, testing::ValuesIn(Names(OperatorFixtures())), [](const auto& info) {
   std::string name = info.param;
-  std::replace_if(name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return !std::isalnum(static_cast<unsigned char>(c)); }, '_');
   return name;
 });
 
@@ -127,7 +130,8 @@ TEST_P(OnnxTrainingTest, ComputesWhatPyTorchComputesInF64) {
   const Fixture& fixture = TrainingFixtures().at(GetParam());
   ASSERT_FALSE(fixture.outputs.empty());
   // The newer exporter writes batch norm for inference (see onnx.h).
-  absl::StatusOr<Model> model = ImportFor(fixture, {.dtype = DataType::kF64, .force_training = GetParam().starts_with("dynamo")});
+  absl::StatusOr<Model> model =
+      ImportFor(fixture, {.dtype = DataType::kF64, .force_training = GetParam().starts_with("dynamo")});
   ASSERT_TRUE(model.ok()) << model.status();
   const absl::StatusOr<ModelResult> result = RunModel(*model, fixture.inputs);
   ASSERT_TRUE(result.ok()) << result.status();

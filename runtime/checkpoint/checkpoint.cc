@@ -12,7 +12,8 @@ namespace gantry {
 namespace {
 
 constexpr std::string_view kFormatFamily = "gantry-checkpoint-", kFormat = "gantry-checkpoint-1";
-constexpr std::string_view kFormatKey = "format", kVersionKey = "gantry_version", kChecksumKey = "crc32", kTensorChecksums = "crc32.";
+constexpr std::string_view kFormatKey = "format", kVersionKey = "gantry_version", kChecksumKey = "crc32",
+                           kTensorChecksums = "crc32.";
 constexpr size_t kReadBytes = 1 << 20;
 constexpr size_t kMostNamed = 10;
 
@@ -20,7 +21,9 @@ uint32_t Crc(uint32_t before, std::span<const std::byte> bytes) {
   if (bytes.empty()) return before;  // zlib starts anew where the pointer is null
   return static_cast<uint32_t>(crc32_z(before, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
 }
-uint32_t Crc(uint32_t before, std::string_view text) { return Crc(before, std::as_bytes(std::span(text.data(), text.size()))); }
+uint32_t Crc(uint32_t before, std::string_view text) {
+  return Crc(before, std::as_bytes(std::span(text.data(), text.size())));
+}
 std::string Hex(uint32_t value) { return absl::StrFormat("%08x", value); }
 
 // What a tensor's checksum begins with: moved, renamed or reshaped bytes are damage too.
@@ -51,21 +54,26 @@ std::string Listed(const std::vector<std::string>& names) {
 
 }  // namespace
 
-absl::Status WriteCheckpoint(const std::string& path, std::span<const CheckpointTensor> tensors, const SafetensorsMetadata& metadata) {
+absl::Status WriteCheckpoint(const std::string& path, std::span<const CheckpointTensor> tensors,
+                             const SafetensorsMetadata& metadata) {
   SafetensorsMetadata all = metadata;
   for (const auto& [key, value] : metadata) {
-    if (IsOurs(key)) return absl::InvalidArgumentError(absl::StrFormat("%s: the metadata '%s' is written by the checkpoint itself", path, key));
+    if (IsOurs(key))
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s: the metadata '%s' is written by the checkpoint itself", path, key));
   }
   std::vector<SafetensorsWriter::Declaration> declarations;
   declarations.reserve(tensors.size());
   for (const CheckpointTensor& tensor : tensors) {
     GANTRY_ASSIGN_OR_RETURN(const int64_t count, CheckedElementCount(tensor.type, tensor.shape));
     if (static_cast<uint64_t>(count) * SizeBytes(tensor.type) != tensor.bytes.size()) {
-      return absl::InvalidArgumentError(absl::StrFormat("%s: '%s' is %s%s, but %d bytes were given", path, tensor.name, Name(tensor.type),
-                                                        ShapeText(tensor.shape), tensor.bytes.size()));
+      return absl::InvalidArgumentError(absl::StrFormat("%s: '%s' is %s%s, but %d bytes were given", path, tensor.name,
+                                                        Name(tensor.type), ShapeText(tensor.shape),
+                                                        tensor.bytes.size()));
     }
     declarations.push_back({tensor.name, tensor.type, tensor.shape});
-    all[absl::StrCat(ToAbsl(kTensorChecksums), tensor.name)] = Hex(Crc(HeadCrc(tensor.name, tensor.type, tensor.shape), tensor.bytes));
+    all[absl::StrCat(ToAbsl(kTensorChecksums), tensor.name)] =
+        Hex(Crc(HeadCrc(tensor.name, tensor.type, tensor.shape), tensor.bytes));
   }
   all[std::string(kFormatKey)] = kFormat;
   all[std::string(kVersionKey)] = GANTRY_VERSION;
@@ -91,20 +99,22 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(std::shared_ptr<const ByteSource> so
   }
   if (format->second != kFormat) {
     const auto version = metadata.find(kVersionKey);
-    return absl::InvalidArgumentError(absl::StrFormat("%s: has the format '%s', written by Gantry %s; this build knows %s only",
-                                                      checkpoint.path(), format->second,
-                                                      version == metadata.end() ? "?" : version->second, kFormat));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: has the format '%s', written by Gantry %s; this build knows %s only", checkpoint.path(),
+                        format->second, version == metadata.end() ? "?" : version->second, kFormat));
   }
   const auto checksum = metadata.find(kChecksumKey);
   if (checksum == metadata.end() || checksum->second != Hex(MetadataCrc(metadata))) {
-    return absl::DataLossError(absl::StrFormat("%s: is damaged: its metadata do not match their checksum", checkpoint.path()));
+    return absl::DataLossError(
+        absl::StrFormat("%s: is damaged: its metadata do not match their checksum", checkpoint.path()));
   }
   return checkpoint;
 }
 
 absl::StatusOr<std::string> Checkpoint::Text(std::string_view key) const {
   const auto found = metadata().find(key);
-  if (found == metadata().end()) return absl::InvalidArgumentError(absl::StrFormat("%s: has no metadata '%s'", path(), key));
+  if (found == metadata().end())
+    return absl::InvalidArgumentError(absl::StrFormat("%s: has no metadata '%s'", path(), key));
   return found->second;
 }
 
@@ -113,7 +123,8 @@ absl::StatusOr<int64_t> Checkpoint::Integer(std::string_view key) const {
   int64_t value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size() || text.empty()) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: metadata '%s' is '%s', not a whole number", path(), key, text));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: metadata '%s' is '%s', not a whole number", path(), key, text));
   }
   return value;
 }
@@ -121,8 +132,8 @@ absl::StatusOr<int64_t> Checkpoint::Integer(std::string_view key) const {
 absl::Status Checkpoint::CompareChecksum(const SafetensorsEntry& entry, uint32_t checksum) const {
   const auto stored = metadata().find(absl::StrCat(ToAbsl(kTensorChecksums), entry.name));
   if (stored != metadata().end() && stored->second == Hex(checksum)) return absl::OkStatus();
-  return absl::DataLossError(absl::StrFormat("%s: is damaged: '%s' (%d bytes at offset %d) does not match its checksum", path(), entry.name,
-                                             entry.size_bytes, entry.offset));
+  return absl::DataLossError(absl::StrFormat("%s: is damaged: '%s' (%d bytes at offset %d) does not match its checksum",
+                                             path(), entry.name, entry.size_bytes, entry.offset));
 }
 
 absl::Status Checkpoint::Verify() const {
@@ -153,8 +164,8 @@ absl::Status Checkpoint::Fill(std::span<const CheckpointTarget> targets, bool al
     if (entry == nullptr) {
       missing.push_back(target.name);
     } else if (entry->type != target.type || entry->shape != target.shape || entry->size_bytes != target.bytes.size()) {
-      different.push_back(absl::StrFormat("'%s' is %s%s, expected %s%s", entry->name, Name(entry->type), ShapeText(entry->shape),
-                                          Name(target.type), ShapeText(target.shape)));
+      different.push_back(absl::StrFormat("'%s' is %s%s, expected %s%s", entry->name, Name(entry->type),
+                                          ShapeText(entry->shape), Name(target.type), ShapeText(target.shape)));
     }
   }
   for (const SafetensorsEntry& entry : tensors()) {
@@ -165,7 +176,8 @@ absl::Status Checkpoint::Fill(std::span<const CheckpointTarget> targets, bool al
   if (!extra.empty()) absl::StrAppend(&problems, "; it has ", Listed(extra), ", which this run has not");
   if (!different.empty()) absl::StrAppend(&problems, "; ", Listed(different));
   if (!problems.empty()) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: does not fit this run's networks and optimizers%s", path(), problems));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%s: does not fit this run's networks and optimizers%s", path(), problems));
   }
   for (const CheckpointTarget& target : targets) {
     const SafetensorsEntry& entry = *Find(target.name);

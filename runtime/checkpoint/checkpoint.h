@@ -1,5 +1,5 @@
-// A checkpoint: one safetensors file with every state of a run, bit by bit, checksums, and what else it takes to go on. It is
-// written beside, synced and renamed, so that a kill at any moment leaves the one before it whole.
+// A checkpoint: one safetensors file with every state of a run, bit by bit, checksums, and what else it takes to go on.
+// It is written beside, synced and renamed, so that a kill at any moment leaves the one before it whole.
 #pragma once
 
 #include <cstddef>
@@ -32,17 +32,18 @@ struct CheckpointTarget {
 };
 
 // Replaces `path`. The file's metadata are `metadata` and the keys "format" ("gantry-checkpoint-1"), "gantry_version",
-// "crc32" (of all metadata) and "crc32.<tensor>" for each tensor (of its name, type, shape and bytes), which `metadata` must not
-// have. Takes no second copy of the tensors. kInvalidArgument for what safetensors does not allow; kResourceExhausted where the
-// disk is full, kPermissionDenied where the folder cannot be written: `path` is then as it was and nothing is left beside it.
+// "crc32" (of all metadata) and "crc32.<tensor>" for each tensor (of its name, type, shape and bytes), which `metadata`
+// must not have. Takes no second copy of the tensors. kInvalidArgument for what safetensors does not allow;
+// kResourceExhausted where the disk is full, kPermissionDenied where the folder cannot be written: `path` is then as it
+// was and nothing is left beside it.
 absl::Status WriteCheckpoint(const std::string& path, std::span<const CheckpointTensor> tensors,
                              const SafetensorsMetadata& metadata);
 
 // An opened checkpoint; only the header is in memory. Reading is thread-safe.
 class Checkpoint {
  public:
-  // kInvalidArgument where the file is no checkpoint, is cut short, or has a format version that this build does not know;
-  // kDataLoss where its metadata do not match their checksum.
+  // kInvalidArgument where the file is no checkpoint, is cut short, or has a format version that this build does not
+  // know; kDataLoss where its metadata do not match their checksum.
   static absl::StatusOr<Checkpoint> Open(const std::string& path);
   static absl::StatusOr<Checkpoint> Open(std::shared_ptr<const ByteSource> source);
 
@@ -56,9 +57,9 @@ class Checkpoint {
 
   // Reads every tensor and compares checksums: kDataLoss names the first that is damaged.
   absl::Status Verify() const;
-  // Fills all targets. kInvalidArgument names the tensors that are missing in the file, that no target is for, and those of
-  // another type or shape; nothing has been written then. kDataLoss names a damaged tensor; targets before it have been written,
-  // so call Verify first where they matter.
+  // Fills all targets. kInvalidArgument names the tensors that are missing in the file, that no target is for, and
+  // those of another type or shape; nothing has been written then. kDataLoss names a damaged tensor; targets before it
+  // have been written, so call Verify first where they matter.
   absl::Status Read(std::span<const CheckpointTarget> targets) const;
   // The same for some of the tensors: others in the file are ignored.
   absl::Status ReadSome(std::span<const CheckpointTarget> targets) const;

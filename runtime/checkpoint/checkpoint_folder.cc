@@ -27,7 +27,9 @@ std::optional<int64_t> Number(std::string_view text) {
 }
 
 std::optional<int64_t> StepOf(std::string_view file_name) {
-  if (!file_name.starts_with(kPrefix) || !file_name.ends_with(kSuffix) || file_name.size() <= kPrefix.size() + kSuffix.size()) return std::nullopt;
+  if (!file_name.starts_with(kPrefix) || !file_name.ends_with(kSuffix) ||
+      file_name.size() <= kPrefix.size() + kSuffix.size())
+    return std::nullopt;
   return Number(file_name.substr(kPrefix.size(), file_name.size() - kPrefix.size() - kSuffix.size()));
 }
 
@@ -48,7 +50,8 @@ absl::StatusOr<std::vector<std::string>> FileNames(const std::string& folder) {
   std::filesystem::directory_iterator entries(folder, error);
   for (; !error && entries != std::filesystem::directory_iterator(); entries.increment(error)) {
     std::error_code ignored;
-    if (std::filesystem::is_regular_file(entries->symlink_status(ignored))) names.push_back(entries->path().filename().string());
+    if (std::filesystem::is_regular_file(entries->symlink_status(ignored)))
+      names.push_back(entries->path().filename().string());
   }
   if (error) return ErrnoStatus(error.value(), absl::StrCat(folder, ": cannot list it"));
   return names;
@@ -68,7 +71,8 @@ absl::StatusOr<std::vector<StoredCheckpoint>> ListCheckpoints(const std::string&
   for (const std::string& name : *names) {
     if (const std::optional<int64_t> step = StepOf(name)) found.push_back({*step, Joined(folder, name)});
   }
-  std::sort(found.begin(), found.end(), [](const auto& a, const auto& b) { return std::tie(a.step, a.path) < std::tie(b.step, b.path); });
+  std::sort(found.begin(), found.end(),
+            [](const auto& a, const auto& b) { return std::tie(a.step, a.path) < std::tie(b.step, b.path); });
   return found;
 }
 
@@ -84,11 +88,12 @@ absl::StatusOr<LatestCheckpoint> FindLatestCheckpoint(const std::string& folder)
     }
     latest.damaged.emplace_back(stored[i], status);
   }
-  if (latest.damaged.empty()) return absl::NotFoundError(absl::StrCat(folder, ": has no checkpoint; start the run without resuming"));
-  return absl::NotFoundError(absl::StrFormat("%s: has no good checkpoint: %s", folder,
-                                             absl::StrJoin(latest.damaged, "; ", [](std::string* out, const auto& damaged) {
-                                               out->append(Message(damaged.second));
-                                             })));
+  if (latest.damaged.empty())
+    return absl::NotFoundError(absl::StrCat(folder, ": has no checkpoint; start the run without resuming"));
+  return absl::NotFoundError(absl::StrFormat(
+      "%s: has no good checkpoint: %s", folder,
+      absl::StrJoin(latest.damaged, "; ",
+                    [](std::string* out, const auto& damaged) { out->append(Message(damaged.second)); })));
 }
 
 absl::StatusOr<std::unique_ptr<CheckpointFolder>> CheckpointFolder::Open(const std::string& folder) {
@@ -101,7 +106,8 @@ absl::StatusOr<std::unique_ptr<CheckpointFolder>> CheckpointFolder::Open(const s
   // Some network file systems cannot lock a folder; the run goes on without.
   result->locked_ = flock(descriptor, LOCK_EX | LOCK_NB) == 0;
   if (!result->locked_ && errno == EWOULDBLOCK) {
-    return absl::FailedPreconditionError(absl::StrCat(folder, ": another process writes its run here; stop it or choose another output.directory"));
+    return absl::FailedPreconditionError(
+        absl::StrCat(folder, ": another process writes its run here; stop it or choose another output.directory"));
   }
   if (faccessat(AT_FDCWD, folder.c_str(), W_OK | X_OK, AT_EACCESS) != 0) {
     return ErrnoStatus(errno, absl::StrCat(folder, ": cannot write to this folder; choose another output.directory"));
@@ -117,7 +123,8 @@ absl::Status CheckpointFolder::RemoveLeftovers() {
   for (const std::string& name : names) {
     const std::optional<int64_t> owner = TemporaryOwner(name);
     if (!owner.has_value() || *owner <= 0 || *owner > INT32_MAX) continue;
-    // Checkpoints are written under the lock only, so nobody writes this one now. Other files may belong to a live process.
+    // Checkpoints are written under the lock only, so nobody writes this one now. Other files may belong to a live
+    // process.
     const bool orphan = locked_ && name.starts_with(kPrefix);
     if (!orphan && (*owner == getpid() || kill(static_cast<pid_t>(*owner), 0) == 0 || errno != ESRCH)) continue;
     if (unlink(Joined(path_, name).c_str()) != 0 && errno != ENOENT) {
@@ -127,19 +134,21 @@ absl::Status CheckpointFolder::RemoveLeftovers() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> CheckpointFolder::Save(int64_t step, std::span<const CheckpointTensor> tensors, const SafetensorsMetadata& metadata,
-                                                   int64_t keep) {
+absl::StatusOr<std::string> CheckpointFolder::Save(int64_t step, std::span<const CheckpointTensor> tensors,
+                                                   const SafetensorsMetadata& metadata, int64_t keep) {
   const std::string path = Joined(path_, CheckpointFileName(step));
   const absl::Status written = WriteCheckpoint(path, tensors, metadata);
   GANTRY_ASSIGN_OR_RETURN(std::vector<StoredCheckpoint> stored, ListCheckpoints(path_));
   if (!written.ok()) {
-    const std::string last = stored.empty() ? "there is no earlier checkpoint" : absl::StrCat("the last good checkpoint is ", stored.back().path);
+    const std::string last = stored.empty() ? "there is no earlier checkpoint"
+                                            : absl::StrCat("the last good checkpoint is ", stored.back().path);
     return absl::Status(written.code(), absl::StrCat(written.message(), "; ", last));
   }
   for (size_t i = 0; keep > 0 && i + keep < stored.size(); ++i) {
     if (stored[i].path == path) continue;
     if (unlink(stored[i].path.c_str()) != 0 && errno != ENOENT) {
-      return ErrnoStatus(errno, absl::StrFormat("%s: cannot remove this old checkpoint (%s is written)", stored[i].path, path));
+      return ErrnoStatus(
+          errno, absl::StrFormat("%s: cannot remove this old checkpoint (%s is written)", stored[i].path, path));
     }
   }
   return path;
@@ -154,7 +163,8 @@ absl::StatusOr<std::vector<std::string>> CheckpointFolder::SetAsideAfter(int64_t
     for (int n = 1;; ++n) {
       const std::string to = Joined(path_, absl::StrFormat("set-aside-%d-%s", n, name));
       if (faccessat(AT_FDCWD, to.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) continue;
-      if (rename(checkpoint.path.c_str(), to.c_str()) != 0) return ErrnoStatus(errno, absl::StrFormat("%s: cannot rename it to %s", checkpoint.path, to));
+      if (rename(checkpoint.path.c_str(), to.c_str()) != 0)
+        return ErrnoStatus(errno, absl::StrFormat("%s: cannot rename it to %s", checkpoint.path, to));
       renamed.push_back(to);
       break;
     }

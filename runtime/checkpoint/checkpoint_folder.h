@@ -28,27 +28,28 @@ struct LatestCheckpoint {
   // Newer ones that are damaged, and how.
   std::vector<std::pair<StoredCheckpoint, absl::Status>> damaged;
 };
-// The newest checkpoint in `folder` that is whole: each is verified, from the newest on. kNotFound where there is none, with what
-// is wrong with those that there are.
+// The newest checkpoint in `folder` that is whole: each is verified, from the newest on. kNotFound where there is none,
+// with what is wrong with those that there are.
 absl::StatusOr<LatestCheckpoint> FindLatestCheckpoint(const std::string& folder);
 
 // The folder while a run writes into it. Used by one thread at a time.
 class CheckpointFolder {
  public:
-  // Makes the folder where it is missing, locks it against other writers until the object or the process ends (flock on the folder
-  // itself: nothing is left behind), and removes temporary files "*.tmp-<pid>-<n>" that a killed writer left.
-  // kFailedPrecondition where another process writes here, kPermissionDenied where this one may not.
+  // Makes the folder where it is missing, locks it against other writers until the object or the process ends (flock on
+  // the folder itself: nothing is left behind), and removes temporary files "*.tmp-<pid>-<n>" that a killed writer
+  // left. kFailedPrecondition where another process writes here, kPermissionDenied where this one may not.
   static absl::StatusOr<std::unique_ptr<CheckpointFolder>> Open(const std::string& folder);
   ~CheckpointFolder();
   CheckpointFolder(const CheckpointFolder&) = delete;
   CheckpointFolder& operator=(const CheckpointFolder&) = delete;
 
   const std::string& path() const { return path_; }
-  // Writes the checkpoint of `step`, then removes the oldest until `keep` are left (0: all stay). Returns its path. Errors as
-  // WriteCheckpoint; they name the last checkpoint that is still there.
-  absl::StatusOr<std::string> Save(int64_t step, std::span<const CheckpointTensor> tensors, const SafetensorsMetadata& metadata, int64_t keep);
-  // Renames checkpoints of later steps than `step` to "set-aside-<n>-<name>": a run that goes on from an earlier one must not find
-  // them as its own. Returns the new paths.
+  // Writes the checkpoint of `step`, then removes the oldest until `keep` are left (0: all stay). Returns its path.
+  // Errors as WriteCheckpoint; they name the last checkpoint that is still there.
+  absl::StatusOr<std::string> Save(int64_t step, std::span<const CheckpointTensor> tensors,
+                                   const SafetensorsMetadata& metadata, int64_t keep);
+  // Renames checkpoints of later steps than `step` to "set-aside-<n>-<name>": a run that goes on from an earlier one
+  // must not find them as its own. Returns the new paths.
   absl::StatusOr<std::vector<std::string>> SetAsideAfter(int64_t step);
 
  private:

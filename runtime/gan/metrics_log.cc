@@ -74,7 +74,8 @@ absl::StatusOr<std::unique_ptr<MetricsLog>> MetricsLog::Open(const std::string& 
   if (descriptor < 0) return ErrnoStatus(errno, absl::StrCat(path, ": cannot open"));
   std::unique_ptr<MetricsLog> log(new MetricsLog(path, descriptor, 0));
   GANTRY_ASSIGN_OR_RETURN(log->bytes_, BytesToKeep(path, descriptor, last_step));
-  if (ftruncate(descriptor, log->bytes_) != 0) return ErrnoStatus(errno, absl::StrCat(path, ": cannot cut off later lines"));
+  if (ftruncate(descriptor, log->bytes_) != 0)
+    return ErrnoStatus(errno, absl::StrCat(path, ": cannot cut off later lines"));
   return log;
 }
 
@@ -82,12 +83,14 @@ MetricsLog::~MetricsLog() { close(descriptor_); }
 
 absl::Status MetricsLog::Append(std::string_view line) {
   for (size_t done = 0; done < line.size();) {
-    const ssize_t put = pwrite(descriptor_, line.data() + done, line.size() - done, bytes_ + static_cast<int64_t>(done));
+    const ssize_t put =
+        pwrite(descriptor_, line.data() + done, line.size() - done, bytes_ + static_cast<int64_t>(done));
     if (put < 0 && errno == EINTR) continue;
     if (put < 0) {
       const int error = errno;
       // The part of a line goes; where even that fails, the next Open drops it.
-      if (ftruncate(descriptor_, bytes_) != 0) return ErrnoStatus(error, absl::StrCat(path_, ": cannot write, and ends with half a line"));
+      if (ftruncate(descriptor_, bytes_) != 0)
+        return ErrnoStatus(error, absl::StrCat(path_, ": cannot write, and ends with half a line"));
       return ErrnoStatus(error, absl::StrCat(path_, ": cannot write"));
     }
     done += static_cast<size_t>(put);
@@ -97,7 +100,8 @@ absl::Status MetricsLog::Append(std::string_view line) {
 }
 
 absl::Status MetricsLog::Sync() {
-  if (fdatasync(descriptor_) != 0 && errno != EINVAL && errno != ENOTSUP) return ErrnoStatus(errno, absl::StrCat(path_, ": cannot sync it to the disk"));
+  if (fdatasync(descriptor_) != 0 && errno != EINVAL && errno != ENOTSUP)
+    return ErrnoStatus(errno, absl::StrCat(path_, ": cannot sync it to the disk"));
   return absl::OkStatus();
 }
 

@@ -10,7 +10,8 @@
 
 namespace gantry {
 
-// A line under construction: {"step":3,"loss":0.5}. Numbers are the shortest text that reads back equal; null where not finite.
+// A line under construction: {"step":3,"loss":0.5}. Numbers are the shortest text that reads back equal; null where not
+// finite.
 class MetricsLine {
  public:
   void Add(std::string_view name, double value);
@@ -25,8 +26,8 @@ class MetricsLine {
 // Used by one thread.
 class MetricsLog {
  public:
-  // Opens `path` for appending, makes it where it is missing, and cuts off a line that was not finished and everything from the
-  // first line of a later step than `last_step` on (lines begin {"step":<n>).
+  // Opens `path` for appending, makes it where it is missing, and cuts off a line that was not finished and everything
+  // from the first line of a later step than `last_step` on (lines begin {"step":<n>).
   static absl::StatusOr<std::unique_ptr<MetricsLog>> Open(const std::string& path, int64_t last_step);
   ~MetricsLog();
   MetricsLog(const MetricsLog&) = delete;
@@ -39,7 +40,8 @@ class MetricsLog {
   const std::string& path() const { return path_; }
 
  private:
-  MetricsLog(std::string path, int descriptor, int64_t bytes) : path_(std::move(path)), descriptor_(descriptor), bytes_(bytes) {}
+  MetricsLog(std::string path, int descriptor, int64_t bytes)
+      : path_(std::move(path)), descriptor_(descriptor), bytes_(bytes) {}
   std::string path_;
   int descriptor_;
   int64_t bytes_;  // of whole lines

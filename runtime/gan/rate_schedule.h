@@ -12,7 +12,8 @@ struct RateSchedule {
   int64_t decay_images = 0;   // then falls over these; 0: over the rest of the run
   double final_factor = 0.0;  // to this share of the configured rate, where it stays
 
-  // What the configured rate is multiplied with in a step that ends with `images_seen` images, in a run of `run_images`.
+  // What the configured rate is multiplied with in a step that ends with `images_seen` images, in a run of
+  // `run_images`.
   double Factor(int64_t images_seen, int64_t run_images) const;
 };
 

@@ -25,7 +25,8 @@ namespace {
 
 constexpr uint64_t kMaxRunFileBytes = 1 << 20;
 constexpr size_t kMaxNetworks = 64;
-// toml++ nests a table for every part of a.dotted.key and frees them recursively: a hostile key would overflow the stack.
+// toml++ nests a table for every part of a.dotted.key and frees them recursively: a hostile key would overflow the
+// stack.
 constexpr int64_t kMaxDotsOfLine = 100;
 constexpr std::string_view kDefaultFamily = "dcgan";
 constexpr int64_t kDefaultImages = 1'000'000;
@@ -65,15 +66,18 @@ bool IsList(std::string_view section) { return section == "generators" || sectio
 // Reads a parsed file into settings.
 class FileReader {
  public:
-  FileReader(const RunConfigSources& sources, std::vector<Setting>& settings) : sources_(sources), settings_(settings) {}
+  FileReader(const RunConfigSources& sources, std::vector<Setting>& settings)
+      : sources_(sources), settings_(settings) {}
 
   absl::Status ReadTable(const toml::table& table, const std::string& path, size_t index) {
     for (const auto& [toml_key, node] : table) {
-      const std::string name = path.empty() ? std::string(toml_key.str()) : absl::StrCat(path, ".", std::string(toml_key.str()));
+      const std::string name =
+          path.empty() ? std::string(toml_key.str()) : absl::StrCat(path, ".", std::string(toml_key.str()));
       const std::string origin = absl::StrFormat("%s:%d", sources_.name, node.source().begin.line);
       if (const toml::table* inner = node.as_table()) {
         if (IsList(name)) return Error(origin, absl::StrFormat("'%s' is a list: write [[%s]]", name, name));
-        if (const RunKeyEntry* key = FindRunKey(name)) return Error(origin, absl::StrFormat("'%s' is a table; it is a key of type %s", name, TypeName(*key)));
+        if (const RunKeyEntry* key = FindRunKey(name))
+          return Error(origin, absl::StrFormat("'%s' is a table; it is a key of type %s", name, TypeName(*key)));
         if (!IsSection(name)) return UnknownSection(origin, name);
         GANTRY_RETURN_IF_ERROR(ReadTable(*inner, name, index));
       } else if (const toml::array* list = node.as_array(); list != nullptr && path.empty() && IsList(name)) {
@@ -98,17 +102,22 @@ class FileReader {
   }
   static absl::Status UnknownSection(std::string_view origin, std::string_view name) {
     const std::string_view near = Nearest(name, RunSections());
-    return Error(origin, absl::StrFormat("there is no section [%s]%s", name,
-                                         near.empty() ? absl::StrCat("; the sections are ", absl::StrJoin(RunSections(), ", "))
-                                                      : absl::StrFormat("; did you mean [%s]?", near)));
+    return Error(origin,
+                 absl::StrFormat("there is no section [%s]%s", name,
+                                 near.empty() ? absl::StrCat("; the sections are ", absl::StrJoin(RunSections(), ", "))
+                                              : absl::StrFormat("; did you mean [%s]?", near)));
   }
 
   absl::Status ReadList(const toml::array& list, const std::string& name, const std::string& origin) {
     size_t& count = name == "generators" ? generators_ : discriminators_;
-    if (list.size() > kMaxNetworks) return Error(origin, absl::StrFormat("there are %d [[%s]], at most %d are allowed", list.size(), name, kMaxNetworks));
+    if (list.size() > kMaxNetworks)
+      return Error(origin,
+                   absl::StrFormat("there are %d [[%s]], at most %d are allowed", list.size(), name, kMaxNetworks));
     for (const toml::node& node : list) {
       const toml::table* table = node.as_table();
-      if (table == nullptr) return Error(origin, absl::StrFormat("'%s' is a list of values; write a table [[%s]] for each network", name, name));
+      if (table == nullptr)
+        return Error(origin,
+                     absl::StrFormat("'%s' is a list of values; write a table [[%s]] for each network", name, name));
       GANTRY_RETURN_IF_ERROR(ReadTable(*table, name + "[]", count++));
     }
     return absl::OkStatus();
@@ -117,7 +126,8 @@ class FileReader {
   absl::Status ReadValue(const toml::node& node, const std::string& name, size_t index, const std::string& origin) {
     const RunKeyEntry* key = FindRunKey(name);
     if (key == nullptr) {
-      if (IsSection(name)) return Error(origin, absl::StrFormat("'%s' is a section: write [%s] and its keys below", name, name));
+      if (IsSection(name))
+        return Error(origin, absl::StrFormat("'%s' is a section: write [%s] and its keys below", name, name));
       if (IsList(name)) return Error(origin, absl::StrFormat("'%s' is a list: write [[%s]]", name, name));
       return Error(origin, absl::StrFormat("unknown key '%s'%s", name, SuggestRunKey(name)));
     }
@@ -130,10 +140,12 @@ class FileReader {
       setting.value.value = boolean->get();
     } else if (const auto* text = node.as_string()) {
       std::string value = text->get();
-      if (key->is_path && !value.empty() && value[0] != '/' && !sources_.folder.empty()) value = absl::StrCat(sources_.folder, "/", value);
+      if (key->is_path && !value.empty() && value[0] != '/' && !sources_.folder.empty())
+        value = absl::StrCat(sources_.folder, "/", value);
       setting.value.value = std::move(value);
     } else {
-      return Error(origin, absl::StrFormat("'%s' is %s; it is a key of type %s", name, node.is_array() ? "a list" : "a date or time", TypeName(*key)));
+      return Error(origin, absl::StrFormat("'%s' is %s; it is a key of type %s", name,
+                                           node.is_array() ? "a list" : "a date or time", TypeName(*key)));
     }
     settings_.push_back(std::move(setting));
     return absl::OkStatus();
@@ -154,17 +166,20 @@ absl::Status ReadEnvironment(std::span<const std::string> environment, std::vect
     if (equals == std::string::npos) continue;
     const std::string name = variable.substr(0, equals);
     const bool ours = std::any_of(RunSections().begin(), RunSections().end(), [&](const std::string& section) {
-      return section.find_first_of(".[") == std::string::npos && name.starts_with(absl::StrCat("GANTRY_", absl::AsciiStrToUpper(section), "_"));
+      return section.find_first_of(".[") == std::string::npos &&
+             name.starts_with(absl::StrCat("GANTRY_", absl::AsciiStrToUpper(section), "_"));
     });
     if (!ours) continue;
     const auto found = std::find(known.begin(), known.end(), name);
     if (found == known.end()) {
       const std::string_view near = Nearest(name, known);
-      return absl::InvalidArgumentError(absl::StrFormat("environment: there is no setting %s%s; unset it", name,
-                                                        near.empty() ? "" : absl::StrFormat(", did you mean %s", near)));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("environment: there is no setting %s%s; unset it", name,
+                          near.empty() ? "" : absl::StrFormat(", did you mean %s", near)));
     }
-    const auto key = std::find_if(RunKeyTable().begin(), RunKeyTable().end(),
-                                  [&](const RunKeyEntry& entry) { return !entry.in_list() && EnvironmentName(entry) == name; });
+    const auto key = std::find_if(RunKeyTable().begin(), RunKeyTable().end(), [&](const RunKeyEntry& entry) {
+      return !entry.in_list() && EnvironmentName(entry) == name;
+    });
     settings.push_back({&*key, 0, {variable.substr(equals + 1), true}, absl::StrCat("environment ", name)});
   }
   return absl::OkStatus();
@@ -175,11 +190,13 @@ absl::Status ReadOverrides(std::span<const std::string> overrides, std::vector<S
     const size_t equals = text.find('=');
     const std::string origin = absl::StrCat("--set ", text);
     if (equals == std::string::npos) {
-      return absl::InvalidArgumentError(absl::StrFormat("%s: has no '='; write section.key=value, as in train.batch=32", origin));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s: has no '='; write section.key=value, as in train.batch=32", origin));
     }
     const std::string name(absl::StripAsciiWhitespace(text.substr(0, equals)));
     const RunKeyEntry* key = FindRunKey(name);
-    if (key == nullptr) return absl::InvalidArgumentError(absl::StrFormat("%s: unknown key '%s'%s", origin, name, SuggestRunKey(name)));
+    if (key == nullptr)
+      return absl::InvalidArgumentError(absl::StrFormat("%s: unknown key '%s'%s", origin, name, SuggestRunKey(name)));
     if (key->in_list()) {
       return absl::InvalidArgumentError(absl::StrFormat("%s: keys of lists can be set in the run file only", origin));
     }
@@ -213,19 +230,22 @@ bool AllFromFiles(std::span<const Setting> settings, const std::string& side, si
 }
 
 // Names and origins of a side's networks once all settings are in.
-absl::Status FinishNetworks(const std::string& side, const std::string& name, const std::string& family, std::string& file,
-                            std::vector<NetworkConfig>& networks, const NetworkTraining& training) {
+absl::Status FinishNetworks(const std::string& side, const std::string& name, const std::string& family,
+                            std::string& file, std::vector<NetworkConfig>& networks, const NetworkTraining& training) {
   if (networks.empty()) {
     networks.push_back({.name = side, .file = file, .training = training});
   } else if (!file.empty()) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: there are both model.%s and [[%ss]]; a network of the list takes its file with the key file", name, side, side));
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%s: there are both model.%s and [[%ss]]; a network of the list takes its file with the key file", name, side,
+        side));
   }
   file.clear();
   for (size_t i = 0; i < networks.size(); ++i) {
     NetworkConfig& network = networks[i];
     if (network.name.empty()) network.name = i == 0 ? side : absl::StrCat(side, i + 1);
     if (!network.file.empty() && !network.family.empty()) {
-      return absl::InvalidArgumentError(absl::StrFormat("%s: [[%ss]] '%s' has both a file and a family; give one of them", name, side, network.name));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s: [[%ss]] '%s' has both a file and a family; give one of them", name, side, network.name));
     }
     if (network.file.empty() && network.family.empty()) network.family = family;
   }
@@ -233,19 +253,26 @@ absl::Status FinishNetworks(const std::string& side, const std::string& name, co
 }
 
 absl::Status CheckTogether(const RunConfig& config, const std::string& name) {
-  const auto Error = [&name](std::string_view text) { return absl::InvalidArgumentError(absl::StrFormat("%s: %s", name, text)); };
+  const auto Error = [&name](std::string_view text) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s: %s", name, text));
+  };
   if (config.batch % config.step.accumulate != 0) {
-    return Error(absl::StrFormat("train.batch = %d is not a multiple of train.accumulate = %d", config.batch, config.step.accumulate));
+    return Error(absl::StrFormat("train.batch = %d is not a multiple of train.accumulate = %d", config.batch,
+                                 config.step.accumulate));
   }
-  if (config.steps == 0 && config.images == 0) return Error("train.steps and train.images are both 0; one of them must say when the run ends");
+  if (config.steps == 0 && config.images == 0)
+    return Error("train.steps and train.images are both 0; one of them must say when the run ends");
   std::set<std::string> names;
   for (const auto* networks : {&config.generators, &config.discriminators}) {
     for (const NetworkConfig& network : *networks) {
-      const bool plain = std::all_of(network.name.begin(), network.name.end(), [](char c) { return absl::ascii_isalnum(c) || c == '_' || c == '-'; });
+      const bool plain = std::all_of(network.name.begin(), network.name.end(),
+                                     [](char c) { return absl::ascii_isalnum(c) || c == '_' || c == '-'; });
       if (!plain || network.name == "ema") {
-        return Error(absl::StrFormat("a network may not be named '%s'; names are letters, digits, '_' and '-', and not ema", network.name));
+        return Error(absl::StrFormat(
+            "a network may not be named '%s'; names are letters, digits, '_' and '-', and not ema", network.name));
       }
-      if (!names.insert(network.name).second) return Error(absl::StrFormat("two networks are named '%s'; give them a name each", network.name));
+      if (!names.insert(network.name).second)
+        return Error(absl::StrFormat("two networks are named '%s'; give them a name each", network.name));
     }
   }
   return absl::OkStatus();
@@ -270,21 +297,24 @@ void AppendKeys(const RunConfig& config, std::string_view section, size_t index,
 
 absl::StatusOr<RunConfig> ParseRunConfig(std::string_view text, const RunConfigSources& sources) {
   if (text.size() > kMaxRunFileBytes) {
-    return absl::ResourceExhaustedError(absl::StrFormat("%s: has %d bytes; a run file has at most %d", sources.name, text.size(), kMaxRunFileBytes));
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("%s: has %d bytes; a run file has at most %d", sources.name, text.size(), kMaxRunFileBytes));
   }
   for (size_t begin = 0, line = 1; begin < text.size(); ++line) {
     const size_t end = std::min(text.find('\n', begin), text.size());
     const std::string_view content = text.substr(begin, end - begin);
     if (!content.starts_with('#') && std::count(content.begin(), content.end(), '.') > kMaxDotsOfLine) {
-      return absl::InvalidArgumentError(absl::StrFormat("%s:%d: has more than %d dots in one line", sources.name, line, kMaxDotsOfLine));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("%s:%d: has more than %d dots in one line", sources.name, line, kMaxDotsOfLine));
     }
     begin = end + 1;
   }
   const toml::parse_result parsed = toml::parse(text, sources.name);
   if (!parsed) {
     const toml::parse_error& error = parsed.error();
-    return absl::InvalidArgumentError(absl::StrFormat("%s:%d:%d: is not TOML: %s", sources.name, error.source().begin.line,
-                                                      error.source().begin.column, error.description()));
+    return absl::InvalidArgumentError(absl::StrFormat("%s:%d:%d: is not TOML: %s", sources.name,
+                                                      error.source().begin.line, error.source().begin.column,
+                                                      error.description()));
   }
   std::vector<Setting> settings;
   FileReader file(sources, settings);
@@ -293,24 +323,31 @@ absl::StatusOr<RunConfig> ParseRunConfig(std::string_view text, const RunConfigS
   GANTRY_RETURN_IF_ERROR(ReadOverrides(sources.overrides, settings));
 
   RunConfig config;
-  config.model.family = AllFromFiles(settings, "generator", file.generators()) && AllFromFiles(settings, "discriminator", file.discriminators())
-                            ? "" : kDefaultFamily;
+  config.model.family = AllFromFiles(settings, "generator", file.generators()) &&
+                                AllFromFiles(settings, "discriminator", file.discriminators())
+                            ? ""
+                            : kDefaultFamily;
   // The family first: the defaults of all other keys are its.
   if (const Setting* family = Last(settings, "model.family")) {
     GANTRY_RETURN_IF_ERROR(SetRunKey(*family->key, 0, family->value, family->origin, config));
   }
   GANTRY_RETURN_IF_ERROR(ApplyFamilyDefaults(config));
   for (const Setting& setting : settings) {
-    if (!setting.key->in_list()) GANTRY_RETURN_IF_ERROR(SetRunKey(*setting.key, 0, setting.value, setting.origin, config));
+    if (!setting.key->in_list())
+      GANTRY_RETURN_IF_ERROR(SetRunKey(*setting.key, 0, setting.value, setting.origin, config));
   }
-  if (Last(settings, "train.steps") == nullptr && Last(settings, "train.images") == nullptr) config.images = kDefaultImages;
+  if (Last(settings, "train.steps") == nullptr && Last(settings, "train.images") == nullptr)
+    config.images = kDefaultImages;
   config.generators.assign(file.generators(), {.training = config.generator});
   config.discriminators.assign(file.discriminators(), {.training = config.discriminator});
   for (const Setting& setting : settings) {
-    if (setting.key->in_list()) GANTRY_RETURN_IF_ERROR(SetRunKey(*setting.key, setting.index, setting.value, setting.origin, config));
+    if (setting.key->in_list())
+      GANTRY_RETURN_IF_ERROR(SetRunKey(*setting.key, setting.index, setting.value, setting.origin, config));
   }
-  GANTRY_RETURN_IF_ERROR(FinishNetworks("generator", sources.name, config.model.family, config.model.generator, config.generators, config.generator));
-  GANTRY_RETURN_IF_ERROR(FinishNetworks("discriminator", sources.name, config.model.family, config.model.discriminator, config.discriminators, config.discriminator));
+  GANTRY_RETURN_IF_ERROR(FinishNetworks("generator", sources.name, config.model.family, config.model.generator,
+                                        config.generators, config.generator));
+  GANTRY_RETURN_IF_ERROR(FinishNetworks("discriminator", sources.name, config.model.family, config.model.discriminator,
+                                        config.discriminators, config.discriminator));
   if (!config.model.family.empty()) FillFamilySizes(config.model);
   if (config.output.directory.empty()) config.output.directory = absl::StrCat("runs/", Stem(sources.name));
   GANTRY_RETURN_IF_ERROR(CheckTogether(config, sources.name));
@@ -339,7 +376,9 @@ std::string ToToml(const RunConfig& given) {
     const auto absolute = std::filesystem::absolute(path, error);
     if (!path.empty() && !error) path = absolute.lexically_normal().string();
   };
-  for (std::string* path : {&config.model.generator, &config.model.discriminator, &config.data.path, &config.output.directory}) MakeAbsolute(*path);
+  for (std::string* path :
+       {&config.model.generator, &config.model.discriminator, &config.data.path, &config.output.directory})
+    MakeAbsolute(*path);
   for (auto* networks : {&config.generators, &config.discriminators}) {
     for (NetworkConfig& network : *networks) MakeAbsolute(network.file);
   }
@@ -392,11 +431,12 @@ std::string RunKeysMarkdown() {
     const size_t dot = key.name.rfind('.');
     const std::string section = key.name.substr(0, dot);
     if (!rows.contains(section)) order.push_back(section);
-    absl::StrAppend(&rows[section], "| `", key.name.substr(dot + 1), "` | ", key.type, " | ", Cell(key.allowed), " | `", key.fallback, "` | ",
-                    Cell(key.help), " |\n");
+    absl::StrAppend(&rows[section], "| `", key.name.substr(dot + 1), "` | ", key.type, " | ", Cell(key.allowed), " | `",
+                    key.fallback, "` | ", Cell(key.help), " |\n");
   }
   for (const std::string& section : order) {
-    const auto same = std::find_if(tables.begin(), tables.end(), [&](const auto& table) { return table.second == rows[section]; });
+    const auto same =
+        std::find_if(tables.begin(), tables.end(), [&](const auto& table) { return table.second == rows[section]; });
     if (same == tables.end()) {
       tables.emplace_back(Title(section), rows[section]);
     } else {
@@ -405,7 +445,8 @@ std::string RunKeysMarkdown() {
   }
   std::string text;
   for (const auto& [titles, table] : tables) {
-    absl::StrAppend(&text, text.empty() ? "" : "\n", "## ", titles, "\n\n| key | type | allowed | default | meaning |\n| --- | --- | --- | --- | --- |\n", table);
+    absl::StrAppend(&text, text.empty() ? "" : "\n", "## ", titles,
+                    "\n\n| key | type | allowed | default | meaning |\n| --- | --- | --- | --- | --- |\n", table);
   }
   absl::StrAppend(&text, "\n## Defaults of the families\n\n| family | keys |\n| --- | --- |\n");
   for (const std::string& family : FamilyNames()) {
@@ -434,7 +475,8 @@ std::vector<std::string> Differences(const RunConfig& from, const RunConfig& to)
       count = (generators ? to.generators : to.discriminators).size();
       if (count != before) {
         if (key.name.ends_with("[].name")) {
-          differences.push_back(absl::StrFormat("%s: %d networks -> %d", key.name.substr(0, key.name.find('[')), before, count));
+          differences.push_back(
+              absl::StrFormat("%s: %d networks -> %d", key.name.substr(0, key.name.find('[')), before, count));
         }
         continue;
       }

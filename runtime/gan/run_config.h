@@ -1,4 +1,5 @@
-// A run as one TOML file describes it: networks, data, training and what is written. docs/reference/run-file.md lists every key.
+// A run as one TOML file describes it: networks, data, training and what is written. docs/reference/run-file.md lists
+// every key.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +33,7 @@ struct NetworkConfig {
 struct RunConfig {
   struct ModelSection {
     std::string family = "dcgan";
-    std::string generator, discriminator;  // ONNX files; empty: the family's
+    std::string generator, discriminator;                         // ONNX files; empty: the family's
     int64_t image_size = 0, channels = 0, width = 0, latent = 0;  // 0 only without a family; channels: as the data's
   } model;
   struct DataSection {
@@ -50,7 +51,7 @@ struct RunConfig {
   int64_t threads = 0;
   GanStepConfig step;
   PlanOptions plan;
-  NetworkTraining generator, discriminator;  // [generator.optimizer], [discriminator.optimizer]
+  NetworkTraining generator, discriminator;               // [generator.optimizer], [discriminator.optimizer]
   std::vector<NetworkConfig> generators, discriminators;  // at least one of each once loaded
   struct OutputSection {
     std::string directory;
@@ -69,8 +70,8 @@ struct RunConfigSources {
   std::vector<std::string> overrides;    // "train.batch=32"
 };
 
-// kInvalidArgument names the file and line (or the variable, or the override), the key, its value and what is allowed; for an
-// unknown key the nearest right one.
+// kInvalidArgument names the file and line (or the variable, or the override), the key, its value and what is allowed;
+// for an unknown key the nearest right one.
 absl::StatusOr<RunConfig> ParseRunConfig(std::string_view toml, const RunConfigSources& sources = {});
 // The same from the file at `path`, of at most 1 MiB; name and folder of `sources` are those of the path.
 absl::StatusOr<RunConfig> LoadRunConfig(const std::string& path, RunConfigSources sources = {});

@@ -41,31 +41,55 @@ void AddTraining(const std::string& section, Training training, std::vector<RunK
     entry.name = absl::StrCat(section, ".", ToAbsl(name));
     keys.push_back(std::move(entry));
   };
-  Add("kind", {.help = "how weights follow from gradients", .choices = {"adam", "adamw", "sgd"},
+  Add("kind", {.help = "how weights follow from gradients",
+               .choices = {"adam", "adamw", "sgd"},
                .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.kind; })});
-  Add("learning_rate", {.help = "before the schedule", .low = 0, .high = 1e6,
-                        .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.learning_rate; })});
-  Add("beta1", {.help = "decay of the gradient's mean (adam, adamw)", .low = 0, .high = 1, .below_high = true,
+  Add("learning_rate",
+      {.help = "before the schedule", .low = 0, .high = 1e6, .field = Of([training](C c, I i) -> auto& {
+                                                               return training(c, i).optimizer.learning_rate;
+                                                             })});
+  Add("beta1", {.help = "decay of the gradient's mean (adam, adamw)",
+                .low = 0,
+                .high = 1,
+                .below_high = true,
                 .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.beta1; })});
-  Add("beta2", {.help = "decay of the squared gradient's mean (adam, adamw)", .low = 0, .high = 1, .below_high = true,
+  Add("beta2", {.help = "decay of the squared gradient's mean (adam, adamw)",
+                .low = 0,
+                .high = 1,
+                .below_high = true,
                 .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.beta2; })});
-  Add("epsilon", {.help = "added to the root of the squared gradient's mean (adam, adamw)", .low = 0, .high = 1,
+  Add("epsilon", {.help = "added to the root of the squared gradient's mean (adam, adamw)",
+                  .low = 0,
+                  .high = 1,
                   .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.epsilon; })});
-  Add("momentum", {.help = "of sgd", .low = 0, .high = 1, .below_high = true,
-                   .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.momentum; })});
+  Add("momentum",
+      {.help = "of sgd", .low = 0, .high = 1, .below_high = true, .field = Of([training](C c, I i) -> auto& {
+                                                                    return training(c, i).optimizer.momentum;
+                                                                  })});
   Add("nesterov", {.help = "sgd looks ahead by the momentum",
                    .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.nesterov; })});
-  Add("weight_decay", {.help = "adam, sgd: times the weights, added to the gradients; adamw: taken from the weights", .low = 0, .high = 1e6,
+  Add("weight_decay", {.help = "adam, sgd: times the weights, added to the gradients; adamw: taken from the weights",
+                       .low = 0,
+                       .high = 1e6,
                        .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.weight_decay; })});
-  Add("clip_norm", {.help = "gradients are scaled so that their joint norm is at most this; 0: never", .low = 0, .high = kLargest,
+  Add("clip_norm", {.help = "gradients are scaled so that their joint norm is at most this; 0: never",
+                    .low = 0,
+                    .high = kLargest,
                     .field = Of([training](C c, I i) -> auto& { return training(c, i).optimizer.clip_norm; })});
-  Add("schedule", {.help = "how the learning rate falls after the warm-up", .choices = {"constant", "linear", "cosine"},
+  Add("schedule", {.help = "how the learning rate falls after the warm-up",
+                   .choices = {"constant", "linear", "cosine"},
                    .field = Of([training](C c, I i) -> auto& { return training(c, i).schedule.kind; })});
-  Add("warmup_images", {.help = "the learning rate rises linearly from 0 while these many images are seen", .low = 0, .high = kMost,
+  Add("warmup_images", {.help = "the learning rate rises linearly from 0 while these many images are seen",
+                        .low = 0,
+                        .high = kMost,
                         .field = Of([training](C c, I i) -> auto& { return training(c, i).schedule.warmup_images; })});
-  Add("decay_images", {.help = "then falls over these many images; 0: over the rest of the run", .low = 0, .high = kMost,
+  Add("decay_images", {.help = "then falls over these many images; 0: over the rest of the run",
+                       .low = 0,
+                       .high = kMost,
                        .field = Of([training](C c, I i) -> auto& { return training(c, i).schedule.decay_images; })});
-  Add("final_factor", {.help = "to this share of the learning rate, where it stays", .low = 0, .high = 1,
+  Add("final_factor", {.help = "to this share of the learning rate, where it stays",
+                       .low = 0,
+                       .high = 1,
                        .field = Of([training](C c, I i) -> auto& { return training(c, i).schedule.final_factor; })});
 }
 
@@ -73,106 +97,221 @@ std::vector<RunKeyEntry> MakeTable() {
   using C = RunConfig&;
   using I = size_t;
   std::vector<RunKeyEntry> keys = {
-      {.name = "model.family", .help = "the built-in networks, and the defaults of training that go with them", .choices = FamilyNames(),
+      {.name = "model.family",
+       .help = "the built-in networks, and the defaults of training that go with them",
+       .choices = FamilyNames(),
        .field = Of([](C c, I) -> auto& { return c.model.family; })},
-      {.name = "model.generator", .help = "an ONNX file instead of the family's generator", .is_path = true,
+      {.name = "model.generator",
+       .help = "an ONNX file instead of the family's generator",
+       .is_path = true,
        .field = Of([](C c, I) -> auto& { return c.model.generator; })},
-      {.name = "model.discriminator", .help = "an ONNX file instead of the family's discriminator", .is_path = true,
+      {.name = "model.discriminator",
+       .help = "an ONNX file instead of the family's discriminator",
+       .is_path = true,
        .field = Of([](C c, I) -> auto& { return c.model.discriminator; })},
-      {.name = "model.image_size", .help = "height and width of the family's images, a power of two; 0: 64", .low = 0, .high = 4096,
+      {.name = "model.image_size",
+       .help = "height and width of the family's images, a power of two; 0: 64",
+       .low = 0,
+       .high = 4096,
        .field = Of([](C c, I) -> auto& { return c.model.image_size; })},
-      {.name = "model.channels", .help = "channels of the family's images; 0: as the data has", .low = 0, .high = 1024,
+      {.name = "model.channels",
+       .help = "channels of the family's images; 0: as the data has",
+       .low = 0,
+       .high = 1024,
        .field = Of([](C c, I) -> auto& { return c.model.channels; })},
-      {.name = "model.width", .help = "channels at the family's highest resolution; they double with every halving, up to 8 times; 0: 64", .low = 0, .high = 65536,
+      {.name = "model.width",
+       .help = "channels at the family's highest resolution; they double with every halving, up to 8 times; 0: 64",
+       .low = 0,
+       .high = 65536,
        .field = Of([](C c, I) -> auto& { return c.model.width; })},
-      {.name = "model.latent", .help = "numbers of noise for one of the family's images; 0: 100", .low = 0, .high = 1048576,
+      {.name = "model.latent",
+       .help = "numbers of noise for one of the family's images; 0: 100",
+       .low = 0,
+       .high = 1048576,
        .field = Of([](C c, I) -> auto& { return c.model.latent; })},
-      {.name = "data.path", .help = "a file or folder of samples (docs/reference/data.md)", .is_path = true,
+      {.name = "data.path",
+       .help = "samples: an IDX, .npy, .npz or .safetensors file, a folder of MNIST's, or one of PNG images",
+       .is_path = true,
        .field = Of([](C c, I) -> auto& { return c.data.path; })},
-      {.name = "data.tensor", .help = "which array of an .npz or .safetensors file; may be empty where there is one",
+      {.name = "data.tensor",
+       .help = "which array of an .npz or .safetensors file; may be empty where there is one",
        .field = Of([](C c, I) -> auto& { return c.data.tensor; })},
-      {.name = "data.split", .help = "which part of a folder with MNIST's file names", .choices = {"train", "test"},
+      {.name = "data.split",
+       .help = "which part of a folder with MNIST's file names",
+       .choices = {"train", "test"},
        .field = Of([](C c, I) -> auto& { return c.data.split; })},
-      {.name = "data.image_size", .help = "arrays are padded, PNG images scaled and cropped to this size; 0: as the networks take them",
-       .low = 0, .high = 4096, .field = Of([](C c, I) -> auto& { return c.data.image_size; })},
-      {.name = "data.padding", .help = "the value that arrays are padded with", .low = -kLargest, .high = kLargest,
+      {.name = "data.image_size",
+       .help = "arrays are padded, PNG images scaled and cropped to this size; 0: as the networks take them",
+       .low = 0,
+       .high = 4096,
+       .field = Of([](C c, I) -> auto& { return c.data.image_size; })},
+      {.name = "data.padding",
+       .help = "the value that arrays are padded with",
+       .low = -kLargest,
+       .high = kLargest,
        .field = Of([](C c, I) -> auto& { return c.data.padding; })},
-      {.name = "data.channels_last", .help = "array samples are [H,W,C] in the file",
-       .field = Of([](C c, I) -> auto& { return c.data.channels_last; })},
-      {.name = "data.shuffle", .help = "every epoch in an order of its own, from train.seed",
+      {.name = "data.channels_last", .help = "array samples are [H,W,C] in the file", .field = Of([](C c, I) -> auto& {
+                                                                                        return c.data.channels_last;
+                                                                                      })},
+      {.name = "data.shuffle",
+       .help = "every epoch in an order of its own, from train.seed",
        .field = Of([](C c, I) -> auto& { return c.data.shuffle; })},
-      {.name = "data.drop_tail", .help = "leave out what is left of an epoch when it does not fill a batch",
+      {.name = "data.drop_tail",
+       .help = "leave out what is left of an epoch when it does not fill a batch",
        .field = Of([](C c, I) -> auto& { return c.data.drop_tail; })},
-      {.name = "data.read_ahead", .help = "batches held ready", .low = 1, .high = 1024,
-       .field = Of([](C c, I) -> auto& { return c.data.read_ahead; })},
-      {.name = "data.threads", .help = "threads that read and decode", .low = 1, .high = 256,
-       .field = Of([](C c, I) -> auto& { return c.data.threads; })},
-      {.name = "data.max_memory_mib", .help = "most memory for files that cannot be read in pieces (.gz, .npz)", .low = 1, .high = 1 << 24,
+      {.name = "data.read_ahead", .help = "batches held ready", .low = 1, .high = 1024, .field = Of([
+                                                                                        ](C c, I) -> auto& {
+                                                                                          return c.data.read_ahead;
+                                                                                        })},
+      {.name = "data.threads", .help = "threads that read and decode", .low = 1, .high = 256, .field = Of([
+                                                                                              ](C c, I) -> auto& {
+                                                                                                return c.data.threads;
+                                                                                              })},
+      {.name = "data.max_memory_mib",
+       .help = "most memory for files that cannot be read in pieces (.gz, .npz)",
+       .low = 1,
+       .high = 1 << 24,
        .field = Of([](C c, I) -> auto& { return c.data.max_memory_mib; })},
-      {.name = "train.batch", .help = "samples per update", .low = 1, .high = 1048576,
-       .field = Of([](C c, I) -> auto& { return c.batch; })},
-      {.name = "train.accumulate", .help = "an update's samples go through the networks in this many parts, which takes less memory",
-       .low = 1, .high = 65536, .field = Of([](C c, I) -> auto& { return c.step.accumulate; })},
-      {.name = "train.steps", .help = "the run ends after this many steps; 0: only train.images counts", .low = 0, .high = kMost,
+      {.name = "train.batch", .help = "samples per update", .low = 1, .high = 1048576, .field = Of([](C c, I) -> auto& {
+                                                                                         return c.batch;
+                                                                                       })},
+      {.name = "train.accumulate",
+       .help = "an update's samples go through the networks in this many parts, which takes less memory",
+       .low = 1,
+       .high = 65536,
+       .field = Of([](C c, I) -> auto& { return c.step.accumulate; })},
+      {.name = "train.steps",
+       .help = "the run ends after this many steps; 0: only train.images counts",
+       .low = 0,
+       .high = kMost,
        .field = Of([](C c, I) -> auto& { return c.steps; })},
-      {.name = "train.images", .help = "the run ends after this many real samples; 0: only train.steps counts", .low = 0, .high = kMost,
+      {.name = "train.images",
+       .help = "the run ends after this many real samples; 0: only train.steps counts",
+       .low = 0,
+       .high = kMost,
        .field = Of([](C c, I) -> auto& { return c.images; })},
-      {.name = "train.minutes", .help = "the process stops after these many minutes of training, to be resumed; 0: no limit", .low = 0,
-       .high = 1e9, .field = Of([](C c, I) -> auto& { return c.minutes; })},
-      {.name = "train.n_critic", .help = "updates of the discriminators in a step", .low = 1, .high = 1024,
+      {.name = "train.minutes",
+       .help = "the process stops after these many minutes of training, to be resumed; 0: no limit",
+       .low = 0,
+       .high = 1e9,
+       .field = Of([](C c, I) -> auto& { return c.minutes; })},
+      {.name = "train.n_critic",
+       .help = "updates of the discriminators in a step",
+       .low = 1,
+       .high = 1024,
        .field = Of([](C c, I) -> auto& { return c.step.n_critic; })},
-      {.name = "train.loss", .help = "docs/reference/losses.md", .choices = GanLossNames(),
+      {.name = "train.loss",
+       .help = "what the networks minimize: non-saturating, hinge, Wasserstein, least squares or relativistic pairing",
+       .choices = GanLossNames(),
        .field = Of([](C c, I) -> auto& { return c.step.loss; })},
-      {.name = "train.r1", .help = "weight of the gradient penalty on real samples", .low = 0, .high = kLargest,
+      {.name = "train.r1",
+       .help = "weight of the gradient penalty on real samples",
+       .low = 0,
+       .high = kLargest,
        .field = Of([](C c, I) -> auto& { return c.step.r1; })},
-      {.name = "train.r2", .help = "weight of the gradient penalty on made samples", .low = 0, .high = kLargest,
+      {.name = "train.r2",
+       .help = "weight of the gradient penalty on made samples",
+       .low = 0,
+       .high = kLargest,
        .field = Of([](C c, I) -> auto& { return c.step.r2; })},
-      {.name = "train.penalty_every", .help = "r1 and r2 in every k-th step only", .low = 1, .high = 1048576,
+      {.name = "train.penalty_every",
+       .help = "r1 and r2 in every k-th step only",
+       .low = 1,
+       .high = 1048576,
        .field = Of([](C c, I) -> auto& { return c.step.penalty_every; })},
-      {.name = "train.gradient_penalty", .help = "weight of WGAN-GP's penalty between real and made samples", .low = 0, .high = kLargest,
+      {.name = "train.gradient_penalty",
+       .help = "weight of WGAN-GP's penalty between real and made samples",
+       .low = 0,
+       .high = kLargest,
        .field = Of([](C c, I) -> auto& { return c.step.gradient_penalty; })},
-      {.name = "train.ema", .help = "share that the generator's average keeps in a step; 0: no average", .low = 0, .high = 1, .below_high = true,
+      {.name = "train.ema",
+       .help = "share that the generator's average keeps in a step; 0: no average",
+       .low = 0,
+       .high = 1,
+       .below_high = true,
        .field = Of([](C c, I) -> auto& { return c.step.ema; })},
-      {.name = "train.seed", .help = "of first weights, noise and the order of the data", .low = 0, .high = 9223372036854774784.0,
+      {.name = "train.seed",
+       .help = "of first weights, noise and the order of the data",
+       .low = 0,
+       .high = 9223372036854774784.0,
        .field = Of([](C c, I) -> auto& { return c.seed; })},
-      {.name = "train.dtype", .help = "what is computed in", .choices = {"f32", "f64"},
+      {.name = "train.dtype",
+       .help = "what is computed in",
+       .choices = {"f32", "f64"},
        .field = Of([](C c, I) -> auto& { return c.step.dtype; })},
-      {.name = "train.threads", .help = "threads that compute; 0: one for each core", .low = 0, .high = 4096,
+      {.name = "train.threads",
+       .help = "threads that compute; 0: one for each core",
+       .low = 0,
+       .high = 4096,
        .field = Of([](C c, I) -> auto& { return c.threads; })},
-      {.name = "train.kernels", .help = "reference: plain loops, slow, the truth that fast kernels are tested against",
-       .choices = {"fast", "reference"}, .field = Of([](C c, I) -> auto& { return c.plan.kernels; })},
-      {.name = "train.winograd", .help = "allow Winograd forms of convolutions, which round more",
+      {.name = "train.kernels",
+       .help = "reference: plain loops, slow, the truth that fast kernels are tested against",
+       .choices = {"fast", "reference"},
+       .field = Of([](C c, I) -> auto& { return c.plan.kernels; })},
+      {.name = "train.winograd",
+       .help = "allow Winograd forms of convolutions, which round more",
        .field = Of([](C c, I) -> auto& { return c.plan.winograd; })},
       {.name = "train.fuse", .help = "join ops into fewer", .field = Of([](C c, I) -> auto& { return c.plan.fuse; })},
   };
-  AddTraining("generator.optimizer", [](C c, I) -> auto& { return c.generator; }, keys);
-  AddTraining("discriminator.optimizer", [](C c, I) -> auto& { return c.discriminator; }, keys);
-  keys.push_back({.name = "generators[].name", .help = "begins the names of its weights; empty: generator, generator2, ...",
+  AddTraining(
+      "generator.optimizer", [](C c, I) -> auto& { return c.generator; }, keys);
+  AddTraining(
+      "discriminator.optimizer", [](C c, I) -> auto& { return c.discriminator; }, keys);
+  keys.push_back({.name = "generators[].name",
+                  .help = "begins the names of its weights; empty: generator, generator2, ...",
                   .field = Of([](C c, I i) -> auto& { return c.generators[i].name; })});
-  keys.push_back({.name = "generators[].file", .help = "an ONNX file; empty: the family's generator", .is_path = true,
+  keys.push_back({.name = "generators[].file",
+                  .help = "an ONNX file; empty: the family's generator",
+                  .is_path = true,
                   .field = Of([](C c, I i) -> auto& { return c.generators[i].file; })});
-  keys.push_back({.name = "generators[].family", .help = "where there is no file; empty: model.family", .choices = FamilyNames(),
+  keys.push_back({.name = "generators[].family",
+                  .help = "where there is no file; empty: model.family",
+                  .choices = FamilyNames(),
                   .field = Of([](C c, I i) -> auto& { return c.generators[i].family; })});
-  AddTraining("generators[].optimizer", [](C c, I i) -> auto& { return c.generators[i].training; }, keys);
-  keys.push_back({.name = "discriminators[].name", .help = "begins the names of its weights; empty: discriminator, discriminator2, ...",
+  AddTraining(
+      "generators[].optimizer", [](C c, I i) -> auto& { return c.generators[i].training; }, keys);
+  keys.push_back({.name = "discriminators[].name",
+                  .help = "begins the names of its weights; empty: discriminator, discriminator2, ...",
                   .field = Of([](C c, I i) -> auto& { return c.discriminators[i].name; })});
-  keys.push_back({.name = "discriminators[].file", .help = "an ONNX file; empty: the family's discriminator", .is_path = true,
+  keys.push_back({.name = "discriminators[].file",
+                  .help = "an ONNX file; empty: the family's discriminator",
+                  .is_path = true,
                   .field = Of([](C c, I i) -> auto& { return c.discriminators[i].file; })});
-  keys.push_back({.name = "discriminators[].family", .help = "where there is no file; empty: model.family", .choices = FamilyNames(),
+  keys.push_back({.name = "discriminators[].family",
+                  .help = "where there is no file; empty: model.family",
+                  .choices = FamilyNames(),
                   .field = Of([](C c, I i) -> auto& { return c.discriminators[i].family; })});
-  AddTraining("discriminators[].optimizer", [](C c, I i) -> auto& { return c.discriminators[i].training; }, keys);
+  AddTraining(
+      "discriminators[].optimizer", [](C c, I i) -> auto& { return c.discriminators[i].training; }, keys);
   std::vector<RunKeyEntry> output = {
-      {.name = "output.directory", .help = "where everything goes; empty: runs/ and the run file's name, in the working directory",
-       .is_path = true, .field = Of([](C c, I) -> auto& { return c.output.directory; })},
-      {.name = "output.log_every", .help = "steps between two lines of metrics.jsonl", .low = 1, .high = kMost,
+      {.name = "output.directory",
+       .help = "where everything goes; empty: runs/ and the run file's name, in the working directory",
+       .is_path = true,
+       .field = Of([](C c, I) -> auto& { return c.output.directory; })},
+      {.name = "output.log_every",
+       .help = "steps between two lines of metrics.jsonl",
+       .low = 1,
+       .high = kMost,
        .field = Of([](C c, I) -> auto& { return c.output.log_every; })},
-      {.name = "output.sample_every", .help = "steps between two sheets of samples; 0: only at the end", .low = 0, .high = kMost,
+      {.name = "output.sample_every",
+       .help = "steps between two sheets of samples; 0: only at the end",
+       .low = 0,
+       .high = kMost,
        .field = Of([](C c, I) -> auto& { return c.output.sample_every; })},
-      {.name = "output.sample_count", .help = "samples on a sheet", .low = 1, .high = 65536,
+      {.name = "output.sample_count",
+       .help = "samples on a sheet",
+       .low = 1,
+       .high = 65536,
        .field = Of([](C c, I) -> auto& { return c.output.sample_count; })},
-      {.name = "output.checkpoint_every", .help = "steps between two checkpoints; 0: only at the end", .low = 0, .high = kMost,
+      {.name = "output.checkpoint_every",
+       .help = "steps between two checkpoints; 0: only at the end",
+       .low = 0,
+       .high = kMost,
        .field = Of([](C c, I) -> auto& { return c.output.checkpoint_every; })},
-      {.name = "output.keep_checkpoints", .help = "how many of the newest checkpoints stay; 0: all", .low = 0, .high = 1048576,
+      {.name = "output.keep_checkpoints",
+       .help = "how many of the newest checkpoints stay; 0: all",
+       .low = 0,
+       .high = 1048576,
        .field = Of([](C c, I) -> auto& { return c.output.keep_checkpoints; })},
   };
   std::move(output.begin(), output.end(), std::back_inserter(keys));
@@ -227,7 +366,9 @@ std::optional<double> AsNumber(const RunValue& given) {
   if (const auto* integer = std::get_if<int64_t>(&given.value)) return static_cast<double>(*integer);
   if (const auto* number = std::get_if<double>(&given.value)) return *number;
   double value = 0;
-  if (const auto* text = std::get_if<std::string>(&given.value); text != nullptr && given.is_text_form && Parse(*text, value)) return value;
+  if (const auto* text = std::get_if<std::string>(&given.value);
+      text != nullptr && given.is_text_form && Parse(*text, value))
+    return value;
   return std::nullopt;
 }
 
@@ -273,10 +414,12 @@ std::string SuggestRunKey(std::string_view name) {
     if (key_section == section) same_section.push_back(key_last);
     if (key_last == last && elsewhere.empty()) elsewhere = key.name;
   }
-  if (const std::string_view near = Nearest(last, same_section); !near.empty()) return Meant(absl::StrCat(ToAbsl(section), ".", ToAbsl(near)));
+  if (const std::string_view near = Nearest(last, same_section); !near.empty())
+    return Meant(absl::StrCat(ToAbsl(section), ".", ToAbsl(near)));
   if (!elsewhere.empty()) return Meant(elsewhere);
   if (const std::string_view near = Nearest(name, names); !near.empty()) return Meant(near);
-  if (!same_section.empty()) return absl::StrFormat("; the keys of [%s] are %s", section, absl::StrJoin(same_section, ", "));
+  if (!same_section.empty())
+    return absl::StrFormat("; the keys of [%s] are %s", section, absl::StrJoin(same_section, ", "));
   return absl::StrCat("; the sections are ", absl::StrJoin(RunSections(), ", "));
 }
 
@@ -315,14 +458,19 @@ std::string AllowedText(const RunKeyEntry& key) {
   return absl::StrCat(Bound(key.low), key.below_high ? " to below " : " to ", Bound(key.high));
 }
 
-absl::Status SetRunKey(const RunKeyEntry& key, size_t index, const RunValue& given, std::string_view origin, RunConfig& config) {
+absl::Status SetRunKey(const RunKeyEntry& key, size_t index, const RunValue& given, std::string_view origin,
+                       RunConfig& config) {
   const auto Wrong = [&](std::string_view why) {
     const std::string allowed = AllowedText(key);
     const std::string type = TypeName(key);
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "%s: %s = %s %s; expected %s %s%s", origin, key.name, ToToml(given), why, type == "integer" ? "an" : "a",
-        type == "integer" ? "integer (a whole number)" : type == "text" && !key.choices.empty() ? "text," : type,
-        allowed.empty() ? "" : key.choices.empty() ? absl::StrCat(", ", allowed) : absl::StrCat(" one of ", allowed)));
+    return absl::InvalidArgumentError(absl::StrFormat("%s: %s = %s %s; expected %s %s%s", origin, key.name,
+                                                      ToToml(given), why, type == "integer" ? "an" : "a",
+                                                      type == "integer" ? "integer (a whole number)"
+                                                      : type == "text" && !key.choices.empty() ? "text,"
+                                                                                               : type,
+                                                      allowed.empty()       ? ""
+                                                      : key.choices.empty() ? absl::StrCat(", ", allowed)
+                                                                            : absl::StrCat(" one of ", allowed)));
   };
   const RunField field = key.field(config, index);
   if (bool* const* boolean = std::get_if<bool*>(&field)) {

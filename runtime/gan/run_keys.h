@@ -49,7 +49,8 @@ struct RunValue {
 std::string ToToml(const RunValue& value);
 
 // kInvalidArgument, beginning with `origin`, where the type or range is wrong; nothing changes then.
-absl::Status SetRunKey(const RunKeyEntry& key, size_t index, const RunValue& value, std::string_view origin, RunConfig& config);
+absl::Status SetRunKey(const RunKeyEntry& key, size_t index, const RunValue& value, std::string_view origin,
+                       RunConfig& config);
 // The value as TOML.
 std::string GetRunKey(const RunKeyEntry& key, size_t index, const RunConfig& config);
 std::string TypeName(const RunKeyEntry& key);

@@ -11,7 +11,9 @@ namespace {
 absl::StatusOr<GanRole> BuildRole(const RunConfig& config, const NetworkConfig& network, bool is_generator) {
   GanRole role{.name = network.name, .optimizer = network.training.optimizer};
   if (!network.file.empty()) {
-    GANTRY_ASSIGN_OR_RETURN(role.model, ImportOnnxFile(network.file, {.name = network.name, .batch = config.micro_batch(), .dtype = config.step.dtype}));
+    GANTRY_ASSIGN_OR_RETURN(
+        role.model, ImportOnnxFile(network.file,
+                                   {.name = network.name, .batch = config.micro_batch(), .dtype = config.step.dtype}));
     return role;
   }
   absl::StatusOr<Family> family = BuildFamily(network.family, {.image_size = config.model.image_size,
@@ -46,10 +48,12 @@ bool UsesFamily(const RunConfig& config) {
          std::any_of(config.discriminators.begin(), config.discriminators.end(), from_family);
 }
 
-absl::StatusOr<std::unique_ptr<DataSet>> OpenRunData(const RunConfig& config, int64_t channels, int64_t height, int64_t width) {
+absl::StatusOr<std::unique_ptr<DataSet>> OpenRunData(const RunConfig& config, int64_t channels, int64_t height,
+                                                     int64_t width) {
   const RunConfig::DataSection& data = config.data;
   if (data.path.empty()) {
-    return absl::InvalidArgumentError("data.path is not set: name a file or folder of samples in the run file's [data], or with data.path=PATH");
+    return absl::InvalidArgumentError(
+        "data.path is not set: name a file or folder of samples in the run file's [data], or with data.path=PATH");
   }
   absl::StatusOr<std::unique_ptr<DataSet>> opened =
       OpenDataSet(data.path, {.tensor = data.tensor,

@@ -7,8 +7,8 @@
 
 namespace gantry {
 
-absl::StatusOr<std::unique_ptr<Sampler>> Sampler::Create(const GanRole& generator, bool averages, DataType dtype, const PlanOptions& plan_options,
-                                                         Device& device) {
+absl::StatusOr<std::unique_ptr<Sampler>> Sampler::Create(const GanRole& generator, bool averages, DataType dtype,
+                                                         const PlanOptions& plan_options, Device& device) {
   GANTRY_ASSIGN_OR_RETURN(const Program program, BuildSampler(generator, averages, dtype));
   GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, plan_options));
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(std::move(plan), device));
@@ -19,7 +19,8 @@ std::vector<Sampler::StateMemory> Sampler::States() {
   constexpr std::string_view kAverage = "ema.";
   std::vector<StateMemory> states;
   for (const State& state : executor_->program().states()) {
-    StateMemory memory{.names = {state.name}, .type = executor_->program().TypeOf(state.first), .bytes = executor_->Data(state.first)};
+    StateMemory memory{
+        .names = {state.name}, .type = executor_->program().TypeOf(state.first), .bytes = executor_->Data(state.first)};
     // Statistics have no average of their own.
     if (std::string_view(state.name).starts_with(kAverage)) memory.names.push_back(state.name.substr(kAverage.size()));
     states.push_back(std::move(memory));
@@ -56,7 +57,8 @@ absl::StatusOr<std::vector<float>> Sampler::Draw(int64_t count, uint64_t noise_s
     const std::byte* sample = executor_->Data("sample").data();
     if (program.TypeOf(program.FindOutput("sample")).dtype == DataType::kF64) {
       const double* from = reinterpret_cast<const double*>(sample);
-      std::transform(from, from + wanted, std::back_inserter(result), [](double value) { return static_cast<float>(value); });
+      std::transform(from, from + wanted, std::back_inserter(result),
+                     [](double value) { return static_cast<float>(value); });
     } else {
       const float* from = reinterpret_cast<const float*>(sample);
       result.insert(result.end(), from, from + wanted);

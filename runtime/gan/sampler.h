@@ -17,7 +17,8 @@ namespace gantry {
 // One thread at a time.
 class Sampler {
  public:
-  // Plans `generator`, whose weights are its averages where `averages`, for its own batch size. `device` outlives the sampler.
+  // Plans `generator`, whose weights are its averages where `averages`, for its own batch size. `device` outlives the
+  // sampler.
   static absl::StatusOr<std::unique_ptr<Sampler>> Create(const GanRole& generator, bool averages, DataType dtype,
                                                          const PlanOptions& plan, Device& device);
 
@@ -32,7 +33,9 @@ class Sampler {
   // `count` (> 0) samples, one behind the other. Noise depends on `noise_seed` only.
   absl::StatusOr<std::vector<float>> Draw(int64_t count, uint64_t noise_seed);
   // [batch, ...]
-  const Shape& batch_shape() const { return executor_->program().TypeOf(executor_->program().FindOutput("sample")).shape; }
+  const Shape& batch_shape() const {
+    return executor_->program().TypeOf(executor_->program().FindOutput("sample")).shape;
+  }
 
  private:
   explicit Sampler(std::unique_ptr<Executor> executor) : executor_(std::move(executor)) {}

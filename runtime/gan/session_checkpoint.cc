@@ -5,11 +5,16 @@ namespace {
 
 HostType ToHostType(DataType type) {
   switch (type) {
-    case DataType::kF32: return HostType::kF32;
-    case DataType::kF64: return HostType::kF64;
-    case DataType::kI32: return HostType::kI32;
-    case DataType::kI64: return HostType::kI64;
-    case DataType::kU8: return HostType::kU8;
+    case DataType::kF32:
+      return HostType::kF32;
+    case DataType::kF64:
+      return HostType::kF64;
+    case DataType::kI32:
+      return HostType::kI32;
+    case DataType::kI64:
+      return HostType::kI64;
+    case DataType::kU8:
+      return HostType::kU8;
   }
   return HostType::kU8;
 }
@@ -41,8 +46,8 @@ absl::Status ReadSession(const Checkpoint& checkpoint, GanSession& session) {
   GANTRY_ASSIGN_OR_RETURN(progress.steps, checkpoint.Integer("steps"));
   GANTRY_ASSIGN_OR_RETURN(progress.images_seen, checkpoint.Integer("images_seen"));
   if (progress.steps < 0 || progress.images_seen < 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("%s: its steps (%d) or images_seen (%d) are negative", checkpoint.path(), progress.steps,
-                                                      progress.images_seen));
+    return absl::InvalidArgumentError(absl::StrFormat("%s: its steps (%d) or images_seen (%d) are negative",
+                                                      checkpoint.path(), progress.steps, progress.images_seen));
   }
   GANTRY_RETURN_IF_ERROR(checkpoint.Read(SessionTargets(session)));
   session.SetProgress(progress);

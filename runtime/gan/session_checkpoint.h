@@ -15,12 +15,15 @@ std::vector<CheckpointTarget> SessionTargets(GanSession& session);
 // "steps", "images_seen" and "seed".
 SafetensorsMetadata SessionMetadata(const GanSession& session);
 
-// Reads states and progress. kInvalidArgument where they do not fit: the session is then as it was. The caller has called Verify.
+// Reads states and progress. kInvalidArgument where they do not fit: the session is then as it was. The caller has
+// called Verify.
 absl::Status ReadSession(const Checkpoint& checkpoint, GanSession& session);
 
-// A session without a Trainer: all of it but the position in the data, in one file at `path`. Errors as WriteCheckpoint.
+// A session without a Trainer: all of it but the position in the data, in one file at `path`. Errors as
+// WriteCheckpoint.
 absl::Status SaveSession(GanSession& session, const std::string& path, const SafetensorsMetadata& more = {});
-// Verifies the file, then ReadSession. Warns of nothing: noise and dropout go on as before only where the seed is the same.
+// Verifies the file, then ReadSession. Warns of nothing: noise and dropout go on as before only where the seed is the
+// same.
 absl::Status LoadSession(const std::string& path, GanSession& session);
 
 }  // namespace gantry

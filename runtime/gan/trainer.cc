@@ -19,17 +19,19 @@ constexpr std::string_view kDiversity = "diversity";
 // Weight of one step in the smoothed rate: about the last 20 steps count.
 constexpr double kRateWeight = 0.1;
 
-double Now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 // Keys whose change leaves what is computed as it was.
 bool MayChange(std::string_view difference) {
-  constexpr std::string_view kPrefixes[] = {"output.", "train.steps", "train.images", "train.minutes", "data.path", "data.read_ahead", "data.threads", "data.max_memory"};
-  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes), [&](std::string_view prefix) { return difference.starts_with(prefix); });
+  constexpr std::string_view kPrefixes[] = {"output.",   "train.steps",     "train.images", "train.minutes",
+                                            "data.path", "data.read_ahead", "data.threads", "data.max_memory"};
+  return std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
+                     [&](std::string_view prefix) { return difference.starts_with(prefix); });
 }
 
-std::string InFolder(const CheckpointFolder& folder, std::string_view name) { return absl::StrCat(folder.path(), "/", ToAbsl(name)); }
+std::string InFolder(const CheckpointFolder& folder, std::string_view name) {
+  return absl::StrCat(folder.path(), "/", ToAbsl(name));
+}
 
 }  // namespace
 
@@ -44,31 +46,36 @@ absl::Status Trainer::Build(Device& device) {
     GANTRY_ASSIGN_OR_RETURN(data_set_, OpenRunData(config_, 0, config_.model.image_size, config_.model.image_size));
     const std::vector<int64_t>& shape = data_set_->sample_shape();
     if (shape.size() != 3) {
-      return absl::InvalidArgumentError(absl::StrFormat("data.path: %s; the family '%s' takes images, [channels,height,width]",
-                                                        data_set_->Describe(), config_.model.family));
+      return absl::InvalidArgumentError(
+          absl::StrFormat("data.path: %s; the family '%s' takes images, [channels,height,width]", data_set_->Describe(),
+                          config_.model.family));
     }
     config_.model.channels = shape[0];
   }
   GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config_));
   GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed};
   options.plan.thread_count = static_cast<int>(config_.threads);
-  GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators), std::move(networks.discriminators), device));
+  GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
+                                                       std::move(networks.discriminators), device));
 
   const std::vector<int64_t>& batch = session_->sample_shape().dims();
   const std::vector<int64_t> sample(batch.begin() + 1, batch.end());
   if (data_set_ == nullptr || data_set_->sample_shape() != sample) {
     const bool images = sample.size() == 3;
-    GANTRY_ASSIGN_OR_RETURN(data_set_, OpenRunData(config_, images ? sample[0] : 0, images ? sample[1] : 0, images ? sample[2] : 0));
+    GANTRY_ASSIGN_OR_RETURN(
+        data_set_, OpenRunData(config_, images ? sample[0] : 0, images ? sample[1] : 0, images ? sample[2] : 0));
   }
   if (data_set_->sample_shape() != sample) {
-    return absl::InvalidArgumentError(absl::StrFormat("the networks take samples of shape %s, the data are %s", ShapeText(sample), data_set_->Describe()));
+    return absl::InvalidArgumentError(absl::StrFormat("the networks take samples of shape %s, the data are %s",
+                                                      ShapeText(sample), data_set_->Describe()));
   }
-  GANTRY_ASSIGN_OR_RETURN(stream_, BatchStream::Create(data_set_, {.seed = config_.seed,
-                                                                   .batch_size = config_.batch,
-                                                                   .shuffle = config_.data.shuffle,
-                                                                   .drop_tail = config_.data.drop_tail,
-                                                                   .read_ahead = static_cast<int>(config_.data.read_ahead),
-                                                                   .threads = static_cast<int>(config_.data.threads)}));
+  GANTRY_ASSIGN_OR_RETURN(stream_,
+                          BatchStream::Create(data_set_, {.seed = config_.seed,
+                                                          .batch_size = config_.batch,
+                                                          .shuffle = config_.data.shuffle,
+                                                          .drop_tail = config_.data.drop_tail,
+                                                          .read_ahead = static_cast<int>(config_.data.read_ahead),
+                                                          .threads = static_cast<int>(config_.data.threads)}));
   batch_.resize(session_->real_elements() * session_->draws_per_step());
   for (const std::string& name : session_->ScalarNames()) scalars_.push_back({name});
   const auto has = [this](std::string_view name) { return session_->Scalar(name).ok(); };
@@ -76,22 +83,27 @@ absl::Status Trainer::Build(Device& device) {
   for (const auto* side : {&config_.generators, &config_.discriminators}) {
     for (const NetworkConfig& network : *side) rates_.push_back({"learning_rate." + network.name});
   }
-  if (const auto& fallbacks = session_->plan().fallbacks; config_.plan.kernels == KernelChoice::kFast && !fallbacks.empty()) {
-    Warn(absl::StrFormat("no fast kernel for %s: reference kernels run there, which are slow", absl::StrJoin(fallbacks, ", ")));
+  if (const auto& fallbacks = session_->plan().fallbacks;
+      config_.plan.kernels == KernelChoice::kFast && !fallbacks.empty()) {
+    Warn(absl::StrFormat("no fast kernel for %s: reference kernels run there, which are slow",
+                         absl::StrJoin(fallbacks, ", ")));
   }
   return absl::OkStatus();
 }
 
 bool Trainer::finished() const {
   const GanProgress& done = session_->progress();
-  return (config_.steps > 0 && done.steps >= config_.steps) || (config_.images > 0 && done.images_seen >= config_.images) ||
+  return (config_.steps > 0 && done.steps >= config_.steps) ||
+         (config_.images > 0 && done.images_seen >= config_.images) ||
          (config_.minutes > 0 && run_seconds_ >= 60 * config_.minutes);
 }
 
 int64_t Trainer::total_steps() const {
   const GanProgress& done = session_->progress();
-  const int64_t left = config_.images == 0 ? INT64_MAX - done.steps
-                                           : std::max<int64_t>(0, config_.images - done.images_seen + config_.images_per_step() - 1) / config_.images_per_step();
+  const int64_t left = config_.images == 0
+                           ? INT64_MAX - done.steps
+                           : std::max<int64_t>(0, config_.images - done.images_seen + config_.images_per_step() - 1) /
+                                 config_.images_per_step();
   return std::min(done.steps + left, config_.steps == 0 ? INT64_MAX : std::max(config_.steps, done.steps));
 }
 
@@ -101,24 +113,29 @@ absl::Status Trainer::OpenFolder(int64_t last_step) {
     GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(folder->path()));
     if (!stored.empty()) {
       return absl::FailedPreconditionError(absl::StrFormat(
-          "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory", folder->path(), stored.back().path));
+          "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory",
+          folder->path(), stored.back().path));
     }
   }
   GANTRY_ASSIGN_OR_RETURN(metrics_, MetricsLog::Open(InFolder(*folder, "metrics.jsonl"), last_step));
   const std::string text = absl::StrCat("# The run as it was started, every key written out.\n", ToToml(config_));
-  GANTRY_RETURN_IF_ERROR(WriteFileAtomically(InFolder(*folder, "run.toml"), std::as_bytes(std::span(text.data(), text.size()))));
+  GANTRY_RETURN_IF_ERROR(
+      WriteFileAtomically(InFolder(*folder, "run.toml"), std::as_bytes(std::span(text.data(), text.size()))));
   folder_ = std::move(folder);
   return absl::OkStatus();
 }
 
 absl::Status Trainer::Resume(const std::string& given) {
-  if (folder_ != nullptr || session_->progress().steps > 0) return absl::FailedPreconditionError("a run can be resumed before its first step only");
+  if (folder_ != nullptr || session_->progress().steps > 0)
+    return absl::FailedPreconditionError("a run can be resumed before its first step only");
   std::string path = given;
   std::error_code ignored;
   const bool is_folder = std::filesystem::is_directory(given, ignored);
   if (given == "latest" || is_folder) {
-    GANTRY_ASSIGN_OR_RETURN(const LatestCheckpoint latest, FindLatestCheckpoint(is_folder ? given : config_.output.directory));
-    for (const auto& [checkpoint, why] : latest.damaged) Warn(absl::StrFormat("%s is damaged and passed over: %s", checkpoint.path, Message(why)));
+    GANTRY_ASSIGN_OR_RETURN(const LatestCheckpoint latest,
+                            FindLatestCheckpoint(is_folder ? given : config_.output.directory));
+    for (const auto& [checkpoint, why] : latest.damaged)
+      Warn(absl::StrFormat("%s is damaged and passed over: %s", checkpoint.path, Message(why)));
     path = latest.checkpoint.path;
   }
   GANTRY_ASSIGN_OR_RETURN(const Checkpoint checkpoint, Checkpoint::Open(path));
@@ -128,7 +145,8 @@ absl::Status Trainer::Resume(const std::string& given) {
   GANTRY_ASSIGN_OR_RETURN(const int64_t samples_drawn, checkpoint.Integer("samples_drawn"));
   GANTRY_ASSIGN_OR_RETURN(const int64_t data_samples, checkpoint.Integer("data_samples"));
   GANTRY_ASSIGN_OR_RETURN(const int64_t low_diversity_steps, checkpoint.Integer("low_diversity_steps"));
-  if (samples_drawn < 0 || data_samples < 1 || low_diversity_steps < 0) return absl::InvalidArgumentError(absl::StrCat(path, ": has negative counts"));
+  if (samples_drawn < 0 || data_samples < 1 || low_diversity_steps < 0)
+    return absl::InvalidArgumentError(absl::StrCat(path, ": has negative counts"));
   GANTRY_RETURN_IF_ERROR(stream_->Seek(static_cast<uint64_t>(samples_drawn)));
   if (const absl::Status read = ReadSession(checkpoint, *session_); !read.ok()) {
     GANTRY_RETURN_IF_ERROR(stream_->Seek(0));
@@ -136,15 +154,18 @@ absl::Status Trainer::Resume(const std::string& given) {
   }
   std::vector<std::string> changed = Differences(before, config_);
   std::erase_if(changed, MayChange);
-  if (data_samples != data_set_->size()) changed.push_back(absl::StrFormat("samples of the data: %d -> %d", data_samples, data_set_->size()));
-  if (!changed.empty()) Warn(absl::StrFormat("the run is not what it was at step %d: %s", progress().steps, absl::StrJoin(changed, ", ")));
+  if (data_samples != data_set_->size())
+    changed.push_back(absl::StrFormat("samples of the data: %d -> %d", data_samples, data_set_->size()));
+  if (!changed.empty())
+    Warn(absl::StrFormat("the run is not what it was at step %d: %s", progress().steps, absl::StrJoin(changed, ", ")));
   low_diversity_steps_ = low_diversity_steps;
   samples_drawn_ = samples_drawn;
   first_step_ = logged_step_ = checkpoint_step_ = progress().steps;
   last_checkpoint_ = path;
   if (const absl::Status opened = OpenFolder(std::max<int64_t>(1, progress().steps)); !opened.ok()) return opened;
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> aside, folder_->SetAsideAfter(progress().steps));
-  if (!aside.empty()) Warn(absl::StrFormat("checkpoints of later steps were set aside: %s", absl::StrJoin(aside, ", ")));
+  if (!aside.empty())
+    Warn(absl::StrFormat("checkpoints of later steps were set aside: %s", absl::StrJoin(aside, ", ")));
   return absl::OkStatus();
 }
 
@@ -152,12 +173,14 @@ absl::Status Trainer::SetLearningRates() {
   const int64_t most = std::numeric_limits<int64_t>::max();
   int64_t run_images = config_.images == 0 ? most : config_.images;
   int64_t of_steps = most;
-  if (config_.steps > 0 && !__builtin_mul_overflow(config_.steps, config_.images_per_step(), &of_steps)) run_images = std::min(run_images, of_steps);
+  if (config_.steps > 0 && !__builtin_mul_overflow(config_.steps, config_.images_per_step(), &of_steps))
+    run_images = std::min(run_images, of_steps);
   const int64_t images = progress().images_seen + config_.images_per_step();
   size_t at = 0;
   for (const auto* side : {&config_.generators, &config_.discriminators}) {
     for (const NetworkConfig& network : *side) {
-      const double rate = network.training.optimizer.learning_rate * network.training.schedule.Factor(images, run_images);
+      const double rate =
+          network.training.optimizer.learning_rate * network.training.schedule.Factor(images, run_images);
       GANTRY_RETURN_IF_ERROR(session_->SetLearningRate(network.name, rate));
       rates_[at++].value = rate;
     }
@@ -197,16 +220,19 @@ void Trainer::WatchDiversity() {
   if (scalars_.empty() || scalars_.back().name != kDiversity) return;
   low_diversity_steps_ = scalars_.back().value < kLowDiversity ? low_diversity_steps_ + 1 : 0;
   if (low_diversity_steps_ == kLowDiversitySteps) {
-    Warn(absl::StrFormat("step %d: the generated samples look alike: for %d steps in a row they have differed less than %g of how much real "
-                         "samples differ (now %.3g); this is how mode collapse begins",
-                         progress().steps, kLowDiversitySteps, kLowDiversity, scalars_.back().value));
+    Warn(
+        absl::StrFormat("step %d: the generated samples look alike: for %d steps in a row they have differed less than "
+                        "%g of how much real "
+                        "samples differ (now %.3g); this is how mode collapse begins",
+                        progress().steps, kLowDiversitySteps, kLowDiversity, scalars_.back().value));
   }
 }
 
 absl::Status Trainer::CheckUsable() const {
   if (!failed_) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("a loss was not finite, so the states are not to be trusted; resume from ",
-                                                    last_checkpoint_.empty() ? "an earlier checkpoint" : last_checkpoint_));
+  return absl::FailedPreconditionError(
+      absl::StrCat("a loss was not finite, so the states are not to be trusted; resume from ",
+                   last_checkpoint_.empty() ? "an earlier checkpoint" : last_checkpoint_));
 }
 
 absl::StatusOr<StepReport> Trainer::Step() {
@@ -222,8 +248,9 @@ absl::StatusOr<StepReport> Trainer::Step() {
     if (!absl::IsDataLoss(stepped)) return stepped;
     failed_ = true;
     return absl::DataLossError(absl::StrFormat("%s; %s", Message(stepped),
-                                               last_checkpoint_.empty() ? "no checkpoint was written before it"
-                                                                        : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
+                                               last_checkpoint_.empty()
+                                                   ? "no checkpoint was written before it"
+                                                   : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
   }
   samples_drawn_ = static_cast<int64_t>(stream_->samples_drawn());
   ReadScalars();
@@ -301,14 +328,16 @@ absl::StatusOr<std::string> Trainer::Save() {
   metadata["low_diversity_steps"] = absl::StrCat(low_diversity_steps_);
   metadata["config"] = ToToml(config_);
   for (const NamedScalar& rate : rates_) metadata[rate.name] = absl::StrFormat("%.17g", rate.value);
-  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, folder_->Save(progress().steps, SessionTensors(*session_), metadata, config_.output.keep_checkpoints));
+  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, folder_->Save(progress().steps, SessionTensors(*session_), metadata,
+                                                          config_.output.keep_checkpoints));
   checkpoint_step_ = progress().steps;
   return last_checkpoint_;
 }
 
 absl::StatusOr<std::string> Trainer::WriteSamples() {
   if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder(0));
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<float> values, session_->Sample(config_.output.sample_count, config_.seed, config_.step.ema > 0));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<float> values,
+                          session_->Sample(config_.output.sample_count, config_.seed, config_.step.ema > 0));
   std::vector<int64_t> shape = session_->sample_shape().dims();
   shape[0] = config_.output.sample_count;
   const std::string path = InFolder(*folder_, absl::StrFormat("samples-%012d", progress().steps));
@@ -323,22 +352,28 @@ absl::StatusOr<std::string> Trainer::Finish() {
   if (progress().steps > first_step_ && logged_step_ != progress().steps) GANTRY_RETURN_IF_ERROR(WriteLogLine());
   GANTRY_RETURN_IF_ERROR(metrics_->Sync());
   const std::string text = SummaryText();
-  GANTRY_RETURN_IF_ERROR(WriteFileAtomically(InFolder(*folder_, "summary.txt"), std::as_bytes(std::span(text.data(), text.size()))));
+  GANTRY_RETURN_IF_ERROR(
+      WriteFileAtomically(InFolder(*folder_, "summary.txt"), std::as_bytes(std::span(text.data(), text.size()))));
   return text;
 }
 
 std::string Trainer::SummaryText() const {
   const int64_t steps = progress().steps - first_step_;
   const bool complete = progress().steps >= total_steps();
-  std::string text = absl::StrFormat("%s %d of %d steps, %d images (%.2f epochs).\n", complete ? "Trained" : "Stopped after", progress().steps,
-                                     total_steps(), progress().images_seen, static_cast<double>(samples_drawn_) / static_cast<double>(data_set_->size()));
+  std::string text =
+      absl::StrFormat("%s %d of %d steps, %d images (%.2f epochs).\n", complete ? "Trained" : "Stopped after",
+                      progress().steps, total_steps(), progress().images_seen,
+                      static_cast<double>(samples_drawn_) / static_cast<double>(data_set_->size()));
   if (steps > 0) {
     absl::StrAppendFormat(&text, "This time: %d steps in %.1f s, %.1f images/s.\n", steps, run_seconds_,
                           static_cast<double>(steps * config_.images_per_step()) / std::max(run_seconds_, 1e-9));
-    absl::StrAppendFormat(&text, "Losses: discriminator %.4g, generator %.4g.\n", ScalarOr0("discriminator_loss"), ScalarOr0("generator_loss"));
+    absl::StrAppendFormat(&text, "Losses: discriminator %.4g, generator %.4g.\n", ScalarOr0("discriminator_loss"),
+                          ScalarOr0("generator_loss"));
   }
   if (collapsed()) {
-    absl::StrAppendFormat(&text, "Warning: the generated samples look alike (diversity %.3g of the real samples'): the generator may have collapsed.\n",
+    absl::StrAppendFormat(&text,
+                          "Warning: the generated samples look alike (diversity %.3g of the real samples'): the "
+                          "generator may have collapsed.\n",
                           ScalarOr0(kDiversity));
   }
   absl::StrAppendFormat(&text, "Data:       %s\n", data_set_->Describe());
@@ -350,7 +385,8 @@ std::string Trainer::SummaryText() const {
   return text;
 }
 
-absl::StatusOr<std::string> WriteSampleSheet(const std::string& path_without_ending, std::span<const float> values, std::span<const int64_t> shape) {
+absl::StatusOr<std::string> WriteSampleSheet(const std::string& path_without_ending, std::span<const float> values,
+                                             std::span<const int64_t> shape) {
   if (shape.size() == 4 && (shape[1] == 1 || shape[1] == 3)) {
     const std::string path = path_without_ending + ".png";
     const auto columns = static_cast<int64_t>(std::ceil(std::sqrt(static_cast<double>(shape[0]))));
@@ -358,12 +394,14 @@ absl::StatusOr<std::string> WriteSampleSheet(const std::string& path_without_end
     return path;
   }
   const std::string path = path_without_ending + ".npy";
-  GANTRY_ASSIGN_OR_RETURN(const HostArray array, HostArray::FromValues(std::vector<int64_t>(shape.begin(), shape.end()), values));
+  GANTRY_ASSIGN_OR_RETURN(const HostArray array,
+                          HostArray::FromValues(std::vector<int64_t>(shape.begin(), shape.end()), values));
   GANTRY_RETURN_IF_ERROR(WriteNpy(path, array));
   return path;
 }
 
-absl::StatusOr<Samples> SampleCheckpoint(const std::string& given, int64_t count, uint64_t seed, bool ema, Device& device) {
+absl::StatusOr<Samples> SampleCheckpoint(const std::string& given, int64_t count, uint64_t seed, bool ema,
+                                         Device& device) {
   std::string path = given;
   std::error_code ignored;
   if (std::filesystem::is_directory(given, ignored)) {
@@ -375,13 +413,15 @@ absl::StatusOr<Samples> SampleCheckpoint(const std::string& given, int64_t count
   GANTRY_ASSIGN_OR_RETURN(RunConfig config, ParseRunConfig(toml, {.name = path + " (config)"}));
   GANTRY_ASSIGN_OR_RETURN(const RunNetworks networks, BuildRunNetworks(config));
   config.plan.thread_count = config.threads > 0 ? static_cast<int>(config.threads) : device.thread_count();
-  GANTRY_ASSIGN_OR_RETURN(const auto sampler,
-                          Sampler::Create(networks.generators[0], ema && config.step.ema > 0, config.step.dtype, config.plan, device));
+  GANTRY_ASSIGN_OR_RETURN(const auto sampler, Sampler::Create(networks.generators[0], ema && config.step.ema > 0,
+                                                              config.step.dtype, config.plan, device));
   std::vector<CheckpointTarget> targets;
   for (const Sampler::StateMemory& state : sampler->States()) {
-    const auto name = std::find_if(state.names.begin(), state.names.end(), [&](const std::string& candidate) { return checkpoint.Find(candidate) != nullptr; });
-    targets.push_back({name == state.names.end() ? state.names[0] : *name, state.type.dtype == DataType::kF64 ? HostType::kF64 : HostType::kF32,
-                       state.type.shape.dims(), state.bytes});
+    const auto name = std::find_if(state.names.begin(), state.names.end(),
+                                   [&](const std::string& candidate) { return checkpoint.Find(candidate) != nullptr; });
+    targets.push_back({name == state.names.end() ? state.names[0] : *name,
+                       state.type.dtype == DataType::kF64 ? HostType::kF64 : HostType::kF32, state.type.shape.dims(),
+                       state.bytes});
   }
   GANTRY_RETURN_IF_ERROR(checkpoint.ReadSome(targets));
   Samples samples{.shape = sampler->batch_shape().dims()};

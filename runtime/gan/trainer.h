@@ -24,8 +24,8 @@ struct NamedScalar {
 };
 
 struct TrainerOptions {
-  // Told what a person should know: a fallback, signs of collapse, a damaged checkpoint. One line, no newline at its end. Called from
-  // within the trainer's functions, on the caller's thread. May be empty.
+  // Told what a person should know: a fallback, signs of collapse, a damaged checkpoint. One line, no newline at its
+  // end. Called from within the trainer's functions, on the caller's thread. May be empty.
   std::function<void(std::string_view)> warn;
 };
 
@@ -37,29 +37,31 @@ struct StepReport {
   double epoch = 0.0;       // how often the whole data set was seen
   double discriminator_loss = 0.0, generator_loss = 0.0;
   std::span<const NamedScalar> scalars;  // every scalar of the step program, and the ratio "diversity"
-  double seconds = 0.0;            // of the step, the wait for data included, files that it wrote not
-  double data_wait_seconds = 0.0;  // of it: waiting for the data
-  double images_per_second = 0.0;  // over about the last 20 steps, files included
-  bool logged = false;             // a line went to metrics.jsonl
-  std::string_view samples_path;     // of the sheet that the step wrote, or empty
-  std::string_view checkpoint_path;  // likewise
+  double seconds = 0.0;                  // of the step, the wait for data included, files that it wrote not
+  double data_wait_seconds = 0.0;        // of it: waiting for the data
+  double images_per_second = 0.0;        // over about the last 20 steps, files included
+  bool logged = false;                   // a line went to metrics.jsonl
+  std::string_view samples_path;         // of the sheet that the step wrote, or empty
+  std::string_view checkpoint_path;      // likewise
 };
 
 // One thread at a time. The caller decides between steps whether to go on:
 //   while (!trainer->finished()) { Step; ... }   then Finish
-// A run's folder (output.directory) gets run.toml, metrics.jsonl, samples-<step>.png, checkpoint-<step>.safetensors and, from Finish,
-// summary.txt. metrics.jsonl has one JSON object a line: step, images, epoch, every scalar, learning_rate.<network>, seconds,
-// data_wait_seconds (both per step since the last line) and images_per_second; numbers that are not finite are null.
+// A run's folder (output.directory) gets run.toml, metrics.jsonl, samples-<step>.png, checkpoint-<step>.safetensors
+// and, from Finish, summary.txt. metrics.jsonl has one JSON object a line: step, images, epoch, every scalar,
+// learning_rate.<network>, seconds, data_wait_seconds (both per step since the last line) and images_per_second;
+// numbers that are not finite are null.
 class Trainer {
  public:
-  // Opens the data, builds and plans the networks, reserves the arena on `device` (which must outlive the trainer). Writes nothing
-  // yet. Where model.channels is 0 the data's are taken. Errors name the key, file, network or bytes.
+  // Opens the data, builds and plans the networks, reserves the arena on `device` (which must outlive the trainer).
+  // Writes nothing yet. Where model.channels is 0 the data's are taken. Errors name the key, file, network or bytes.
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(RunConfig config, Device& device, TrainerOptions options = {});
 
-  // Goes on from a checkpoint, bit for bit: `checkpoint` is a path, or "latest" for the newest good one in output.directory. Call
-  // before the first Step. A folder stands for the newest good checkpoint in it. Lines of metrics.jsonl beyond its step are cut off, later checkpoints are set aside (renamed). Warns of
-  // damaged checkpoints that were passed over, and of keys that have changed since, for such a run differs. kNotFound where there
-  // is none; kInvalidArgument where it does not fit the run; kDataLoss where it is damaged. The trainer is then as it was.
+  // Goes on from a checkpoint, bit for bit: `checkpoint` is a path, or "latest" for the newest good one in
+  // output.directory. Call before the first Step. A folder stands for the newest good checkpoint in it. Lines of
+  // metrics.jsonl beyond its step are cut off, later checkpoints are set aside (renamed). Warns of damaged checkpoints
+  // that were passed over, and of keys that have changed since, for such a run differs. kNotFound where there is none;
+  // kInvalidArgument where it does not fit the run; kDataLoss where it is damaged. The trainer is then as it was.
   absl::Status Resume(const std::string& checkpoint);
 
   // train.steps, train.images or train.minutes (of this process) are done.
@@ -67,18 +69,20 @@ class Trainer {
   // Steps of the whole run; train.minutes does not count.
   int64_t total_steps() const;
   // One step, and what is due after it: a log line, a sample sheet, a checkpoint. The first step makes the folder.
-  // kDataLoss: a loss is not finite; the message names step, loss, what first held a NaN or infinity, and the last good checkpoint.
-  // Step, Save and Finish then give kFailedPrecondition, so that nothing replaces that checkpoint.
-  // kFailedPrecondition: the folder has another run's checkpoints (resume, or choose another folder) or another process writes to it.
-  // Other errors: data could not be read (nothing changed), or a file not be written (the step is done, as progress() says).
+  // kDataLoss: a loss is not finite; the message names step, loss, what first held a NaN or infinity, and the last good
+  // checkpoint. Step, Save and Finish then give kFailedPrecondition, so that nothing replaces that checkpoint.
+  // kFailedPrecondition: the folder has another run's checkpoints (resume, or choose another folder) or another process
+  // writes to it. Other errors: data could not be read (nothing changed), or a file not be written (the step is done,
+  // as progress() says).
   absl::StatusOr<StepReport> Step();
 
   // Writes a checkpoint now, unless this step has one, and returns its path.
   absl::StatusOr<std::string> Save();
-  // Writes a sheet of output.sample_count samples now and returns its path: noise is the same on every sheet of a run, weights are
-  // the averages where train.ema > 0.
+  // Writes a sheet of output.sample_count samples now and returns its path: noise is the same on every sheet of a run,
+  // weights are the averages where train.ema > 0.
   absl::StatusOr<std::string> WriteSamples();
-  // At the end, whether finished or stopped: the last checkpoint, sample sheet and log line, and summary.txt, whose text it returns.
+  // At the end, whether finished or stopped: the last checkpoint, sample sheet and log line, and summary.txt, whose
+  // text it returns.
   absl::StatusOr<std::string> Finish();
 
   const RunConfig& config() const { return config_; }
@@ -90,8 +94,9 @@ class Trainer {
   // The newest checkpoint that this trainer wrote or resumed from; empty before the first.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 
-  // Generated samples look alike: the samples of a batch differ (mean over pixels of the standard deviation over the batch) by less
-  // than kLowDiversity of how much real ones differ, in kLowDiversitySteps steps in a row. Warned of once each time it begins.
+  // Generated samples look alike: the samples of a batch differ (mean over pixels of the standard deviation over the
+  // batch) by less than kLowDiversity of how much real ones differ, in kLowDiversitySteps steps in a row. Warned of
+  // once each time it begins.
   static constexpr double kLowDiversity = 0.1;
   static constexpr int64_t kLowDiversitySteps = 100;
   bool collapsed() const { return low_diversity_steps_ >= kLowDiversitySteps; }
@@ -120,33 +125,35 @@ class Trainer {
   std::unique_ptr<GanSession> session_;
   std::unique_ptr<CheckpointFolder> folder_;  // from the first step or Resume on
   std::unique_ptr<MetricsLog> metrics_;
-  std::vector<float> batch_;          // all draws of a step
-  int64_t draws_read_ = 0;            // of the coming step
+  std::vector<float> batch_;  // all draws of a step
+  int64_t draws_read_ = 0;    // of the coming step
   std::vector<NamedScalar> scalars_;
-  std::vector<NamedScalar> rates_;    // "learning_rate.<network>"
+  std::vector<NamedScalar> rates_;  // "learning_rate.<network>"
   int64_t low_diversity_steps_ = 0;
-  bool failed_ = false;               // a loss was not finite
-  int64_t samples_drawn_ = 0;         // by the steps that are done
-  int64_t first_step_ = 0;            // steps that an earlier process did
+  bool failed_ = false;                             // a loss was not finite
+  int64_t samples_drawn_ = 0;                       // by the steps that are done
+  int64_t first_step_ = 0;                          // steps that an earlier process did
   double step_seconds_ = 0.0, wait_seconds_ = 0.0;  // since the last log line
   int64_t logged_step_ = 0;
-  double run_seconds_ = 0.0;          // of all steps and their files
+  double run_seconds_ = 0.0;  // of all steps and their files
   double rate_ = 0.0, smoothed_seconds_ = 0.0, rate_end_ = 0.0;
   std::string last_checkpoint_, samples_path_;
   int64_t checkpoint_step_ = -1, samples_step_ = -1;
 };
 
-// Writes samples, f32 of `shape` [N, ...], beside, synced, renamed: images with 1 or 3 channels as a sheet, `path_without_ending`.png,
-// others as an array, .npy. Returns the path.
+// Writes samples, f32 of `shape` [N, ...], beside, synced, renamed: images with 1 or 3 channels as a sheet,
+// `path_without_ending`.png, others as an array, .npy. Returns the path.
 absl::StatusOr<std::string> WriteSampleSheet(const std::string& path_without_ending, std::span<const float> values,
                                              std::span<const int64_t> shape);
 
-// Draws `count` samples from a checkpoint that a Trainer wrote, as Trainer::WriteSamples does: f32 [count, sample shape]. `ema` where
-// it has averages; a folder stands for the newest good checkpoint in it. Networks from ONNX files need those files where they were. kInvalidArgument, kDataLoss, kNotFound as Checkpoint.
+// Draws `count` samples from a checkpoint that a Trainer wrote, as Trainer::WriteSamples does: f32 [count, sample
+// shape]. `ema` where it has averages; a folder stands for the newest good checkpoint in it. Networks from ONNX files
+// need those files where they were. kInvalidArgument, kDataLoss, kNotFound as Checkpoint.
 struct Samples {
   std::vector<float> values;
   std::vector<int64_t> shape;
 };
-absl::StatusOr<Samples> SampleCheckpoint(const std::string& path, int64_t count, uint64_t seed, bool ema, Device& device);
+absl::StatusOr<Samples> SampleCheckpoint(const std::string& path, int64_t count, uint64_t seed, bool ema,
+                                         Device& device);
 
 }  // namespace gantry

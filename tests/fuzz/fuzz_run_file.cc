@@ -6,7 +6,8 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace gantry;
-  const absl::StatusOr<RunConfig> config = ParseRunConfig(std::string_view(reinterpret_cast<const char*>(data), size), {.folder = "/runs"});
+  const absl::StatusOr<RunConfig> config =
+      ParseRunConfig(std::string_view(reinterpret_cast<const char*>(data), size), {.folder = "/runs"});
   if (!config.ok()) {
     GANTRY_FUZZ_CHECK(!Message(config.status()).empty());
     return 0;

@@ -21,7 +21,8 @@ constexpr int64_t kKeep = 2;
 
 // What the tensor holds at `step`: a mixture of two steps would be noticed.
 void FillFor(int64_t step, std::vector<float>& values) {
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(step) + static_cast<float>(i % 1024) / 1024.0f;
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(step) + static_cast<float>(i % 1024) / 1024.0f;
 }
 
 // The child's life: goes on from the newest checkpoint and writes the next ones until it is killed.
@@ -61,7 +62,8 @@ TEST(CheckpointKillTest, AGoodCheckpointSurvivesEveryKill) {
     ASSERT_EQ(waitpid(child, &how, 0), child);
     ASSERT_TRUE(WIFSIGNALED(how) && WTERMSIG(how) == SIGKILL) << "kill " << kill_count << ", wait status " << how;
 
-    for (const auto& entry : std::filesystem::directory_iterator(path)) leftovers += entry.path().string().find(".tmp-") != std::string::npos;
+    for (const auto& entry : std::filesystem::directory_iterator(path))
+      leftovers += entry.path().string().find(".tmp-") != std::string::npos;
     const auto latest = FindLatestCheckpoint(path);
     ASSERT_TRUE(latest.ok()) << "after kill " << kill_count << ": " << latest.status();
     EXPECT_TRUE(latest->damaged.empty()) << "after kill " << kill_count << ": " << latest->damaged[0].second;

@@ -1,5 +1,7 @@
-// A training process for tests: train_process RUN.toml STEPS [RESUME]. Takes STEPS steps at most (0: to the end), going on from RESUME
-// ("latest" or a path, or "auto": latest where there is one) if given, then finishes. Errors and warnings go to standard error.
+// A training process for tests: train_process RUN.toml STEPS [RESUME]. Takes STEPS steps at most (0: to the end), going
+// on from RESUME
+// ("latest" or a path, or "auto": latest where there is one) if given, then finishes. Errors and warnings go to
+// standard error.
 #include <cstdio>
 #include <cstdlib>
 #include <string_view>
@@ -13,12 +15,15 @@ absl::Status Train(const char* run_file, int64_t steps, std::string_view resume)
   GANTRY_ASSIGN_OR_RETURN(RunConfig config, LoadRunConfig(run_file));
   const std::unique_ptr<Device> device = MakeCpuDevice({});
   const std::string folder = config.output.directory;
-  GANTRY_ASSIGN_OR_RETURN(const auto trainer, Trainer::Create(std::move(config), *device, {.warn = [](std::string_view text) {
-    std::fprintf(stderr, "warning: %.*s\n", static_cast<int>(text.size()), text.data());
-  }}));
+  GANTRY_ASSIGN_OR_RETURN(const auto trainer,
+                          Trainer::Create(std::move(config), *device, {.warn = [](std::string_view text) {
+                                            std::fprintf(stderr, "warning: %.*s\n", static_cast<int>(text.size()),
+                                                         text.data());
+                                          }}));
   if (resume == "auto") resume = FindLatestCheckpoint(folder).ok() ? "latest" : "";
   if (!resume.empty()) GANTRY_RETURN_IF_ERROR(trainer->Resume(std::string(resume)));
-  for (int64_t i = 0; !trainer->finished() && (steps == 0 || i < steps); ++i) GANTRY_RETURN_IF_ERROR(trainer->Step().status());
+  for (int64_t i = 0; !trainer->finished() && (steps == 0 || i < steps); ++i)
+    GANTRY_RETURN_IF_ERROR(trainer->Step().status());
   return trainer->Finish().status();
 }
 

@@ -18,7 +18,8 @@ TrainFolder::TrainFolder() {
   std::string name = testing::TempDir() + "/gantry_train_XXXXXX";
   path_ = mkdtemp(name.data());
   std::vector<float> values(37 * 16 * 16);
-  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(std::sin(0.37 * static_cast<double>(i * i % 1009)));
+  for (size_t i = 0; i < values.size(); ++i)
+    values[i] = static_cast<float>(std::sin(0.37 * static_cast<double>(i * i % 1009)));
   EXPECT_TRUE(WriteNpy((path_ / "samples.npy").string(), *HostArray::FromValues<float>({37, 1, 16, 16}, values)).ok());
 }
 
@@ -26,9 +27,12 @@ TrainFolder::~TrainFolder() { std::filesystem::remove_all(path_); }
 
 std::string TrainFolder::WriteRun(std::string_view name, std::string_view family, std::string_view more) const {
   const std::string path = (path_ / name).string() + ".toml";
-  std::ofstream(path) << "[model]\nfamily = \"" << family << "\"\nimage_size = 16\nwidth = 8\nlatent = 8\n[data]\npath = \"samples.npy\"\n"
-                      << "[output]\ndirectory = \"" << name << "\"\nlog_every = 1\nsample_count = 4\nsample_every = 0\ncheckpoint_every = 0\n"
-                      << "[train]\nbatch = 8\nseed = 11\nthreads = 1\n" << more;
+  std::ofstream(path) << "[model]\nfamily = \"" << family
+                      << "\"\nimage_size = 16\nwidth = 8\nlatent = 8\n[data]\npath = \"samples.npy\"\n"
+                      << "[output]\ndirectory = \"" << name
+                      << "\"\nlog_every = 1\nsample_count = 4\nsample_every = 0\ncheckpoint_every = 0\n"
+                      << "[train]\nbatch = 8\nseed = 11\n"
+                      << more;
   return path;
 }
 
@@ -69,7 +73,8 @@ std::string CheckpointDifference(const std::string& folder, const std::string& o
   const auto a = Checkpoint::Open(a_path->checkpoint.path), b = Checkpoint::Open(b_path->checkpoint.path);
   if (!a.ok() || !b.ok()) return "a checkpoint cannot be opened";
   for (const char* key : {"steps", "images_seen", "samples_drawn", "low_diversity_steps"}) {
-    if (*a->Integer(key) != *b->Integer(key)) return absl::StrFormat("%s: %d and %d", key, *a->Integer(key), *b->Integer(key));
+    if (*a->Integer(key) != *b->Integer(key))
+      return absl::StrFormat("%s: %d and %d", key, *a->Integer(key), *b->Integer(key));
   }
   if (a->tensors().size() != b->tensors().size()) return "they hold another number of tensors";
   if (a->tensors().empty()) return "they hold nothing";

@@ -17,8 +17,8 @@ class TrainFolder {
   TrainFolder();
   ~TrainFolder();
   std::string operator/(std::string_view name) const { return (path_ / name).string(); }
-  // Writes `name`.toml for a run into the folder `name`: the smallest networks of `family` and `more` behind it (whole sections, or keys
-  // of [train]). Returns its path.
+  // Writes `name`.toml for a run into the folder `name`: the smallest networks of `family` and `more` behind it (whole
+  // sections, or keys of [train]). Returns its path.
   std::string WriteRun(std::string_view name, std::string_view family, std::string_view more) const;
 
  private:

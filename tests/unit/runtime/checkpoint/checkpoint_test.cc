@@ -41,7 +41,8 @@ class CheckpointTest : public testing::Test {
   }
   std::vector<std::string> Files() const {
     std::vector<std::string> names;
-    for (const auto& entry : std::filesystem::directory_iterator(folder_)) names.push_back(entry.path().filename().string());
+    for (const auto& entry : std::filesystem::directory_iterator(folder_))
+      names.push_back(entry.path().filename().string());
     std::sort(names.begin(), names.end());
     return names;
   }
@@ -49,7 +50,9 @@ class CheckpointTest : public testing::Test {
     std::ifstream file(path, std::ios::binary);
     return std::string(std::istreambuf_iterator<char>(file), {});
   }
-  static void WriteText(const std::string& path, std::string_view text) { std::ofstream(path, std::ios::binary) << text; }
+  static void WriteText(const std::string& path, std::string_view text) {
+    std::ofstream(path, std::ios::binary) << text;
+  }
 
   std::string folder_;
   std::array<float, 6> weights_;
@@ -69,9 +72,10 @@ TEST_F(CheckpointTest, GivesBackEveryBit) {
   EXPECT_FALSE(checkpoint->Text("none").ok());
   std::array<float, 6> weights{};
   std::array<double, 4> moments{};
-  const CheckpointTarget targets[] = {{"empty", HostType::kF32, {0}, {}},
-                                      {"generator.0.weight.moment1", HostType::kF64, {4}, std::as_writable_bytes(std::span(moments))},
-                                      {"generator.0.weight", HostType::kF32, {2, 3}, std::as_writable_bytes(std::span(weights))}};
+  const CheckpointTarget targets[] = {
+      {"empty", HostType::kF32, {0}, {}},
+      {"generator.0.weight.moment1", HostType::kF64, {4}, std::as_writable_bytes(std::span(moments))},
+      {"generator.0.weight", HostType::kF32, {2, 3}, std::as_writable_bytes(std::span(weights))}};
   const absl::Status read = checkpoint->Read(targets);
   ASSERT_TRUE(read.ok()) << read;
   EXPECT_EQ(std::memcmp(weights.data(), weights_.data(), sizeof(weights)), 0);
@@ -85,13 +89,17 @@ TEST_F(CheckpointTest, NamesWhatDoesNotFit) {
   ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
   std::array<float, 6> weights{};
   std::array<float, 1> bias{};
-  const CheckpointTarget targets[] = {{"generator.0.weight", HostType::kF32, {3, 2}, std::as_writable_bytes(std::span(weights))},
-                                      {"generator.0.bias", HostType::kF32, {1}, std::as_writable_bytes(std::span(bias))}};
+  const CheckpointTarget targets[] = {
+      {"generator.0.weight", HostType::kF32, {3, 2}, std::as_writable_bytes(std::span(weights))},
+      {"generator.0.bias", HostType::kF32, {1}, std::as_writable_bytes(std::span(bias))}};
   const absl::Status status = checkpoint->Read(targets);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("lacks generator.0.bias"), HasSubstr("generator.0.weight.moment1"), HasSubstr("f32[2,3], expected f32[3,2]")));
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("lacks generator.0.bias"), HasSubstr("generator.0.weight.moment1"),
+                    HasSubstr("f32[2,3], expected f32[3,2]")));
   EXPECT_EQ(weights[1], 0.0f);
-  const CheckpointTarget some[] = {{"generator.0.weight", HostType::kF32, {2, 3}, std::as_writable_bytes(std::span(weights))}};
+  const CheckpointTarget some[] = {
+      {"generator.0.weight", HostType::kF32, {2, 3}, std::as_writable_bytes(std::span(weights))}};
   EXPECT_FALSE(checkpoint->Read(some).ok());
   EXPECT_TRUE(checkpoint->ReadSome(some).ok());
   EXPECT_EQ(weights, weights_);
@@ -115,15 +123,18 @@ TEST_F(CheckpointTest, EveryChangedByteIsNoticed) {
     }
   }
   for (size_t size = 0; size < good.size(); ++size) {
-    EXPECT_FALSE(Checkpoint::Open(MemorySource(std::as_bytes(std::span(good.data(), size)), "short")).ok()) << size << " bytes";
+    EXPECT_FALSE(Checkpoint::Open(MemorySource(std::as_bytes(std::span(good.data(), size)), "short")).ok())
+        << size << " bytes";
   }
 }
 
 TEST_F(CheckpointTest, RefusesOtherFiles) {
   ASSERT_TRUE(WriteSafetensors(Path("weights"), {}, {{"format", "pt"}}).ok());
   EXPECT_THAT(std::string(Checkpoint::Open(Path("weights")).status().message()), HasSubstr("not a checkpoint"));
-  ASSERT_TRUE(WriteSafetensors(Path("future"), {}, {{"format", "gantry-checkpoint-9"}, {"gantry_version", "9.0"}}).ok());
-  EXPECT_THAT(std::string(Checkpoint::Open(Path("future")).status().message()), AllOf(HasSubstr("gantry-checkpoint-9"), HasSubstr("9.0")));
+  ASSERT_TRUE(
+      WriteSafetensors(Path("future"), {}, {{"format", "gantry-checkpoint-9"}, {"gantry_version", "9.0"}}).ok());
+  EXPECT_THAT(std::string(Checkpoint::Open(Path("future")).status().message()),
+              AllOf(HasSubstr("gantry-checkpoint-9"), HasSubstr("9.0")));
   EXPECT_EQ(Checkpoint::Open(Path("none")).status().code(), absl::StatusCode::kNotFound);
   EXPECT_EQ(WriteCheckpoint(Path("c"), {}, {{"crc32.x", ""}}).code(), absl::StatusCode::kInvalidArgument);
   const CheckpointTensor wrong[] = {{"w", HostType::kF32, {7}, std::as_bytes(std::span(weights_))}};
@@ -174,7 +185,8 @@ TEST_F(CheckpointTest, LatestPassesOverDamagedOnes) {
   ASSERT_EQ(renamed->size(), 1u);
   ASSERT_TRUE((*folder)->Save(3, Tensors(), {}, 0).ok());
   ASSERT_TRUE((*folder)->SetAsideAfter(2).ok());
-  EXPECT_THAT(Files(), testing::ElementsAre(CheckpointFileName(2), "set-aside-1-" + CheckpointFileName(3), "set-aside-2-" + CheckpointFileName(3)));
+  EXPECT_THAT(Files(), testing::ElementsAre(CheckpointFileName(2), "set-aside-1-" + CheckpointFileName(3),
+                                            "set-aside-2-" + CheckpointFileName(3)));
 }
 
 TEST_F(CheckpointTest, LeftoversOfDeadProcessesGo) {
@@ -182,13 +194,15 @@ TEST_F(CheckpointTest, LeftoversOfDeadProcessesGo) {
   if (dead == 0) _exit(0);
   ASSERT_EQ(waitpid(dead, nullptr, 0), dead);
   WriteText(Path(absl::StrFormat("%s.tmp-%d-0", CheckpointFileName(5), dead)), "half");
-  WriteText(Path(absl::StrFormat("%s.tmp-%d-3", CheckpointFileName(5), getpid())), "of an earlier process with this number");
+  WriteText(Path(absl::StrFormat("%s.tmp-%d-3", CheckpointFileName(5), getpid())),
+            "of an earlier process with this number");
   WriteText(Path(absl::StrFormat("samples.png.tmp-%d-1", dead)), "half");
   WriteText(Path(absl::StrFormat("sheet.png.tmp-%d-1", getppid())), "being written");
   WriteText(Path("notes.tmp-x-1"), "mine");
   WriteText(Path("notes.txt"), "mine");
   ASSERT_TRUE(CheckpointFolder::Open(folder_).ok());
-  EXPECT_THAT(Files(), testing::ElementsAre("notes.tmp-x-1", "notes.txt", absl::StrFormat("sheet.png.tmp-%d-1", getppid())));
+  EXPECT_THAT(Files(),
+              testing::ElementsAre("notes.tmp-x-1", "notes.txt", absl::StrFormat("sheet.png.tmp-%d-1", getppid())));
 }
 
 // A limit on the size of files stands in for a full disk: writing fails half-way in the same manner.

@@ -46,7 +46,8 @@ optimizer.kind = "sgd"
 optimizer.momentum = 0.5
 [output]
 directory = "/tmp/run"
-)", {.name = "a/cats.toml", .folder = "a"});
+)",
+                                     {.name = "a/cats.toml", .folder = "a"});
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->model.image_size, 64);
   EXPECT_EQ(config->data.path, "a/images");
@@ -78,8 +79,8 @@ TEST(RunConfigTest, AnEmptyFileIsARun) {
 }
 
 TEST(RunConfigTest, EnvironmentIsStrongerThanTheFileAndOverridesThanBoth) {
-  RunConfigSources sources{.environment = {"GANTRY_TRAIN_BATCH=16", "GANTRY_GENERATOR_OPTIMIZER_LEARNING_RATE=0.5", "HOME=/", "GANTRY_STRICT=1",
-                                           "GANTRY_DATA_SHUFFLE=false"}};
+  RunConfigSources sources{.environment = {"GANTRY_TRAIN_BATCH=16", "GANTRY_GENERATOR_OPTIMIZER_LEARNING_RATE=0.5",
+                                           "HOME=/", "GANTRY_STRICT=1", "GANTRY_DATA_SHUFFLE=false"}};
   const std::string_view toml = "[train]\nbatch = 8\nsteps = 3\n";
   auto config = ParseRunConfig(toml, sources);
   ASSERT_TRUE(config.ok()) << config.status();
@@ -90,7 +91,8 @@ TEST(RunConfigTest, EnvironmentIsStrongerThanTheFileAndOverridesThanBoth) {
   EXPECT_EQ(config->images, 0);
   sources.overrides = {"train.batch=4", "train.batch = 12 "};
   EXPECT_THAT(Error(toml, sources), AllOf(HasSubstr("--set train.batch = 12 "), HasSubstr("not a number")));
-  sources.overrides = {"train.batch=4", "train.batch=12", "train.loss=wgan", "data.path=x/y", "train.seed=9007199254740993"};
+  sources.overrides = {"train.batch=4", "train.batch=12", "train.loss=wgan", "data.path=x/y",
+                       "train.seed=9007199254740993"};
   config = ParseRunConfig(toml, sources);
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->batch, 12);
@@ -100,7 +102,8 @@ TEST(RunConfigTest, EnvironmentIsStrongerThanTheFileAndOverridesThanBoth) {
 }
 
 TEST(RunConfigTest, ErrorsNameFileLineKeyAndTheNearest) {
-  EXPECT_THAT(Error("[train]\n\nbacth = 8\n"), AllOf(HasSubstr("run.toml:3: "), HasSubstr("'train.bacth'"), HasSubstr("did you mean 'train.batch'?")));
+  EXPECT_THAT(Error("[train]\n\nbacth = 8\n"),
+              AllOf(HasSubstr("run.toml:3: "), HasSubstr("'train.bacth'"), HasSubstr("did you mean 'train.batch'?")));
   EXPECT_THAT(Error("[data]\nbatch = 8\n"), HasSubstr("did you mean 'train.batch'?"));
   EXPECT_THAT(Error("batch = 8\n"), HasSubstr("did you mean 'train.batch'?"));
   EXPECT_THAT(Error("[trian]\nbatch = 8\n"), HasSubstr("did you mean [train]?"));
@@ -114,14 +117,17 @@ TEST(RunConfigTest, ErrorsNameFileLineKeyAndTheNearest) {
   EXPECT_THAT(Error("generators = 1\n"), HasSubstr("[[generators]]"));
   EXPECT_THAT(Error("[[train]]\nbatch = 1\n"), HasSubstr("train"));
   EXPECT_THAT(Error("[train\n"), AllOf(HasSubstr("run.toml:1:"), HasSubstr("not TOML")));
-  EXPECT_THAT(Error("", {.environment = {"GANTRY_TRAIN_BACTH=1"}}), AllOf(HasSubstr("GANTRY_TRAIN_BACTH"), HasSubstr("did you mean GANTRY_TRAIN_BATCH")));
-  EXPECT_THAT(Error("", {.overrides = {"train.bacth=1"}}), AllOf(HasSubstr("--set train.bacth=1"), HasSubstr("did you mean 'train.batch'?")));
+  EXPECT_THAT(Error("", {.environment = {"GANTRY_TRAIN_BACTH=1"}}),
+              AllOf(HasSubstr("GANTRY_TRAIN_BACTH"), HasSubstr("did you mean GANTRY_TRAIN_BATCH")));
+  EXPECT_THAT(Error("", {.overrides = {"train.bacth=1"}}),
+              AllOf(HasSubstr("--set train.bacth=1"), HasSubstr("did you mean 'train.batch'?")));
   EXPECT_THAT(Error("", {.overrides = {"train.batch"}}), HasSubstr("no '='"));
   EXPECT_THAT(Error("", {.overrides = {"generators[].name=g"}}), HasSubstr("in the run file only"));
 }
 
 TEST(RunConfigTest, ErrorsNameValueAndRange) {
-  EXPECT_THAT(Error("[train]\nbatch = \"many\"\n"), AllOf(HasSubstr("train.batch = \"many\""), HasSubstr("integer"), HasSubstr("1 to 1048576")));
+  EXPECT_THAT(Error("[train]\nbatch = \"many\"\n"),
+              AllOf(HasSubstr("train.batch = \"many\""), HasSubstr("integer"), HasSubstr("1 to 1048576")));
   EXPECT_THAT(Error("[train]\nbatch = 0\n"), AllOf(HasSubstr("out of range"), HasSubstr("1 to 1048576")));
   EXPECT_THAT(Error("[train]\nbatch = 2.5\n"), HasSubstr("not whole"));
   EXPECT_THAT(Error("[train]\nbatch = true\n"), HasSubstr("not a number"));
@@ -133,7 +139,8 @@ TEST(RunConfigTest, ErrorsNameValueAndRange) {
   EXPECT_THAT(Error("[train]\nloss = \"hinges\"\n"), AllOf(HasSubstr("did you mean \"hinge\""), HasSubstr("\"wgan\"")));
   EXPECT_THAT(Error("[data]\nshuffle = 1\n"), HasSubstr("not true or false"));
   EXPECT_THAT(Error("[model]\nfamily = 3\n"), HasSubstr("not text"));
-  EXPECT_THAT(Error("[train]\nbatch = 10\naccumulate = 4\n"), AllOf(HasSubstr("10"), HasSubstr("not a multiple of train.accumulate = 4")));
+  EXPECT_THAT(Error("[train]\nbatch = 10\naccumulate = 4\n"),
+              AllOf(HasSubstr("10"), HasSubstr("not a multiple of train.accumulate = 4")));
   EXPECT_THAT(Error("[train]\nsteps = 0\n"), HasSubstr("one of them must say"));
 }
 
@@ -164,15 +171,19 @@ learning_rate = 0.125
   EXPECT_EQ(config->discriminators[1].training.optimizer.learning_rate, 0.125);
   EXPECT_EQ(config->generators[0].file, "g.onnx");
   EXPECT_EQ(config->model.family, "dcgan");
-  const auto files = ParseRunConfig("[model]\ngenerator = \"g.onnx\"\ndiscriminator = \"d.onnx\"\n", {.folder = "nets"});
+  const auto files =
+      ParseRunConfig("[model]\ngenerator = \"g.onnx\"\ndiscriminator = \"d.onnx\"\n", {.folder = "nets"});
   ASSERT_TRUE(files.ok()) << files.status();
   EXPECT_EQ(files->model.family, "");
   EXPECT_EQ(files->discriminators[0].file, "nets/d.onnx");
-  EXPECT_THAT(Error("[[generators]]\nname = \"a\"\n[[discriminators]]\nname = \"a\"\n"), HasSubstr("two networks are named 'a'"));
+  EXPECT_THAT(Error("[[generators]]\nname = \"a\"\n[[discriminators]]\nname = \"a\"\n"),
+              HasSubstr("two networks are named 'a'"));
   EXPECT_THAT(Error("[[generators]]\nname = \"a.b\"\n"), HasSubstr("may not be named 'a.b'"));
   EXPECT_THAT(Error("[[generators]]\nfile = \"a\"\nfamily = \"dcgan\"\n"), HasSubstr("both a file and a family"));
-  EXPECT_THAT(Error("[model]\ngenerator = \"g\"\n[[generators]]\nfile = \"a\"\n"), HasSubstr("both model.generator and [[generators]]"));
-  EXPECT_THAT(Error("[[generators]]\n[[generators]]\nnmae = \"b\"\n"), AllOf(HasSubstr("run.toml:3"), HasSubstr("'generators[].name'")));
+  EXPECT_THAT(Error("[model]\ngenerator = \"g\"\n[[generators]]\nfile = \"a\"\n"),
+              HasSubstr("both model.generator and [[generators]]"));
+  EXPECT_THAT(Error("[[generators]]\n[[generators]]\nnmae = \"b\"\n"),
+              AllOf(HasSubstr("run.toml:3"), HasSubstr("'generators[].name'")));
 }
 
 TEST(RunConfigTest, WritesWhatItReads) {
@@ -193,7 +204,8 @@ file = "/abs/d.onnx"
 optimizer.final_factor = 0.5
 [[discriminators]]
 name = "two"
-)", sources);
+)",
+                                     sources);
   ASSERT_TRUE(config.ok()) << config.status();
   const std::string text = ToToml(*config);
   const auto again = ParseRunConfig(text, {.folder = "else where"});
@@ -205,7 +217,8 @@ name = "two"
   EXPECT_THAT(Differences(*again, other), IsEmpty());
   other.batch = 3;
   other.discriminators[1].training.optimizer.beta1 = 0.75;
-  EXPECT_THAT(Differences(*again, other), ElementsAre("train.batch: 64 -> 3", "discriminators[1].optimizer.beta1: 0.5 -> 0.75"));
+  EXPECT_THAT(Differences(*again, other),
+              ElementsAre("train.batch: 64 -> 3", "discriminators[1].optimizer.beta1: 0.5 -> 0.75"));
   other.generators.resize(3);
   EXPECT_THAT(Differences(*again, other), testing::Contains("generators: 1 networks -> 3"));
 }
@@ -247,7 +260,8 @@ TEST(RunConfigTest, EveryKeyIsSettableEverywhere) {
     const bool empty_choice = key.fallback == "\"\"" && !key.allowed.empty();
     if (empty_choice) continue;
     const bool brackets = list && section.find('.') == std::string::npos;
-    std::string toml = absl::StrCat(brackets ? "[[" : "[", section, brackets ? "]]" : "]", "\n", key.name.substr(dot + 1), " = ", key.fallback, "\n");
+    std::string toml = absl::StrCat(brackets ? "[[" : "[", section, brackets ? "]]" : "]", "\n",
+                                    key.name.substr(dot + 1), " = ", key.fallback, "\n");
     if (list && !brackets) toml = absl::StrCat("[[", section.substr(0, section.find('.')), "]]\n", toml);
     RunConfigSources sources;
     if (key.name == "train.steps") sources.overrides = {"train.images=5"};
@@ -264,7 +278,8 @@ TEST(RunConfigTest, EveryKeyIsSettableEverywhere) {
 TEST(RunConfigTest, TheReferencePageIsComplete) {
   std::ifstream page(GANTRY_TEST_DATA "/../docs/reference/run-file.md");
   const std::string text(std::istreambuf_iterator<char>(page), {});
-  EXPECT_THAT(text, HasSubstr(RunKeysMarkdown())) << "docs/reference/run-file.md is out of date; its tables are:\n" << RunKeysMarkdown();
+  EXPECT_THAT(text, HasSubstr(RunKeysMarkdown())) << "docs/reference/run-file.md is out of date; its tables are:\n"
+                                                  << RunKeysMarkdown();
 }
 
 TEST(RateScheduleTest, WarmsUpHoldsAndDecays) {

@@ -1,5 +1,6 @@
 #include "runtime/gan/trainer.h"
 
+#include <cmath>
 #include <filesystem>
 #include <fstream>
 #include <limits>
@@ -26,13 +27,16 @@ class TrainerTest : public testing::Test {
  protected:
   absl::StatusOr<std::unique_ptr<Trainer>> Make(std::string_view name, std::string_view family, std::string_view more,
                                                 std::vector<std::string> overrides = {}) {
+    overrides.push_back("train.threads=1");
     auto config = LoadRunConfig(folder_.WriteRun(name, family, more), {.overrides = std::move(overrides)});
     if (!config.ok()) return config.status();
-    return Trainer::Create(*std::move(config), *device_, {.warn = [this](std::string_view text) { warnings_.emplace_back(text); }});
+    return Trainer::Create(*std::move(config), *device_,
+                           {.warn = [this](std::string_view text) { warnings_.emplace_back(text); }});
   }
   std::vector<std::string> Files(std::string_view name) const {
     std::vector<std::string> files;
-    for (const auto& entry : std::filesystem::directory_iterator(folder_ / name)) files.push_back(entry.path().filename().string());
+    for (const auto& entry : std::filesystem::directory_iterator(folder_ / name))
+      files.push_back(entry.path().filename().string());
     std::sort(files.begin(), files.end());
     return files;
   }
@@ -43,7 +47,9 @@ class TrainerTest : public testing::Test {
 };
 
 TEST_F(TrainerTest, LeavesEverythingOfARun) {
-  auto trainer = Make("run", "dcgan", "steps = 5\nema = 0.9\n", {"output.log_every=2", "output.sample_every=3", "output.checkpoint_every=2", "output.keep_checkpoints=2"});
+  auto trainer =
+      Make("run", "dcgan", "steps = 5\nema = 0.9\n",
+           {"output.log_every=2", "output.sample_every=3", "output.checkpoint_every=2", "output.keep_checkpoints=2"});
   ASSERT_TRUE(trainer.ok()) << trainer.status();
   EXPECT_GT((*trainer)->peak_bytes(), 0);
   EXPECT_EQ((*trainer)->total_steps(), 5);
@@ -59,30 +65,35 @@ TEST_F(TrainerTest, LeavesEverythingOfARun) {
     EXPECT_TRUE(std::isfinite(report->discriminator_loss) && report->discriminator_loss > 0);
     EXPECT_GT(report->seconds, report->data_wait_seconds);
     EXPECT_GT(report->images_per_second, 0);
-    events.push_back(absl::StrCat(report->step, report->logged ? "L" : "", report->samples_path.empty() ? "" : "S", report->checkpoint_path.empty() ? "" : "C"));
+    events.push_back(absl::StrCat(report->step, report->logged ? "L" : "", report->samples_path.empty() ? "" : "S",
+                                  report->checkpoint_path.empty() ? "" : "C"));
   }
   EXPECT_THAT(events, ElementsAre("1", "2LC", "3S", "4LC", "5"));
   EXPECT_EQ(device_->reserved_bytes() >= (*trainer)->peak_bytes(), true);
   EXPECT_EQ((*trainer)->session().executor().high_water_bytes(), (*trainer)->peak_bytes());
   const auto summary = (*trainer)->Finish();
   ASSERT_TRUE(summary.ok()) << summary.status();
-  EXPECT_THAT(*summary, AllOf(HasSubstr("Trained 5 of 5 steps, 40 images"), HasSubstr("run/samples-000000000005.png"), HasSubstr("run/metrics.jsonl"),
-                              HasSubstr("run/checkpoint-000000000005.safetensors"), HasSubstr("run/run.toml"), HasSubstr("samples.npy")));
+  EXPECT_THAT(*summary, AllOf(HasSubstr("Trained 5 of 5 steps, 40 images"), HasSubstr("run/samples-000000000005.png"),
+                              HasSubstr("run/metrics.jsonl"), HasSubstr("run/checkpoint-000000000005.safetensors"),
+                              HasSubstr("run/run.toml"), HasSubstr("samples.npy")));
   EXPECT_EQ(ReadWholeFile(folder_ / "run/summary.txt"), *summary);
-  EXPECT_THAT(Files("run"), ElementsAre("checkpoint-000000000004.safetensors", "checkpoint-000000000005.safetensors", "metrics.jsonl", "run.toml",
-                                        "samples-000000000003.png", "samples-000000000005.png", "summary.txt"));
+  EXPECT_THAT(Files("run"),
+              ElementsAre("checkpoint-000000000004.safetensors", "checkpoint-000000000005.safetensors", "metrics.jsonl",
+                          "run.toml", "samples-000000000003.png", "samples-000000000005.png", "summary.txt"));
   const auto sheet = ReadPng(folder_ / "run/samples-000000000005.png");
   ASSERT_TRUE(sheet.ok());
   EXPECT_THAT(sheet->shape(), ElementsAre(2 * 16 + 3 * 2, 2 * 16 + 3 * 2, 1));
   const std::vector<std::string> lines = UntimedLines(folder_ / "run/metrics.jsonl");
   ASSERT_EQ(lines.size(), 3u);
-  for (const char* key : {"\"images\":", "\"epoch\":", "\"discriminator_loss\":", "\"generator_loss\":", "\"mean_logit_real\":", "\"mean_logit_fake\":",
-                          "\"sign_real\":", "\"generator.gradient_norm\":", "\"discriminator.gradient_norm\":", "\"diversity\":",
-                          "\"learning_rate.generator\":2e-04", "\"collapsed\":0"}) {
+  for (const char* key :
+       {"\"images\":", "\"epoch\":", "\"discriminator_loss\":", "\"generator_loss\":", "\"mean_logit_real\":",
+        "\"mean_logit_fake\":", "\"sign_real\":", "\"generator.gradient_norm\":", "\"discriminator.gradient_norm\":",
+        "\"diversity\":", "\"learning_rate.generator\":2e-04", "\"collapsed\":0"}) {
     EXPECT_THAT(lines[2], HasSubstr(key));
   }
   EXPECT_TRUE(lines[2].starts_with("{\"step\":5,"));
-  EXPECT_THAT(ReadWholeFile(folder_ / "run/metrics.jsonl"), AllOf(HasSubstr("\"data_wait_seconds\":"), HasSubstr("\"images_per_second\":")));
+  EXPECT_THAT(ReadWholeFile(folder_ / "run/metrics.jsonl"),
+              AllOf(HasSubstr("\"data_wait_seconds\":"), HasSubstr("\"images_per_second\":")));
   EXPECT_THAT(warnings_, testing::Each(HasSubstr("no fast kernel")));
   // The run file that is left is the same run.
   const auto again = LoadRunConfig(folder_ / "run/run.toml");
@@ -128,7 +139,8 @@ TEST_F(TrainerTest, ResumesPastADamagedCheckpoint) {
   EXPECT_THAT(warnings_[0], AllOf(HasSubstr("000000000006.safetensors is damaged"), HasSubstr("cut short")));
   EXPECT_THAT(warnings_[1], HasSubstr("generator.optimizer.beta1: 0.5 -> 0.25"));
   EXPECT_THAT(warnings_[2], HasSubstr("set-aside-1-checkpoint-000000000006"));
-  EXPECT_THAT(UntimedLines(folder_ / "run/metrics.jsonl"), testing::ElementsAreArray(before.begin(), before.begin() + 4));
+  EXPECT_THAT(UntimedLines(folder_ / "run/metrics.jsonl"),
+              testing::ElementsAreArray(before.begin(), before.begin() + 4));
   ASSERT_TRUE((*trainer)->Step().ok());
   EXPECT_FALSE((*trainer)->Resume("latest").ok());
 }
@@ -145,7 +157,8 @@ TEST_F(TrainerTest, ResumeNamesWhatDoesNotFit) {
   ASSERT_TRUE(wider.ok()) << wider.status();
   const absl::Status status = (*wider)->Resume(path);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr(path), HasSubstr("ema.generator"), HasSubstr("expected f32")));
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr(path), HasSubstr("ema.generator"), HasSubstr("expected f32")));
   EXPECT_FALSE(std::filesystem::exists(folder_ / "wider"));
   ASSERT_TRUE((*wider)->Step().ok());  // it is as it was
   EXPECT_EQ((*wider)->Resume("latest").code(), absl::StatusCode::kFailedPrecondition);
@@ -159,14 +172,16 @@ TEST_F(TrainerTest, StopsAtALossThatIsNotFinite) {
   for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i % 7) / 7.0f;
   values[20 * 256 + 3] = std::numeric_limits<float>::infinity();  // in the third batch of 8
   ASSERT_TRUE(WriteNpy(folder_ / "bad.npy", *HostArray::FromValues<float>({40, 1, 16, 16}, values)).ok());
-  auto trainer = Make("run", "dcgan", "steps = 5\n", {"data.path=" + (folder_ / "bad.npy"), "data.shuffle=false", "output.checkpoint_every=1"});
+  auto trainer = Make("run", "dcgan", "steps = 5\n",
+                      {"data.path=" + (folder_ / "bad.npy"), "data.shuffle=false", "output.checkpoint_every=1"});
   ASSERT_TRUE(trainer.ok()) << trainer.status();
   ASSERT_TRUE((*trainer)->Step().ok());
   ASSERT_TRUE((*trainer)->Step().ok());
   const absl::Status status = (*trainer)->Step().status();
   ASSERT_EQ(status.code(), absl::StatusCode::kDataLoss) << status;
-  EXPECT_THAT(std::string(status.message()), AllOf(HasSubstr("step 3: "), HasSubstr("the first NaN or infinity is in input real"),
-                                                   HasSubstr("the last good checkpoint is " + (folder_ / "run/checkpoint-000000000002.safetensors"))));
+  EXPECT_THAT(std::string(status.message()),
+              AllOf(HasSubstr("step 3: "), HasSubstr("the first NaN or infinity is in input real"),
+                    HasSubstr("the last good checkpoint is " + (folder_ / "run/checkpoint-000000000002.safetensors"))));
   EXPECT_EQ(FindLatestCheckpoint(folder_ / "run")->checkpoint.step, 2);
   // States may hold anything now: no checkpoint of them replaces the good one.
   EXPECT_EQ((*trainer)->Step().status().code(), absl::StatusCode::kFailedPrecondition);
@@ -178,7 +193,8 @@ TEST_F(TrainerTest, WarnsOfSamplesThatLookAlike) {
   std::vector<float> values(40 * 256);
   for (size_t i = 0; i < values.size(); ++i) values[i] = i / 256 % 2 == 0 ? 100.0f : -100.0f;
   ASSERT_TRUE(WriteNpy(folder_ / "far.npy", *HostArray::FromValues<float>({40, 1, 16, 16}, values)).ok());
-  auto trainer = Make("run", "dcgan", "steps = 120\n", {"data.path=" + (folder_ / "far.npy"), "output.log_every=120", "train.batch=2"});
+  auto trainer = Make("run", "dcgan", "steps = 120\n",
+                      {"data.path=" + (folder_ / "far.npy"), "output.log_every=120", "train.batch=2"});
   ASSERT_TRUE(trainer.ok()) << trainer.status();
   warnings_.clear();
   for (int step = 1; step <= 99; ++step) ASSERT_TRUE((*trainer)->Step().ok());
@@ -206,22 +222,55 @@ TEST_F(TrainerTest, SamplesFromACheckpointAreThoseOfTheRun) {
       EXPECT_THAT(samples->shape, ElementsAre(11, 1, 16, 16));
       EXPECT_EQ(samples->values, *expected);
     }
-    EXPECT_NE(SampleCheckpoint(folder_ / family, 11, 5, true, *device_)->values, SampleCheckpoint(folder_ / family, 11, 6, true, *device_)->values);
+    EXPECT_NE(SampleCheckpoint(folder_ / family, 11, 5, true, *device_)->values,
+              SampleCheckpoint(folder_ / family, 11, 6, true, *device_)->values);
     EXPECT_FALSE(SampleCheckpoint(folder_ / family, 0, 5, true, *device_).ok());
   }
 }
 
+TEST_F(TrainerTest, TrainsNetworksFromFilesOnPlainVectors) {
+  std::vector<float> points(200);
+  for (size_t i = 0; i < points.size(); ++i)
+    points[i] = static_cast<float>(std::cos(0.1 * static_cast<double>(i / 2) + (i % 2 == 0 ? 0.0 : 1.5)));
+  ASSERT_TRUE(WriteNpy(folder_ / "ring.npy", *HostArray::FromValues<float>({100, 2}, points)).ok());
+  const std::string text = absl::StrCat("[model]\ngenerator = \"", GANTRY_TEST_DATA,
+                                        "/data/onnx/ring-mlp-generator.onnx\"\ndiscriminator = \"", GANTRY_TEST_DATA,
+                                        "/data/onnx/ring-mlp-discriminator.onnx\"\n[data]\npath = "
+                                        "\"ring.npy\"\n[train]\nbatch = 16\nsteps = 4\n[output]\n",
+                                        "directory = \"ring\"\nsample_count = 5\n");
+  std::ofstream(folder_ / "ring.toml") << text;
+  auto config = LoadRunConfig(folder_ / "ring.toml");
+  ASSERT_TRUE(config.ok()) << config.status();
+  auto trainer = Trainer::Create(*config, *device_);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  while (!(*trainer)->finished()) ASSERT_TRUE((*trainer)->Step().ok());
+  const auto summary = (*trainer)->Finish();
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  const auto sheet = ReadNpy(folder_ / "ring/samples-000000000004.npy");
+  ASSERT_TRUE(sheet.ok()) << sheet.status();
+  EXPECT_THAT(sheet->shape(), ElementsAre(5, 2));
+  const auto samples = SampleCheckpoint(folder_ / "ring", 5, config->seed, false, *device_);
+  ASSERT_TRUE(samples.ok()) << samples.status();
+  EXPECT_THAT(samples->values, testing::ElementsAreArray(sheet->values<float>()));
+}
+
 TEST_F(TrainerTest, ErrorsOfTheDescriptionNameWhatToDo) {
-  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"data.path="}).status().message()), HasSubstr("data.path is not set"));
+  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"data.path="}).status().message()),
+              HasSubstr("data.path is not set"));
   const absl::Status missing = Make("a", "dcgan", "steps = 1\n", {"data.path=/no/such/folder"}).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(missing.message()), HasSubstr("/no/such/folder"));
-  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"model.image_size=17"}).status().message()), HasSubstr("17"));
-  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"model.channels=3"}).status().message()), AllOf(HasSubstr("[3,16,16]"), HasSubstr("[1,16,16]")));
+  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"model.image_size=17"}).status().message()),
+              HasSubstr("17"));
+  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"model.channels=3"}).status().message()),
+              AllOf(HasSubstr("[3,16,16]"), HasSubstr("[1,16,16]")));
   const std::vector<float> values(60);
   ASSERT_TRUE(WriteNpy(folder_ / "flat.npy", *HostArray::FromValues<float>({10, 6}, values)).ok());
-  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"data.path=" + (folder_ / "flat.npy")}).status().message()), HasSubstr("no images"));
-  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"model.generator=/no/g.onnx"}).status().message()), HasSubstr("/no/g.onnx"));
+  EXPECT_THAT(
+      std::string(Make("a", "dcgan", "steps = 1\n", {"data.path=" + (folder_ / "flat.npy")}).status().message()),
+      HasSubstr("no images"));
+  EXPECT_THAT(std::string(Make("a", "dcgan", "steps = 1\n", {"model.generator=/no/g.onnx"}).status().message()),
+              HasSubstr("/no/g.onnx"));
 }
 
 TEST_F(TrainerTest, AnUnwritableFolderIsSaidBeforeTheFirstStep) {

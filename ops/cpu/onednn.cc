@@ -346,15 +346,15 @@ std::unique_ptr<OneDnnKernel> MakeMatmul(const KernelRequest& request) {
 
 // --- pooling -------------------------------------------------------------------------------------------------------
 
-// avg_pool, avg_pool_grad and max_pool without dilation, in the plain format.
+// avg_pool and avg_pool_grad without dilation, in the plain format. oneDNN's max_pool is no faster there than plain
+// loops.
 std::unique_ptr<OneDnnKernel> MakePool(const KernelRequest& request) {
   const bool backward = request.op.name == "avg_pool_grad";
   const Shape& x = backward ? request.outputs[0].shape : request.inputs[0].shape;
   const Shape& pooled = backward ? request.inputs[0].shape : request.outputs[0].shape;
   const PoolGeometry geometry = PoolGeometryOf(x, pooled, request.attributes);
-  const auto algorithm = request.op.name == "max_pool" ? dnnl::algorithm::pooling_max
-                         : geometry.count_include_pad  ? dnnl::algorithm::pooling_avg_include_padding
-                                                       : dnnl::algorithm::pooling_avg_exclude_padding;
+  const auto algorithm = geometry.count_include_pad ? dnnl::algorithm::pooling_avg_include_padding
+                                                    : dnnl::algorithm::pooling_avg_exclude_padding;
   Dims strides, kernel_dims, pads_begin, pads_end;
   for (int index = 0; index < geometry.window.rank; ++index) {
     const WindowAxis& axis = geometry.window.spatial(index);
@@ -370,7 +370,6 @@ std::unique_ptr<OneDnnKernel> MakePool(const KernelRequest& request) {
     pads_end.push_back(std::max(reach, axis.pad_end));
   }
   const memory::desc source = Row(x.dims()), result = Row(pooled.dims());
-  // forward_inference: no workspace, which only the gradient of the maximum needs.
 #if DNNL_VERSION_MAJOR >= 3
   const dnnl::pooling_forward::primitive_desc forward(CpuEngine(), dnnl::prop_kind::forward_inference, algorithm,
                                                       source, result, strides, kernel_dims, Dims(strides.size(), 0),
@@ -427,7 +426,6 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeOneDnnKernel(const KernelRequest& re
       {"matmul", MakeMatmul},
       {"avg_pool", MakePool},
       {"avg_pool_grad", MakePool},
-      {"max_pool", MakePool},
   };
   for (const auto& [name, make] : kOps) {
     if (name != request.op.name || !Covers(request)) continue;

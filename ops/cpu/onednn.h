@@ -7,7 +7,7 @@
 
 namespace gantry::cpu {
 
-// conv, conv_transpose, conv_weight_grad, matmul, avg_pool, avg_pool_grad and max_pool. Null for other ops, types and
+// conv, conv_transpose, conv_weight_grad, matmul, avg_pool and avg_pool_grad. Null for other ops, types and
 // layouts, for empty tensors, and where oneDNN has nothing but its slow "ref" implementation. The choice of format
 // follows rules, not timings, so that the same request gives the same bits in every run. Everything is created here;
 // the kernel's Run sets addresses and executes. Tensors in other formats and scratchpads lie in scratch_bytes(); what

@@ -7,78 +7,6 @@
 namespace gantry {
 namespace {
 
-int64_t AlignUp(int64_t offset, int64_t alignment) {
-  return alignment == 1 ? offset : (offset + alignment - 1) / alignment * alignment;
-}
-
-// Pieces placed so far, sorted by offset.
-class PlacedPieces {
- public:
-  void Insert(int64_t offset, const LayoutPiece& piece) {
-    const Placed placed{offset, offset + piece.size, piece.first, piece.last};
-    const auto at = std::upper_bound(placed_.begin(), placed_.end(), offset,
-                                     [](int64_t value, const Placed& other) { return value < other.offset; });
-    placed_.insert(at, placed);
-  }
-
-  // Where `fit` puts a rectangle.
-  int64_t FindHole(const LayoutPiece& piece, int64_t alignment, GreedyFit fit, int64_t& work) const {
-    int64_t cursor = 0;
-    int64_t best_waste = std::numeric_limits<int64_t>::max();
-    int64_t best_offset = -1;
-    size_t scanned = 0;
-    for (; scanned < placed_.size(); ++scanned) {
-      const Placed& other = placed_[scanned];
-      if (other.first >= piece.last || other.last <= piece.first || other.top <= cursor) continue;
-      const int64_t offset = AlignUp(cursor, alignment);
-      const int64_t waste = other.offset - offset - piece.size;
-      if (waste >= 0 && waste < best_waste) {
-        best_waste = waste;
-        best_offset = offset;
-        if (fit == GreedyFit::kFirst || waste == 0) break;
-      }
-      cursor = other.top;
-    }
-    work += static_cast<int64_t>(scanned);
-    return best_offset >= 0 ? best_offset : AlignUp(cursor, alignment);
-  }
-
-  // The same for an item of several pieces: every placed piece forbids a range of offsets for each piece it meets.
-  int64_t FindHole(std::span<const LayoutPiece> pieces, int64_t alignment, GreedyFit fit, int64_t& work) const {
-    std::vector<std::pair<int64_t, int64_t>> forbidden;  // the item's offset cannot be in [first, second)
-    for (const Placed& other : placed_) {
-      for (const LayoutPiece& piece : pieces) {
-        if (other.first >= piece.last || other.last <= piece.first) continue;
-        forbidden.emplace_back(other.offset - piece.size + 1, other.top);
-      }
-    }
-    work += static_cast<int64_t>(placed_.size() * pieces.size() + 8 * forbidden.size());
-    std::sort(forbidden.begin(), forbidden.end());
-    int64_t cursor = 0;
-    int64_t best_waste = std::numeric_limits<int64_t>::max();
-    int64_t best_offset = -1;
-    for (const auto& [begin, end] : forbidden) {
-      const int64_t offset = AlignUp(cursor, alignment);
-      if (offset < begin && begin - 1 - offset < best_waste) {
-        best_waste = begin - 1 - offset;
-        best_offset = offset;
-        if (fit == GreedyFit::kFirst) break;
-      }
-      cursor = std::max(cursor, end);
-    }
-    return best_offset >= 0 ? best_offset : AlignUp(cursor, alignment);
-  }
-
- private:
-  struct Placed {
-    int64_t offset;
-    int64_t top;
-    int32_t first;
-    int32_t last;
-  };
-  std::vector<Placed> placed_;
-};
-
 // Largest first under the key of `order`.
 double OrderKey(const LayoutItem& item, GreedyOrder order, int64_t heaviest_load) {
   switch (order) {
@@ -166,27 +94,23 @@ std::vector<int32_t> MakeGreedyOrder(const LayoutItems& items, GreedyOrder order
   return result;
 }
 
-GreedyResult PlaceGreedily(const LayoutItems& items, std::span<const int32_t> order, GreedyFit fit,
-                           int64_t ceiling, int64_t& work) {
+GreedyResult PlaceGreedily(const LayoutItems& items, std::span<const int32_t> order, GreedyFit fit, int64_t& work) {
   GreedyResult result;
   result.offsets.assign(items.items.size(), 0);
-  PlacedPieces placed;
+  PlacedPieces placed(items.pieces.size(), items.section_count);
   for (const int32_t index : order) {
     const LayoutItem& item = items.items[index];
     const std::span<const LayoutPiece> pieces(items.pieces.data() + item.piece_begin,
                                               items.pieces.data() + item.piece_end);
     int64_t offset = item.fixed_offset;
     if (offset < 0) {
-      offset = pieces.size() == 1 ? placed.FindHole(pieces[0], item.alignment, fit, work)
-                                  : placed.FindHole(pieces, item.alignment, fit, work);
+      offset = placed.FindHole(pieces, item.alignment, fit, work);
     }
     result.offsets[index] = offset;
     if (pieces.empty()) continue;
     result.height = std::max(result.height, offset + item.size);
-    if (result.height > ceiling) return result;
-    for (const LayoutPiece& piece : pieces) placed.Insert(offset, piece);
+    for (const LayoutPiece& piece : pieces) placed.Insert(offset, piece, index);
   }
-  result.complete = true;
   return result;
 }
 

@@ -3,19 +3,14 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string_view>
 #include <vector>
 
 #include "memory/layout/layout_items.h"
+#include "memory/layout/layout_placed.h"
 
 namespace gantry {
-
-enum class GreedyFit {
-  kFirst,  // the lowest hole that is large enough
-  kBest,   // the tightest hole; above everything only if no hole is large enough
-};
 
 enum class GreedyOrder { kSize, kArea, kDuration, kStart, kEnd, kLoad };
 
@@ -25,13 +20,11 @@ std::string_view GreedyOrderName(GreedyOrder order);
 std::vector<int32_t> MakeGreedyOrder(const LayoutItems& items, GreedyOrder order);
 
 struct GreedyResult {
-  bool complete = false;  // false: an item would have ended above the ceiling
   int64_t height = 0;
   std::vector<int64_t> offsets;  // one an item
 };
 
-// Places the items as `order` says. Gives up as soon as one would end above `ceiling` bytes. Adds to `work`.
-GreedyResult PlaceGreedily(const LayoutItems& items, std::span<const int32_t> order, GreedyFit fit,
-                           int64_t ceiling, int64_t& work);
+// Places the items as `order` says, which has the fixed ones first. Adds to `work`.
+GreedyResult PlaceGreedily(const LayoutItems& items, std::span<const int32_t> order, GreedyFit fit, int64_t& work);
 
 }  // namespace gantry

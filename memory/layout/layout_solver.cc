@@ -10,11 +10,20 @@
 #include "memory/layout/layout_check.h"
 #include "memory/layout/layout_greedy.h"
 #include "memory/layout/layout_items.h"
+#include "memory/layout/layout_repair.h"
 #include "memory/layout/layout_search.h"
 #include "memory/status.h"
 
 namespace gantry {
 namespace {
+
+constexpr std::pair<GreedyOrder, GreedyFit> kGreedyPortfolio[] = {
+    {GreedyOrder::kLoad, GreedyFit::kFirst},     {GreedyOrder::kDuration, GreedyFit::kBest},
+    {GreedyOrder::kSize, GreedyFit::kFirst},     {GreedyOrder::kArea, GreedyFit::kBest},
+    {GreedyOrder::kLoad, GreedyFit::kBest},      {GreedyOrder::kDuration, GreedyFit::kFirst},
+    {GreedyOrder::kSize, GreedyFit::kBest},      {GreedyOrder::kArea, GreedyFit::kFirst},
+    {GreedyOrder::kStart, GreedyFit::kFirst},    {GreedyOrder::kEnd, GreedyFit::kFirst},
+    {GreedyOrder::kStart, GreedyFit::kBest},     {GreedyOrder::kEnd, GreedyFit::kBest}};
 
 // The best layout so far and what may still be spent.
 class Attempt {
@@ -28,24 +37,38 @@ class Attempt {
   // Nothing left to do, or nothing to do it with.
   bool done() const {
     return best_.height <= std::max(goal_, lower_bound_) || work_ >= options_.work_limit ||
-           (options_.time_limit && absl::Now() >= deadline_);
+           past_deadline();
   }
 
+  // Greedy orders, each followed by passes in which the items that ended too high go first, "squeaky wheel optimization"
+  // (Joslin, Clements, J. Artificial Intelligence Research 10, 1999).
   void TryGreedyOrders() {
-    for (const GreedyFit fit : {GreedyFit::kBest, GreedyFit::kFirst}) {
-      for (const GreedyOrder order : {GreedyOrder::kSize, GreedyOrder::kDuration, GreedyOrder::kArea, GreedyOrder::kStart,
-                                      GreedyOrder::kEnd, GreedyOrder::kLoad}) {
-        const bool first = best_.offsets.empty();
-        if (!first && done()) return;
-        const int64_t ceiling = first ? std::numeric_limits<int64_t>::max() : best_.height - 1;
-        GreedyResult result = PlaceGreedily(items_, MakeGreedyOrder(items_, order), fit, ceiling, work_);
-        if (!result.complete) continue;
+    for (const auto& [order, fit] : kGreedyPortfolio) {
+      std::vector<int32_t> sequence = MakeGreedyOrder(items_, order);
+      for (int pass = 0; pass < kPassesPerOrder; ++pass) {
+        if (!best_.offsets.empty() && done()) return;
+        GreedyResult result = PlaceGreedily(items_, sequence, fit, work_);
+        if (pass + 1 < kPassesPerOrder) PromoteHighItems(result, sequence);
+        if (result.height >= best_.height) continue;
         best_.offsets = std::move(result.offsets);
         best_.height = result.height;
         best_.method = absl::StrCat("greedy ", ToAbsl(GreedyOrderName(order)),
                                     fit == GreedyFit::kBest ? " best-fit" : " first-fit");
+        if (pass > 0) absl::StrAppend(&best_.method, " pass ", pass + 1);
       }
     }
+  }
+
+  // Moves items a little at a time; pays where greedy is close already.
+  void RepairBest() {
+    if (done() || items_.items.size() > kRepairItems || best_.height - goal_ > goal_ / 32) return;
+    const int64_t limit = work_ + (options_.work_limit - work_) / 8;
+    RepairResult result = RepairLayout(items_, best_.offsets, best_.height, goal_, options_.seed, limit, work_,
+                                       [&] { return past_deadline(); });
+    if (!result.complete || result.height >= best_.height) return;
+    best_.offsets = std::move(result.offsets);
+    best_.height = result.height;
+    best_.method += ", repaired";
   }
 
   // Searches for the goal. Without a capacity it also halves the distance between what is found and what is not, with more
@@ -58,12 +81,12 @@ class Attempt {
       return;
     }
     int64_t least = lower_bound_;  // nothing more can be found below
-    for (int64_t share = std::max<int64_t>(1, (options_.work_limit - work_) / 8); !done(); share *= 2) {
+    for (int64_t share = std::max<int64_t>(1, (options_.work_limit - work_) / 2); !done(); share *= 2) {
       int64_t low = least;  // the next height to try; not found below, if only for lack of work
       bool is_first = true;
       while (!done() && low < best_.height) {
         const int64_t height = is_first ? low : low + (best_.height - low) / 2;
-        const SearchOutcome outcome = SearchFor(height, work_ + (is_first ? share : share / 2), search);
+        const SearchOutcome outcome = SearchFor(height, work_ + (is_first ? share : share / 8), search);
         if (outcome != SearchOutcome::kFound) low = height + 1;
         if (outcome == SearchOutcome::kImpossible || outcome == SearchOutcome::kExhausted) least = height + 1;
         is_first = false;
@@ -86,9 +109,33 @@ class Attempt {
   }
 
  private:
+  static constexpr int kPassesPerOrder = 3;
+  static constexpr size_t kRepairItems = 8192;
+
+  bool past_deadline() const { return options_.time_limit && absl::Now() >= deadline_; }
+
+  // Moves the items that end well above the goal to a tenth of their place in the sequence.
+  void PromoteHighItems(const GreedyResult& result, std::vector<int32_t>& sequence) const {
+    const int64_t close = goal_ + goal_ / 1024;
+    const int64_t limit = result.height > close ? close : goal_;
+    std::vector<std::pair<double, int32_t>> places;
+    places.reserve(sequence.size());
+    for (size_t i = 0; i < sequence.size(); ++i) {
+      const int32_t item = sequence[i];
+      const bool high = result.offsets[item] + items_.items[item].size > limit && items_.items[item].fixed_offset < 0;
+      places.emplace_back(high ? 0.1 * static_cast<double>(i) - 0.5 : static_cast<double>(i), item);
+    }
+    // Fixed items stay in front: everything else is placed around them.
+    std::stable_sort(places.begin(), places.end(), [&](const auto& a, const auto& b) {
+      const bool a_free = items_.items[a.second].fixed_offset < 0, b_free = items_.items[b.second].fixed_offset < 0;
+      return std::pair(a_free, a.first) < std::pair(b_free, b.first);
+    });
+    for (size_t i = 0; i < sequence.size(); ++i) sequence[i] = places[i].second;
+  }
+
   SearchOutcome SearchFor(int64_t height, int64_t work_limit, LayoutSearch& search) {
-    const auto stop = [&] { return options_.time_limit && absl::Now() >= deadline_; };
-    const SearchOutcome outcome = search.Find(height, std::min(work_limit, options_.work_limit), work_, stop);
+    const SearchOutcome outcome = search.Find(height, std::min(work_limit, options_.work_limit), work_,
+                                              [&] { return past_deadline(); });
     if (outcome == SearchOutcome::kImpossible) lower_bound_ = std::max(lower_bound_, height + 1);
     if (outcome != SearchOutcome::kFound) return outcome;
     best_.offsets = search.offsets();
@@ -133,6 +180,7 @@ absl::StatusOr<Layout> SolveLayout(const LayoutProblem& problem, const LayoutOpt
   GANTRY_RETURN_IF_ERROR(CheckFixedOffsets(problem, items));
   Attempt attempt(items, options);
   attempt.TryGreedyOrders();
+  attempt.RepairBest();
   if (options.exact_search) attempt.SearchExactly();
   Layout layout = attempt.TakeLayout();
   for (size_t i = 0; i < problem.buffers.size(); ++i) {

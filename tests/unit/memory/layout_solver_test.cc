@@ -8,6 +8,7 @@
 
 #include "memory/layout/layout_check.h"
 #include "memory/layout/layout_csv.h"
+#include "memory/layout/layout_placed.h"
 #include "memory/status.h"
 #include "tests/unit/memory/layout_test_util.h"
 
@@ -106,6 +107,51 @@ TEST(LayoutSolverTest, EqualsBruteForceOnTinyProblems) {
       const absl::StatusOr<Layout> refused = SolveLayout(problem, {.capacity = least - 1});
       ASSERT_EQ(refused->lower_bound, least) << "round " << round << "\n" << FormatLayoutCsv(problem);
     }
+  }
+}
+
+// More than the flat form of PlacedPieces holds, so that the tree over time is used; lifetimes from 1 to a tenth of the time.
+TEST(LayoutSolverTest, ManyBuffersComeNearTheBound) {
+  std::mt19937_64 random(4);
+  LayoutProblem problem;
+  for (int i = 0; i < 80'000; ++i) {
+    const int64_t lower = static_cast<int64_t>(random() % 80'000);
+    const int64_t duration = int64_t{1} << (random() % 8);
+    problem.buffers.push_back({lower, lower + duration, static_cast<int64_t>(1 + random() % 100'000)});
+  }
+  const absl::StatusOr<Layout> layout = SolveLayout(problem, {.work_limit = 200'000'000});
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  EXPECT_EQ(CheckLayout(problem, *layout), absl::OkStatus());
+  EXPECT_LT(layout->gap(), 0.05) << layout->height << " over " << layout->lower_bound;
+}
+
+TEST(PlacedPiecesTest, TreeAndBlocksFindTheSame) {
+  std::mt19937_64 random(9);
+  constexpr int32_t kSections = 300;
+  PlacedPieces flat(10, kSections), tree(PlacedPieces::kFlatPieces + 1, kSections);
+  std::vector<std::pair<LayoutPiece, int64_t>> placed;
+  int64_t work = 0;
+  for (int32_t i = 0; i < 3000; ++i) {
+    const auto first = static_cast<int32_t>(random() % kSections);
+    const auto last = static_cast<int32_t>(first + 1 + random() % (kSections - first));
+    const LayoutPiece piece{first, last, static_cast<int64_t>(1 + random() % 50)};
+    const GreedyFit fit = random() % 2 ? GreedyFit::kFirst : GreedyFit::kBest;
+    const int64_t alignment = random() % 3 ? 1 : 16;
+    const int64_t offset = flat.FindHole({&piece, 1}, alignment, fit, work);
+    ASSERT_EQ(offset, tree.FindHole({&piece, 1}, alignment, fit, work));
+    for (const auto& [other, other_offset] : placed) {
+      const bool live = other.first < piece.last && piece.first < other.last;
+      ASSERT_FALSE(live && other_offset < offset + piece.size && offset < other_offset + other.size);
+    }
+    flat.Insert(offset, piece, i);
+    tree.Insert(offset, piece, i);
+    placed.emplace_back(piece, offset);
+    if (random() % 3 != 0) continue;
+    const size_t gone = random() % placed.size();
+    if (placed[gone].first.size == 0) continue;
+    flat.Remove(placed[gone].second, placed[gone].first, static_cast<int32_t>(gone));
+    tree.Remove(placed[gone].second, placed[gone].first, static_cast<int32_t>(gone));
+    placed[gone].first = {0, 0, 0};
   }
 }
 

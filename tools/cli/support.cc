@@ -42,7 +42,8 @@ ExitCode ExitCodeOf(gantry_status status) {
     case GANTRY_TIMED_OUT: return kExitUnavailable;
     case GANTRY_NO_SPACE:
     case GANTRY_IO_ERROR: return kExitInputOutput;
-    case GANTRY_CANNOT_CREATE: return kExitCannotCreate;
+    case GANTRY_CANNOT_CREATE:
+    case GANTRY_FAILED_PRECONDITION: return kExitCannotCreate;  // a run's folder that belongs to another run or process
     case GANTRY_NOT_FINITE: return kExitNegative;
     default: return kExitInternal;
   }

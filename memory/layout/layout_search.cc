@@ -6,53 +6,18 @@
 #include <numeric>
 #include <utility>
 
+#include "memory/layout/layout_failed_states.h"
+
 namespace gantry {
 namespace {
 
 constexpr int64_t kFar = std::numeric_limits<int64_t>::max() / 4;
 constexpr int32_t kNone = -1;
 
-uint64_t Mix(uint64_t value) {  // the finaliser of MurmurHash3, a public-domain constant pair
-  value ^= value >> 33;
-  value *= 0xff51afd7ed558ccdULL;
-  value ^= value >> 33;
-  value *= 0xc4ceb9fe1a85ec53ULL;
-  return value ^ (value >> 33);
-}
-
-// States proved hopeless, in a table that grows up to 16 MiB; the newer replaces the older.
-class FailedStates {
- public:
-  void Clear() { table_.assign(kFirstSize, Key{}), inserted_ = 0; }
-  bool Contains(uint64_t low, uint64_t high) const { return table_[low & (table_.size() - 1)] == Key{low, high}; }
-  void Insert(uint64_t low, uint64_t high) {
-    if (++inserted_ > table_.size() && table_.size() < kLastSize) Grow();
-    table_[low & (table_.size() - 1)] = {low, high};
-  }
-
- private:
-  static constexpr size_t kFirstSize = size_t{1} << 12;
-  static constexpr size_t kLastSize = size_t{1} << 20;
-
-  struct Key {
-    uint64_t low = 0;
-    uint64_t high = 0;
-    bool operator==(const Key&) const = default;
-  };
-
-  void Grow() {
-    std::vector<Key> old(table_.size() * 4);
-    old.swap(table_);
-    for (const Key& key : old) table_[key.low & (table_.size() - 1)] = key;
-  }
-
-  std::vector<Key> table_ = std::vector<Key>(kFirstSize);
-  size_t inserted_ = 0;
-};
-
 enum class Side { kFloor, kCeiling };
 enum class Kind { kLeftEdge, kRightEdge, kPivot };
-enum class Preference { kArea, kDuration, kSize, kCount };
+// What is tried first: the larger area, the longer, the larger, or what fills the run and then the longer.
+enum class Preference { kArea, kDuration, kSize, kFill, kCount };
 
 // Where to branch: on run [begin, end) of one side.
 struct Branch {
@@ -76,7 +41,7 @@ struct Choice {
 
 class LayoutSearch::Impl {
  public:
-  Impl(const LayoutItems& source, uint64_t seed) : source_(source), random_(Mix(seed + 1)) {
+  Impl(const LayoutItems& source, uint64_t seed) : source_(source), random_(MixBits(seed + 1)) {
     exact_ = source.all_rectangles;
     for (size_t i = 0; i < source.items.size(); ++i) {
       const LayoutItem& item = source.items[i];
@@ -145,8 +110,9 @@ class LayoutSearch::Impl {
   const std::vector<int64_t>& offsets() const { return found_offsets_; }
 
  private:
-  static constexpr int64_t kRoundNodes = 1000;
+  static constexpr int64_t kRoundNodes = 2000;
   static constexpr double kFailureWeight = 0.02;
+  static constexpr double kForgetting = 0.9;  // what is left of a failure's weight after a round
 
   struct Item {
     int32_t first, last;
@@ -185,6 +151,7 @@ class LayoutSearch::Impl {
     use_ceiling_ = round % kModes != 0;
     preference_ = static_cast<Preference>(round / kModes % kPreferences);
     randomness_ = round < kModes * kPreferences ? 0.0 : 0.3;
+    for (double& weight : weights_) weight *= kForgetting;
     round_nodes_ = kRoundNodes * LubyTerm(round / (kModes * kPreferences) + 1);
   }
 
@@ -199,7 +166,7 @@ class LayoutSearch::Impl {
 
   Item MakeItem(const LayoutItem& item) { return {item.first, item.last, item.size, item.alignment, NextRandom() | 1}; }
 
-  uint64_t NextRandom() { return Mix(random_ += 0x9e3779b97f4a7c15ULL); }
+  uint64_t NextRandom() { return MixBits(random_ += 0x9e3779b97f4a7c15ULL); }
   double Uniform() { return static_cast<double>(NextRandom() >> 11) * 0x1.0p-53; }
 
   // The state before anything is placed; false if the loads alone show that nothing fits.
@@ -289,8 +256,8 @@ class LayoutSearch::Impl {
   }
 
   void HashState(int32_t begin, int32_t end, uint64_t& low, uint64_t& high) const {
-    low = Mix(begin * 0x10001ULL + 7);
-    high = Mix(end * 0x20003ULL + 3);
+    low = MixBits(begin * 0x10001ULL + 7);
+    high = MixBits(end * 0x20003ULL + 3);
     for (int32_t t = begin; t < end; ++t) {
       const Cell& cell = cells_[t];
       low = (low ^ (cell.key + static_cast<uint64_t>(cell.floor))) * 0x9e3779b97f4a7c15ULL;
@@ -344,7 +311,7 @@ class LayoutSearch::Impl {
     const bool may_raise = wall <= least_slack;
     const auto offer = [&](Kind kind, int32_t pivot, int32_t count) {
       const double score = count / (1.0 + kFailureWeight * weights_[pivot]) + 1e-3 * (b - a) / sections_ +
-                           (randomness_ > 0 ? 1e-2 * Uniform() : 0.0);
+                           (randomness_ > 0 ? 0.1 * Uniform() : 0.0);
       if (count == 0 || (best.count != 0 && score < best.score)) {
         best = {side, kind, a, b, pivot, count, score, left_wall, right_wall};
       }
@@ -505,6 +472,7 @@ class LayoutSearch::Impl {
       case Preference::kArea:
         value = static_cast<double>(item.size) / height_ * (item.last - item.first) / sections_;
         break;
+      case Preference::kFill:
       case Preference::kDuration:
         value = static_cast<double>(item.last - item.first) / sections_;
         break;
@@ -516,6 +484,8 @@ class LayoutSearch::Impl {
     double rank = -value * (1 + randomness_ * (Uniform() - 0.5));
     if (branch.kind == Kind::kLeftEdge && item.first > branch.begin) rank += 1;
     if (branch.kind == Kind::kRightEdge && item.last < branch.end) rank += 1;
+    const bool fills = item.first == branch.begin && item.last == branch.end;
+    if (fills && preference_ == Preference::kFill) rank -= 0.5;
     return rank;
   }
 

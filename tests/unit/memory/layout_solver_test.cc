@@ -161,7 +161,7 @@ class PublicLayoutTest : public testing::TestWithParam<const char*> {};
 TEST_P(PublicLayoutTest, FitsThePublishedCapacity) {
   const absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(LayoutTestData(GetParam()));
   ASSERT_TRUE(problem.ok()) << problem.status();
-  const absl::StatusOr<Layout> layout = SolveLayout(*problem, {.capacity = 1'048'576, .work_limit = 10'000'000'000});
+  const absl::StatusOr<Layout> layout = SolveLayout(*problem, {.capacity = 1'048'576});
   ASSERT_TRUE(layout.ok()) << layout.status();
   EXPECT_EQ(CheckLayout(*problem, *layout, 1'048'576), absl::OkStatus());
 }

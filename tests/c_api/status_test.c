@@ -64,8 +64,10 @@ static void arguments_are_checked(void) {
   EXPECT_STATUS(gantry_array_create(GANTRY_F32, 2, dims, NULL, &array), GANTRY_INVALID_ARGUMENT, "-1");
   dims[0] = INT64_MAX, dims[1] = INT64_MAX;
   EXPECT_STATUS(gantry_array_create(GANTRY_F32, 2, dims, NULL, &array), GANTRY_INVALID_ARGUMENT, "");
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__) /* whose allocators end the program instead */
   dims[0] = 1, dims[1] = (int64_t)1 << 58;
   EXPECT_STATUS(gantry_array_create(GANTRY_F32, 2, dims, NULL, &array), GANTRY_OUT_OF_MEMORY, "");
+#endif
   EXPECT_OK(gantry_network_create("n", &network));
   EXPECT_STATUS(gantry_network_add_op(network, "leaky_rely", 1, &x, 0, NULL, 1, &x), GANTRY_NOT_FOUND, "'leaky_relu'");
   EXPECT_STATUS(gantry_network_add_op(network, "add", 1, &x, 0, NULL, 1, &x), GANTRY_INVALID_ARGUMENT, "add");
@@ -107,16 +109,21 @@ static void each_thread_has_its_own_error(void) {
   EXPECT(strcmp(before, gantry_last_error()) == 0);
 }
 
-static void signals_are_left_alone(void) {
-  const int signals[] = {SIGINT, SIGTERM, SIGSEGV, SIGABRT, SIGPIPE, SIGFPE, SIGBUS};
-  for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); ++i) {
+static const int signals[] = {SIGINT, SIGTERM, SIGSEGV, SIGABRT, SIGPIPE, SIGFPE, SIGBUS};
+enum { kSignals = sizeof(signals) / sizeof(signals[0]) };
+
+static void read_handlers(void (*handlers[kSignals])(int)) {
+  for (size_t i = 0; i < kSignals; ++i) {
     struct sigaction action;
     sigaction(signals[i], NULL, &action);
-    EXPECT(action.sa_handler == SIG_DFL);
+    handlers[i] = action.sa_handler;
   }
 }
 
 int main(void) {
+  void (*before[kSignals])(int);
+  void (*after[kSignals])(int);
+  read_handlers(before);
   EXPECT(strcmp(gantry_last_error(), "") == 0);
   values_are_fixed();
   version_is_the_headers();
@@ -124,6 +131,7 @@ int main(void) {
   arguments_are_checked();
   files_are_named();
   each_thread_has_its_own_error();
-  signals_are_left_alone();
+  read_handlers(after);
+  EXPECT(memcmp(before, after, sizeof(before)) == 0);
   return expect_failures != 0;
 }

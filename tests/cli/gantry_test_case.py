@@ -84,6 +84,8 @@ path = "{images}"
 [output]
 directory = "{self.path(folder)}"
 log_every = 1
+checkpoint_every = 1000000000
+sample_every = 1000000000
 sample_count = 4
 """)
 

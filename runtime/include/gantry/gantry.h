@@ -298,7 +298,7 @@ typedef struct gantry_attribute {
 #define GANTRY_INTS(name, values, count) \
   {sizeof(gantry_attribute), name, GANTRY_ATTRIBUTE_INTS, 0, 0.0, 0, values, 0, count}
 
-/* Adds the operator `op` ("matmul", "conv", ...; gantry_op_get lists them, docs/reference/ops.md describes them). The names
+/* Adds the operator `op` ("matmul", "conv", ...; gantry_op_get lists them, ops/functional.h of the sources describes them). The names
  * "linear" (x, weight [out, in], and a bias [out] or none) and "relu" are understood too. Writes as many values as `op` has
  * outputs. Errors: GANTRY_NOT_FOUND         no such operator; the message names the nearest
  *                  GANTRY_INVALID_ARGUMENT  inputs or attributes do not fit (the message has all shapes), or `op` has

@@ -19,7 +19,9 @@ class Usage(GantryTestCase):
                                  (["check", "x", "--kernel", "fast"], ["'--kernels'"]), (["check", "x", "--kernels", "quick"], ["reference"]),
                                  (["check", "x", "--dtype", "f16"], ["f64"]), (["check", "x", "--threads", "-1"], ["--threads"]),
                                  (["layout", "slove"], ["'solve'"]), (["train"], ["run"]), (["train", "a", "--reusme", "latest"], ["'--resume'"]),
-                                 (["sample", "a"], ["--out"]), (["backends", "x"], ["x"]), (["layout", "solve", "x", "--capacity", "lots"], ["--capacity"])):
+                                 (["sample", "a"], ["--out"]), (["backends", "x"], ["x"]), (["layout", "solve", "x", "--capacity", "lots"], ["--capacity"]),
+                                 (["layout", "solve", "x", "--capacity", "-5"], ["--capacity", "gantry layout solve --help"]), (["sample", "x", "--out", "a.png", "--seed", "-1"], ["--seed"]),
+                                 (["train", "x", "--steps", "0"], ["--steps"])):
             with self.subTest(arguments):
                 done = self.run_gantry(*arguments, expect=64, words=words)
                 self.assertEqual(done.stdout, "")

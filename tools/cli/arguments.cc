@@ -16,6 +16,9 @@ constexpr char kExitCodesText[] =
     "Exit status: 0 done, 1 the answer is no, 64 wrong usage, 65 bad input, 66 input missing, 69 something is unavailable,\n"
     "70 a bug, 73 cannot create output, 74 input/output error, 75 stopped after a checkpoint (resume goes on).";
 
+// Whole numbers up to what 63 bits hold: CLI11 alone lets "-1" wrap around.
+CLI::Range AtLeast(int64_t low) { return CLI::Range(low, INT64_MAX, low == 0 ? "NUMBER" : "POSITIVE"); }
+
 // Which subcommand was chosen: its callback stores what to run, so that failures are thrown outside of CLI11.
 using Chosen = std::function<int()>;
 
@@ -38,15 +41,15 @@ void AddLayout(CLI::App& app, Chosen& chosen) {
   layout->require_subcommand(1);
   CLI::App* solve = layout->add_subcommand("solve", "Find a low placement; exit 1 where none fits the capacity");
   solve->add_option("problem", options.problem, "CSV file: id,lower,upper,size[,alignment][,group][,offset]")->required();
-  solve->add_option("--capacity", options.capacity_bytes, "Bytes of the arena; default: as low as can be found");
+  solve->add_option("--capacity", options.capacity_bytes, "Bytes of the arena; default: as low as can be found")->check(AtLeast(1));
   solve->add_option("--out", options.placed, "CSV file to write: the problem with an offset column");
-  solve->add_option("--work", options.work_limit, "How long to search, in units of about a nanosecond")->check(CLI::NonNegativeNumber);
-  solve->add_option("--seed", options.seed, "Seed of the randomised part");
+  solve->add_option("--work", options.work_limit, "How long to search, in units of about a nanosecond")->check(AtLeast(1));
+  solve->add_option("--seed", options.seed, "Seed of the randomised part")->check(AtLeast(0));
   solve->callback([&] { chosen = [] { return RunLayoutSolve(options); }; });
   CLI::App* check = layout->add_subcommand("check", "Prove a placement right; exit 1 where it is wrong");
   check->add_option("problem", options.problem, "CSV file of the problem")->required();
   check->add_option("placed", options.placed, "CSV file with columns id and offset")->required();
-  check->add_option("--capacity", options.capacity_bytes, "Bytes of the arena");
+  check->add_option("--capacity", options.capacity_bytes, "Bytes of the arena")->check(AtLeast(1));
   check->callback([&] { chosen = [] { return RunLayoutCheck(options); }; });
 }
 
@@ -83,7 +86,7 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   command->add_option("run", train.run_file, "Run file (TOML)")->required();
   command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE");
   command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file");
-  command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(CLI::PositiveNumber);
+  command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(AtLeast(1));
   command->callback([&] { chosen = [] { return RunTrain(train); }; });
 
   static SampleOptions sample;
@@ -91,8 +94,8 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   draw->add_option("source", sample.source, "A checkpoint, a run's folder (its newest checkpoint), or a run file")->required();
   draw->add_option("--out", sample.out, "File to write: .png (a grid of images) or .npy")->required();
   draw->add_option("--count", sample.count, "Samples; default 64")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
-  draw->add_option("--columns", sample.columns, "Images a row; default: about square")->check(CLI::NonNegativeNumber);
-  draw->add_option("--seed", sample.seed, "Seed of the noise; default 0");
+  draw->add_option("--columns", sample.columns, "Images a row; default: about square")->check(AtLeast(0));
+  draw->add_option("--seed", sample.seed, "Seed of the noise; default 0")->check(AtLeast(0));
   draw->add_flag("!--no-average", sample.average, "Use the weights, not their running average");
   draw->callback([&] { chosen = [] { return RunSample(sample); }; });
 }
@@ -103,7 +106,13 @@ const CLI::App& Innermost(const CLI::App& app) {
   return used.empty() ? app : Innermost(*used.back());
 }
 
-// " (did you mean '--kernels'?)" for the first argument that nobody takes.
+// "gantry layout solve", as far as the command line names it.
+std::string CommandPath(const CLI::App& app) {
+  const std::vector<CLI::App*> used = const_cast<CLI::App&>(app).get_subcommands();
+  return used.empty() ? app.get_name() : app.get_name() + " " + CommandPath(*used.back());
+}
+
+// "; did you mean '--kernels' instead of '--kernel'?" for the first argument that nobody takes.
 std::string Suggestion(const CLI::App& app, int argc, char** argv) {
   const CLI::App& command = Innermost(app);
   std::vector<std::string> names;
@@ -144,9 +153,7 @@ int ParseAndRun(int argc, char** argv) {
   } catch (const CLI::Success& success) {
     return app.exit(success, std::cout, std::cerr);  // --help, --version
   } catch (const CLI::ParseError& error) {
-    const std::string path = Innermost(app).get_name();
-    throw Failure(kExitUsage, std::string(error.what()) + Suggestion(app, argc, argv) + "\ntry: gantry " +
-                                  (&Innermost(app) == &app ? "" : path + " ") + "--help");
+    throw Failure(kExitUsage, error.what() + Suggestion(app, argc, argv) + "\ntry: " + CommandPath(app) + " --help");
   }
   return chosen();
 }

@@ -19,9 +19,9 @@ int RunCheck(const CheckOptions& options);
 
 struct LayoutOptions {
   std::string problem, placed;
-  uint64_t capacity_bytes = 0;  // 0: none
+  int64_t capacity_bytes = 0;   // 0: none
   int64_t work_limit = 0;       // 0: the library's
-  uint64_t seed = 1;
+  int64_t seed = 1;
 };
 int RunLayoutSolve(const LayoutOptions& options);
 int RunLayoutCheck(const LayoutOptions& options);
@@ -53,7 +53,7 @@ struct SampleOptions {
   std::string out;
   int64_t count = 64;
   int64_t columns = 0;
-  uint64_t seed = 0;
+  int64_t seed = 0;
   bool average = true;
 };
 int RunSample(const SampleOptions& options);

@@ -11,7 +11,7 @@ int RunSample(const SampleOptions& options) {
   if (!png && !options.out.ends_with(".npy")) throw Failure(kExitUsage, "--out " + options.out + ": the name must end in .png or .npy");
   const Context context = MakeContext(0);
   gantry_array* made = nullptr;
-  Require(gantry_checkpoint_sample(context.get(), options.source.c_str(), options.count, options.seed, options.average ? 1 : 0, &made));
+  Require(gantry_checkpoint_sample(context.get(), options.source.c_str(), options.count, static_cast<uint64_t>(options.seed), options.average ? 1 : 0, &made));
   const Array samples(made);
   if (!png) {
     Require(gantry_array_save(made, options.out.c_str()));

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <optional>
 #include <span>
 #include <string>
@@ -102,7 +103,8 @@ class Program final : public Builder {
   int Label(std::string_view text);
   const std::vector<std::string>& labels() const { return labels_; }
 
-  const std::vector<Value>& values() const { return values_; }
+  // References to values and their types stay good while ops are emitted.
+  const std::deque<Value>& values() const { return values_; }
   const std::vector<Op>& ops() const { return ops_; }
   const std::vector<State>& states() const { return states_; }
   const std::vector<ValueId>& inputs() const { return inputs_; }
@@ -120,7 +122,7 @@ class Program final : public Builder {
 
  private:
   absl::Status status_;
-  std::vector<Value> values_;
+  std::deque<Value> values_;  // gradient rules hold on to types while they emit
   std::vector<Op> ops_;
   std::vector<State> states_;
   std::vector<ValueId> inputs_;

@@ -116,6 +116,16 @@ TEST(RewriteTest, UpdatesOfOneNetworkBecomeOneOp) {
   EXPECT_EQ(updates, 2);
 }
 
+TEST(ProgramTest, TypesStayWhereTheyAreWhileOpsAreEmitted) {
+  Program program;
+  const ValueId x = program.AddInput("x", {DataType::kF32, Shape{3}});
+  const TensorType* const type = &program.TypeOf(x);
+  ValueId y = x;
+  for (int i = 0; i < 1000; ++i) y = ops::Exp(program, y);
+  EXPECT_EQ(type, &program.TypeOf(x));
+  EXPECT_EQ(type->shape, Shape{3});
+}
+
 TEST(ProgramTest, ShapesThatDoNotFitAreNamedWithTheOp) {
   Program program;
   const ValueId x = program.AddInput("images", {DataType::kF32, Shape{2, 3, 8, 8}});

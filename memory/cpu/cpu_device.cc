@@ -1,20 +1,14 @@
-#include <fcntl.h>
 #include <sched.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/synchronization/mutex.h"
+#include "memory/cpu/backed_memory.h"
 #include "memory/device.h"
 
 namespace gantry {
 namespace {
-
-constexpr int64_t kPageBytes = 4096;
 
 int UsableCores() {
   cpu_set_t cores;
@@ -30,43 +24,21 @@ struct Account {
 
 class CpuSlab final : public Slab {
  public:
-  CpuSlab(std::byte* data, int64_t bytes, int64_t mapped, std::shared_ptr<Account> account)
-      : data_(data), bytes_(bytes), mapped_(mapped), account_(std::move(account)) {}
+  CpuSlab(BackedMemory memory, int64_t bytes, std::shared_ptr<Account> account)
+      : memory_(std::move(memory)), bytes_(bytes), account_(std::move(account)) {}
   ~CpuSlab() override {
-    if (data_ != nullptr) munmap(data_, mapped_);
+    memory_ = BackedMemory();
     absl::MutexLock lock(&account_->mutex);
     account_->reserved -= bytes_;
   }
-  std::byte* data() const override { return data_; }
+  std::byte* data() const override { return memory_.data(); }
   int64_t size_bytes() const override { return bytes_; }
 
  private:
-  std::byte* const data_;
+  BackedMemory memory_;
   const int64_t bytes_;
-  const int64_t mapped_;
   const std::shared_ptr<Account> account_;
 };
-
-absl::Status SystemError(std::string_view call, int64_t bytes) {
-  return absl::ResourceExhaustedError(absl::StrFormat("cpu:0: %s of %d bytes failed: %s; the machine has no room for the "
-                                                      "arena, ask for a smaller model or batch",
-                                                      call, bytes, std::strerror(errno)));
-}
-
-absl::StatusOr<std::byte*> MapBacked(int64_t bytes) {
-  const int file = memfd_create("gantry-arena", MFD_CLOEXEC);
-  if (file < 0) return SystemError("memfd_create", bytes);
-  // Allocation in advance turns a lack of memory into an error here rather than a signal in a kernel.
-  if (const int error = posix_fallocate(file, 0, bytes); error != 0) {
-    close(file);
-    errno = error;
-    return SystemError("posix_fallocate", bytes);
-  }
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
-  close(file);
-  if (data == MAP_FAILED) return SystemError("mmap", bytes);
-  return static_cast<std::byte*>(data);
-}
 
 class CpuDevice final : public Device {
  public:
@@ -91,14 +63,14 @@ class CpuDevice final : public Device {
       }
       account_->reserved += bytes;
     }
-    const int64_t mapped = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
-    absl::StatusOr<std::byte*> data = mapped == 0 ? nullptr : MapBacked(mapped);
-    if (!data.ok()) {
+    absl::StatusOr<BackedMemory> memory =
+        BackedMemory::Map("cpu:0", bytes, "the machine has no room for the arena, ask for a smaller model or batch");
+    if (!memory.ok()) {
       absl::MutexLock lock(&account_->mutex);
       account_->reserved -= bytes;
-      return data.status();
+      return memory.status();
     }
-    return std::make_unique<CpuSlab>(*data, bytes, mapped, account_);
+    return std::make_unique<CpuSlab>(*std::move(memory), bytes, account_);
   }
 
  private:

@@ -1,0 +1,83 @@
+#include "memory/cpu/backed_memory.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fstream>
+#include <limits>
+#include <string>
+#include <utility>
+
+namespace gantry {
+namespace {
+
+absl::Status SystemError(std::string_view owner, std::string_view call, int64_t bytes, int error,
+                         std::string_view advice) {
+  return absl::ResourceExhaustedError(
+      absl::StrFormat("%s: %s of %d bytes failed: %s; %s", owner, call, bytes, std::strerror(error), advice));
+}
+
+// Bytes that the machine, or the container, can still give; INT64_MAX where that cannot be told. posix_fallocate does
+// not ask: it takes pages until the kernel ends the process.
+int64_t AvailableBytes() {
+  int64_t memory = -1, swap = 0;  // KiB
+  std::ifstream machine("/proc/meminfo");
+  for (std::string word; machine >> word;) {
+    if (word == "MemAvailable:") machine >> memory;
+    if (word == "SwapFree:") machine >> swap;
+  }
+  int64_t available = memory < 0 ? std::numeric_limits<int64_t>::max() : 1024 * (memory + swap);
+  // Control groups, version 2: the limit of the container that sees itself as the root.
+  int64_t limit = 0;
+  if (std::ifstream container("/sys/fs/cgroup/memory.max"); container >> limit) available = std::min(available, limit);
+  return available;
+}
+
+}  // namespace
+
+absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t bytes, std::string_view advice) {
+  if (bytes == 0) return BackedMemory();
+  if (bytes < 0 || bytes > std::numeric_limits<int64_t>::max() - kPageBytes) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s: cannot map %d bytes", owner, bytes));
+  }
+  const int64_t mapped = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
+  if (const int64_t available = AvailableBytes(); mapped > available) {
+    return absl::ResourceExhaustedError(
+        absl::StrFormat("%s: %d bytes asked for, the machine has %d available: %d short; %s", owner, mapped, available,
+                        mapped - available, advice));
+  }
+  const int file = memfd_create("gantry-arena", MFD_CLOEXEC);
+  if (file < 0) return SystemError(owner, "memfd_create", mapped, errno, advice);
+  int error = 0;
+  do {
+    error = posix_fallocate(file, 0, mapped);
+  } while (error == EINTR);
+  if (error != 0) {
+    close(file);
+    return SystemError(owner, "posix_fallocate", mapped, error, advice);
+  }
+  void* data = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
+  error = errno;
+  close(file);
+  if (data == MAP_FAILED) return SystemError(owner, "mmap", mapped, error, advice);
+  return BackedMemory(static_cast<std::byte*>(data), mapped);
+}
+
+BackedMemory::BackedMemory(BackedMemory&& from) noexcept
+    : data_(std::exchange(from.data_, nullptr)), mapped_bytes_(std::exchange(from.mapped_bytes_, 0)) {}
+
+BackedMemory& BackedMemory::operator=(BackedMemory&& from) noexcept {
+  std::swap(data_, from.data_);
+  std::swap(mapped_bytes_, from.mapped_bytes_);
+  return *this;
+}
+
+BackedMemory::~BackedMemory() {
+  if (data_ != nullptr) munmap(data_, static_cast<size_t>(mapped_bytes_));
+}
+
+}  // namespace gantry

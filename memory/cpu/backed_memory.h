@@ -1,0 +1,38 @@
+// Memory of the machine that is there when it is asked for: no page is faulted in later, and a lack of it is an error,
+// not a signal in a kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "memory/status.h"
+
+namespace gantry {
+
+// Owns an anonymous shared mapping (memfd), so that it can be mapped by other ranks and nothing is left when a process
+// dies. Move-only; zero-filled, 4096-byte aligned, data() is null for 0 bytes.
+class BackedMemory {
+ public:
+  static constexpr int64_t kPageBytes = 4096;
+
+  // `bytes` (>= 0), rounded up to whole pages. kResourceExhausted where the machine does not have them: `owner`
+  // ("cpu:0", "tier host") says who asked, `advice` what to do about it.
+  static absl::StatusOr<BackedMemory> Map(std::string_view owner, int64_t bytes, std::string_view advice);
+
+  BackedMemory() = default;
+  BackedMemory(BackedMemory&& from) noexcept;
+  BackedMemory& operator=(BackedMemory&& from) noexcept;
+  ~BackedMemory();
+
+  std::byte* data() const { return data_; }
+  int64_t mapped_bytes() const { return mapped_bytes_; }
+
+ private:
+  BackedMemory(std::byte* data, int64_t mapped_bytes) : data_(data), mapped_bytes_(mapped_bytes) {}
+
+  std::byte* data_ = nullptr;
+  int64_t mapped_bytes_ = 0;
+};
+
+}  // namespace gantry

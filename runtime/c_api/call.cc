@@ -1,9 +1,9 @@
 #include "runtime/c_api/call.h"
 
 #include <cstdint>
-#include <utility>
 
 #include "absl/strings/cord.h"
+#include "memory/nearest.h"
 
 namespace gantry::c_api {
 namespace {
@@ -41,20 +41,6 @@ gantry_status CodeOf(const absl::Status& status) {
     if (absl::SimpleAtoi(std::string(*payload), &code)) return static_cast<gantry_status>(code);
   }
   return UsualCode(status.code());
-}
-
-size_t EditDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    size_t diagonal = std::exchange(row[0], i);
-    for (size_t j = 1; j <= b.size(); ++j) {
-      const size_t replaced = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, replaced});
-    }
-  }
-  return row[b.size()];
 }
 
 }  // namespace
@@ -129,17 +115,8 @@ absl::Status CheckStruct(const void* given, size_t struct_size, size_t known_siz
 }
 
 std::string NearestName(std::string_view name, const std::vector<std::string>& names) {
-  const std::string* nearest = nullptr;
-  size_t smallest = std::max<size_t>(name.size() / 3, 2) + 1;
-  for (const std::string& candidate : names) {
-    if (candidate.size() > name.size() + smallest || name.size() > candidate.size() + smallest) continue;
-    const size_t distance = EditDistance(name, candidate);
-    if (distance < smallest) {
-      smallest = distance;
-      nearest = &candidate;
-    }
-  }
-  return nearest == nullptr ? std::string() : absl::StrFormat(" (did you mean '%s'?)", *nearest);
+  const std::string_view nearest = Nearest(name, names);
+  return nearest.empty() ? std::string() : absl::StrFormat(" (did you mean '%s'?)", nearest);
 }
 
 }  // namespace gantry::c_api

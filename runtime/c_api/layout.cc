@@ -14,7 +14,7 @@ using namespace gantry::c_api;
 
 namespace {
 
-constexpr uint64_t kMaxPlacementBytes = uint64_t{4} << 30;
+constexpr uint64_t kMaxFileBytes = uint64_t{4} << 30;
 
 // The cells of one line, quoted ones as in RFC 4180.
 std::vector<std::string> Cells(std::string_view line) {
@@ -42,7 +42,7 @@ struct Placement {
 };
 
 absl::StatusOr<Placement> ReadPlacement(const std::string& path) {
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(path, kMaxPlacementBytes));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(path, kMaxFileBytes));
   std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   if (text.starts_with("\xEF\xBB\xBF")) text.remove_prefix(3);
   Placement result;
@@ -99,7 +99,9 @@ absl::StatusOr<std::vector<int64_t>> Match(const LayoutProblem& problem, const P
 }
 
 absl::StatusOr<LayoutProblem> ReadProblem(const char* path) {
-  absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(path);
+  const absl::StatusOr<std::vector<std::byte>> bytes = ReadFile(path, kMaxFileBytes);
+  if (!bytes.ok()) return FromFile(bytes.status());
+  absl::StatusOr<LayoutProblem> problem = ParseLayoutCsv({reinterpret_cast<const char*>(bytes->data()), bytes->size()});
   if (!problem.ok()) return FromFile(Annotate(problem.status(), path));
   return problem;
 }

@@ -22,7 +22,9 @@ struct gantry_run {
 namespace {
 
 // Settings of the user: a wrong one is the file's fault. A kFailedPrecondition about the folder stays one.
-absl::Status FromRun(const absl::Status& status) { return FromFile(status); }
+absl::Status FromRun(const absl::Status& status) {
+  return status.GetPayload(kOutputPayload).has_value() ? ToFile(status) : FromFile(status);
+}
 
 // 0 where steps do not end the run.
 int64_t TotalSteps(const Trainer& trainer) { return trainer.total_steps() == INT64_MAX ? 0 : trainer.total_steps(); }
@@ -54,7 +56,7 @@ gantry_status GivePath(gantry_run* run, const char** path, absl::StatusOr<std::s
   return Call([&]() -> absl::Status {
     GANTRY_RETURN_IF_ERROR(RequireNonNull("run", run));
     absl::StatusOr<std::string> written = ((*run->trainer).*write)();
-    if (!written.ok()) return ToFile(written.status());
+    if (!written.ok()) return FromRun(written.status());
     run->text = *std::move(written);
     if (path != nullptr) *path = run->text.c_str();
     return absl::OkStatus();
@@ -157,7 +159,7 @@ gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report) {
       run->stopped = true;
       return WithCode(step.status(), GANTRY_NOT_FINITE);
     }
-    if (!step.ok()) return ToFile(step.status());
+    if (!step.ok()) return FromRun(step.status());
     if (report == nullptr) return absl::OkStatus();
     run->samples_path = step->samples_path;
     run->checkpoint_path = step->checkpoint_path;

@@ -151,6 +151,9 @@ absl::StatusOr<std::vector<std::byte>> ReadFile(const std::string& path, uint64_
 }
 
 absl::StatusOr<std::unique_ptr<AtomicFile>> AtomicFile::Create(const std::string& path) {
+  struct stat info;
+  if (stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode))
+    return absl::PermissionDeniedError(absl::StrCat(path, ": is a folder; name a file to write"));
   static std::atomic<uint64_t> counter = 0;
   for (int attempt = 0; attempt < 100; ++attempt) {
     const std::string temporary = absl::StrFormat("%s.tmp-%d-%d", path, getpid(), counter.fetch_add(1));

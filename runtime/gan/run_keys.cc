@@ -163,7 +163,7 @@ std::vector<RunKeyEntry> MakeTable() {
                                                                                         ](C c, I) -> auto& {
                                                                                           return c.data.read_ahead;
                                                                                         })},
-      {.name = "data.threads", .help = "threads that read and decode", .low = 1, .high = 256, .field = Of([
+      {.name = "data.threads", .help = "threads that read and decode", .low = 1, .high = 64, .field = Of([
                                                                                               ](C c, I) -> auto& {
                                                                                                 return c.data.threads;
                                                                                               })},

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <limits>
 
+#include "absl/strings/cord.h"
 #include "absl/strings/str_join.h"
 #include "runtime/data/image_grid.h"
 #include "runtime/data/npy.h"
@@ -27,6 +28,17 @@ bool MayChange(std::string_view difference) {
                                             "data.path", "data.read_ahead", "data.threads", "data.max_memory"};
   return std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
                      [&](std::string_view prefix) { return difference.starts_with(prefix); });
+}
+
+// Marks errors of writing the run's files.
+absl::Status Output(absl::Status status) {
+  if (!status.ok()) status.SetPayload(kOutputPayload, absl::Cord());
+  return status;
+}
+template <typename T>
+absl::StatusOr<T> Output(absl::StatusOr<T> result) {
+  if (result.ok()) return result;
+  return Output(result.status());
 }
 
 std::string InFolder(const CheckpointFolder& folder, std::string_view name) {
@@ -107,20 +119,22 @@ int64_t Trainer::total_steps() const {
   return std::min(done.steps + left, config_.steps == 0 ? INT64_MAX : std::max(config_.steps, done.steps));
 }
 
-absl::Status Trainer::OpenFolder(int64_t last_step) {
-  GANTRY_ASSIGN_OR_RETURN(auto folder, CheckpointFolder::Open(config_.output.directory));
-  if (last_step == 0) {
-    GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(folder->path()));
-    if (!stored.empty()) {
-      return absl::FailedPreconditionError(absl::StrFormat(
-          "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory",
-          folder->path(), stored.back().path));
-    }
+absl::Status Trainer::OpenFolder() {
+  GANTRY_ASSIGN_OR_RETURN(auto folder, Output(CheckpointFolder::Open(config_.output.directory)));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(folder->path()));
+  if (!stored.empty()) {
+    return absl::FailedPreconditionError(absl::StrFormat(
+        "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory",
+        folder->path(), stored.back().path));
   }
-  GANTRY_ASSIGN_OR_RETURN(metrics_, MetricsLog::Open(InFolder(*folder, "metrics.jsonl"), last_step));
+  return StartFiles(std::move(folder), 0);
+}
+
+absl::Status Trainer::StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step) {
+  GANTRY_ASSIGN_OR_RETURN(metrics_, Output(MetricsLog::Open(InFolder(*folder, "metrics.jsonl"), last_step)));
   const std::string text = absl::StrCat("# The run as it was started, every key written out.\n", ToToml(config_));
   GANTRY_RETURN_IF_ERROR(
-      WriteFileAtomically(InFolder(*folder, "run.toml"), std::as_bytes(std::span(text.data(), text.size()))));
+      Output(WriteFileAtomically(InFolder(*folder, "run.toml"), std::as_bytes(std::span(text.data(), text.size())))));
   folder_ = std::move(folder);
   return absl::OkStatus();
 }
@@ -147,6 +161,8 @@ absl::Status Trainer::Resume(const std::string& given) {
   GANTRY_ASSIGN_OR_RETURN(const int64_t low_diversity_steps, checkpoint.Integer("low_diversity_steps"));
   if (samples_drawn < 0 || data_samples < 1 || low_diversity_steps < 0)
     return absl::InvalidArgumentError(absl::StrCat(path, ": has negative counts"));
+  // Before anything changes: another process may write there.
+  GANTRY_ASSIGN_OR_RETURN(auto folder, Output(CheckpointFolder::Open(config_.output.directory)));
   GANTRY_RETURN_IF_ERROR(stream_->Seek(static_cast<uint64_t>(samples_drawn)));
   if (const absl::Status read = ReadSession(checkpoint, *session_); !read.ok()) {
     GANTRY_RETURN_IF_ERROR(stream_->Seek(0));
@@ -162,8 +178,8 @@ absl::Status Trainer::Resume(const std::string& given) {
   samples_drawn_ = samples_drawn;
   first_step_ = logged_step_ = checkpoint_step_ = progress().steps;
   last_checkpoint_ = path;
-  if (const absl::Status opened = OpenFolder(std::max<int64_t>(1, progress().steps)); !opened.ok()) return opened;
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> aside, folder_->SetAsideAfter(progress().steps));
+  GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), progress().steps));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> aside, Output(folder_->SetAsideAfter(progress().steps)));
   if (!aside.empty())
     Warn(absl::StrFormat("checkpoints of later steps were set aside: %s", absl::StrJoin(aside, ", ")));
   return absl::OkStatus();
@@ -238,7 +254,7 @@ absl::Status Trainer::CheckUsable() const {
 absl::StatusOr<StepReport> Trainer::Step() {
   GANTRY_RETURN_IF_ERROR(CheckUsable());
   const double begin = Now();
-  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder(0));
+  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
   const double read_begin = Now();
   GANTRY_RETURN_IF_ERROR(ReadBatch());
   const double wait = Now() - read_begin;
@@ -309,7 +325,7 @@ absl::Status Trainer::WriteLogLine() {
   line.Add("seconds", step_seconds_ / static_cast<double>(steps));
   line.Add("data_wait_seconds", wait_seconds_ / static_cast<double>(steps));
   line.Add("images_per_second", rate_);
-  GANTRY_RETURN_IF_ERROR(metrics_->Append(line.Text()));
+  GANTRY_RETURN_IF_ERROR(Output(metrics_->Append(line.Text())));
   logged_step_ = progress().steps;
   step_seconds_ = wait_seconds_ = 0;
   return absl::OkStatus();
@@ -317,10 +333,10 @@ absl::Status Trainer::WriteLogLine() {
 
 absl::StatusOr<std::string> Trainer::Save() {
   GANTRY_RETURN_IF_ERROR(CheckUsable());
-  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder(0));
+  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
   if (checkpoint_step_ == progress().steps && !last_checkpoint_.empty()) return last_checkpoint_;
   // The lines up to a checkpoint must not be younger on the disk than it is.
-  GANTRY_RETURN_IF_ERROR(metrics_->Sync());
+  GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
   SafetensorsMetadata metadata = SessionMetadata(*session_);
   metadata["samples_drawn"] = absl::StrCat(samples_drawn_);
   metadata["data"] = data_set_->Describe();
@@ -328,20 +344,20 @@ absl::StatusOr<std::string> Trainer::Save() {
   metadata["low_diversity_steps"] = absl::StrCat(low_diversity_steps_);
   metadata["config"] = ToToml(config_);
   for (const NamedScalar& rate : rates_) metadata[rate.name] = absl::StrFormat("%.17g", rate.value);
-  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, folder_->Save(progress().steps, SessionTensors(*session_), metadata,
-                                                          config_.output.keep_checkpoints));
+  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, SessionTensors(*session_), metadata,
+                                                                 config_.output.keep_checkpoints)));
   checkpoint_step_ = progress().steps;
   return last_checkpoint_;
 }
 
 absl::StatusOr<std::string> Trainer::WriteSamples() {
-  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder(0));
+  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
   GANTRY_ASSIGN_OR_RETURN(const std::vector<float> values,
                           session_->Sample(config_.output.sample_count, config_.seed, config_.step.ema > 0));
   std::vector<int64_t> shape = session_->sample_shape().dims();
   shape[0] = config_.output.sample_count;
   const std::string path = InFolder(*folder_, absl::StrFormat("samples-%012d", progress().steps));
-  GANTRY_ASSIGN_OR_RETURN(samples_path_, WriteSampleSheet(path, values, shape));
+  GANTRY_ASSIGN_OR_RETURN(samples_path_, Output(WriteSampleSheet(path, values, shape)));
   samples_step_ = progress().steps;
   return samples_path_;
 }
@@ -350,10 +366,10 @@ absl::StatusOr<std::string> Trainer::Finish() {
   GANTRY_RETURN_IF_ERROR(Save().status());
   if (samples_step_ != progress().steps) GANTRY_RETURN_IF_ERROR(WriteSamples().status());
   if (progress().steps > first_step_ && logged_step_ != progress().steps) GANTRY_RETURN_IF_ERROR(WriteLogLine());
-  GANTRY_RETURN_IF_ERROR(metrics_->Sync());
+  GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
   const std::string text = SummaryText();
   GANTRY_RETURN_IF_ERROR(
-      WriteFileAtomically(InFolder(*folder_, "summary.txt"), std::as_bytes(std::span(text.data(), text.size()))));
+      Output(WriteFileAtomically(InFolder(*folder_, "summary.txt"), std::as_bytes(std::span(text.data(), text.size())))));
   return text;
 }
 

@@ -18,6 +18,10 @@
 
 namespace gantry {
 
+// Payload of errors in writing a run's files: tells a full disk from a lack of memory, both kResourceExhausted, and a
+// folder that cannot be made from data that is missing.
+inline constexpr char kOutputPayload[] = "gantry/output";
+
 struct NamedScalar {
   std::string name;
   double value = 0.0;
@@ -105,7 +109,8 @@ class Trainer {
   Trainer(RunConfig config, TrainerOptions options) : config_(std::move(config)), options_(std::move(options)) {}
   absl::Status Build(Device& device);
   absl::Status CheckUsable() const;
-  absl::Status OpenFolder(int64_t last_step);
+  absl::Status OpenFolder();  // of a new run
+  absl::Status StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step);
   absl::Status SetLearningRates();
   absl::Status ReadBatch();
   void ReadScalars();

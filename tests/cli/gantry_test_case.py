@@ -37,7 +37,7 @@ class GantryTestCase(unittest.TestCase):
         for word in words:
             self.assertIn(word, done.stderr)
         if expect not in (0, 1):
-            self.assertTrue(done.stderr.startswith("gantry: "), done.stderr)
+            self.assertRegex(done.stderr, "(?m)^gantry: ")
         return done
 
     def copy_case(self, name, **changes):

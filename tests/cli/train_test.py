@@ -81,6 +81,10 @@ class Train(GantryTestCase):
 
 
 class Settings(GantryTestCase):
+    def test_set_takes_one_value(self):
+        done = self.run_gantry("train", "--set", "train.steps=2", "--set", "train.seed=3", self.write_run())
+        self.assertIn("step 2/2", done.stderr)
+
     def test_wrong_settings(self):
         run = self.write_run()
         self.run_gantry("train", run, "--set", "train.bacth=3", expect=64, words=["train.bacth", "'train.batch'"])
@@ -111,6 +115,8 @@ class Show(GantryTestCase):
             for word in ("input ", "conv", "adam_update", "output ", "generator_loss"):
                 self.assertIn(word, built)
             self.assertNotEqual(built, self.run_gantry("program", "show", source, "--executed").stdout)
+        for flag in (["--dtype", "f64"], ["--kernels", "reference"], ["--gradient-norms"]):
+            self.run_gantry("program", "show", self.write_run(), *flag, expect=64, words=[flag[0]])
         norms = self.run_gantry("program", "show", os.path.join(REFERENCE, "r1"), "--gradient-norms").stdout
         self.assertIn("gradient_norm.discriminator.0.weight", norms)
 

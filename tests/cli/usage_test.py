@@ -21,7 +21,8 @@ class Usage(GantryTestCase):
                                  (["layout", "slove"], ["'solve'"]), (["train"], ["run"]), (["train", "a", "--reusme", "latest"], ["'--resume'"]),
                                  (["sample", "a"], ["--out"]), (["backends", "x"], ["x"]), (["layout", "solve", "x", "--capacity", "lots"], ["--capacity"]),
                                  (["layout", "solve", "x", "--capacity", "-5"], ["--capacity", "gantry layout solve --help"]), (["sample", "x", "--out", "a.png", "--seed", "-1"], ["--seed"]),
-                                 (["train", "x", "--steps", "0"], ["--steps"])):
+                                 (["train", "x", "--steps", "0"], ["--steps"]), (["train", "x", "--steps", "9" * 20], ["--steps", "9223372036854775807"]),
+                                 (["sample", "x", "--out", "a.png", "--seed", "1e3"], ["--seed"]), (["train", "x", "--resume", ""], ["--resume", "empty"])):
             with self.subTest(arguments):
                 done = self.run_gantry(*arguments, expect=64, words=words)
                 self.assertEqual(done.stdout, "")
@@ -76,6 +77,8 @@ class Layout(GantryTestCase):
     def test_bad_files(self):
         problem = self.write("problem.csv", self.PROBLEM)
         self.run_gantry("layout", "solve", self.path("none.csv"), expect=66, words=["none.csv"])
+        self.run_gantry("layout", "solve", self.folder, expect=65, words=["regular file"])
+        self.run_gantry("layout", "solve", "/dev/zero", expect=65, words=["/dev/zero"])
         for text in ("", "id,size\na,1\n", self.PROBLEM + "e,1,1,8,1\n", self.PROBLEM + "e,1,2,-8,1\n", self.PROBLEM + "e,x,2,8,1\n",
                      self.PROBLEM + "e,1,2\n", "\0\0\0\0", self.PROBLEM + "e,1,2,99999999999999999999,1\n"):
             with self.subTest(text):
@@ -84,6 +87,7 @@ class Layout(GantryTestCase):
             with self.subTest(text):
                 self.run_gantry("layout", "check", problem, self.write("bad.csv", text), expect=65, words=["bad.csv"])
         self.run_gantry("layout", "solve", problem, "--out", "no/folder/placed.csv", expect=73, words=["no/folder"])
+        self.run_gantry("layout", "solve", problem, "--out", self.folder, expect=73, words=["is a folder"])
 
 
 if __name__ == "__main__":

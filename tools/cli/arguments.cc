@@ -1,6 +1,8 @@
 // The only file that includes CLI11, which is slow to compile.
 #include "tools/cli/arguments.h"
 
+#include <charconv>
+#include <cinttypes>
 #include <cstdio>
 #include <functional>
 
@@ -16,8 +18,21 @@ constexpr char kExitCodesText[] =
     "Exit status: 0 done, 1 the answer is no, 64 wrong usage, 65 bad input, 66 input missing, 69 something is unavailable,\n"
     "70 a bug, 73 cannot create output, 74 input/output error, 75 stopped after a checkpoint (resume goes on).";
 
-// Whole numbers up to what 63 bits hold: CLI11 alone lets "-1" wrap around.
-CLI::Range AtLeast(int64_t low) { return CLI::Range(low, INT64_MAX, low == 0 ? "NUMBER" : "POSITIVE"); }
+// Whole numbers that 63 bits hold: CLI11 alone wraps "-1" around, and cuts larger ones down.
+CLI::Validator AtLeast(int64_t low) {
+  const auto check = [low](const std::string& text) -> std::string {
+    int64_t value = 0;
+    const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+    if (error == std::errc() && end == text.data() + text.size() && value >= low) return "";
+    return Format("'%s' is no whole number from %" PRId64 " to %" PRId64, text.c_str(), low, INT64_MAX);
+  };
+  return CLI::Validator(check, low == 0 ? "NUMBER" : "POSITIVE");
+}
+
+// "$CHECKPOINT" of a script where it is not set, for example.
+CLI::Validator NotEmpty() {
+  return CLI::Validator([](const std::string& text) { return std::string(text.empty() ? "it is empty" : ""); }, "TEXT");
+}
 
 // Which subcommand was chosen: its callback stores what to run, so that failures are thrown outside of CLI11.
 using Chosen = std::function<int()>;
@@ -30,7 +45,7 @@ void AddCheck(CLI::App& app, Chosen& chosen) {
       ->check(CLI::IsMember({"reference", "fast"}));
   command->add_option("--dtype", options.dtype, "f64 (default with reference kernels) or f32")->check(CLI::IsMember({"f64", "f32"}));
   command->add_option("--threads", options.threads, "Threads of a step; 0 (default): one a core")->check(CLI::Range(0, 4096));
-  command->add_flag("!--no-winograd", options.winograd, "No Winograd forms of convolutions");
+  command->add_flag_callback("--no-winograd", [] { options.winograd = false; }, "No Winograd forms of convolutions");
   command->add_flag("--json", options.json, "End stdout with one line of JSON: log, weights_sha256, largest errors");
   command->callback([&] { chosen = [] { return RunCheck(options); }; });
 }
@@ -62,7 +77,7 @@ void AddModel(CLI::App& app, Chosen& chosen) {
   static ModelOptions options;
   const auto AddSource = [](CLI::App* command) {
     command->add_option("source", options.source, "A run file, or the folder of a reference case")->required();
-    command->add_option("--set", options.settings, "Override a key of the run file: train.batch=32")->type_name("KEY=VALUE");
+    command->add_option("--set", options.settings, "Override a key of the run file: train.batch=32")->type_name("KEY=VALUE")->allow_extra_args(false);
     command->add_option("--dtype", options.dtype, "Of a reference case: f32 (default) or f64")->check(CLI::IsMember({"f64", "f32"}));
     command->add_option("--kernels", options.kernels, "Of a reference case: fast (default) or reference")->check(CLI::IsMember({"reference", "fast"}));
   };
@@ -84,8 +99,8 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   static TrainOptions train;
   CLI::App* command = app.add_subcommand("train", "Train what a run file describes");
   command->add_option("run", train.run_file, "Run file (TOML)")->required();
-  command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE");
-  command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file");
+  command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE")->allow_extra_args(false);
+  command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file")->check(NotEmpty());
   command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(AtLeast(1));
   command->callback([&] { chosen = [] { return RunTrain(train); }; });
 
@@ -96,7 +111,7 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   draw->add_option("--count", sample.count, "Samples; default 64")->check(CLI::Range(int64_t{1}, int64_t{1} << 24));
   draw->add_option("--columns", sample.columns, "Images a row; default: about square")->check(AtLeast(0));
   draw->add_option("--seed", sample.seed, "Seed of the noise; default 0")->check(AtLeast(0));
-  draw->add_flag("!--no-average", sample.average, "Use the weights, not their running average");
+  draw->add_flag_callback("--no-average", [] { sample.average = false; }, "Use the weights, not their running average");
   draw->callback([&] { chosen = [] { return RunSample(sample); }; });
 }
 

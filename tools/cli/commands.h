@@ -33,7 +33,7 @@ int RunOps();
 struct ModelOptions {
   std::string source;
   std::vector<std::string> settings;
-  std::string dtype = "f32", kernels = "fast";  // of a reference case
+  std::string dtype, kernels;   // of a reference case; empty: f32, fast
   bool executed = false;        // the program as it runs
   bool gradient_norms = false;  // of a reference case
 };

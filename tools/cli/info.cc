@@ -16,11 +16,11 @@ int RunOps() {
   for (size_t i = 0; i < gantry_op_count(); ++i) {
     gantry_op_info op = GANTRY_OP_INFO_INIT;
     Require(gantry_op_get(i, &op));
-    std::string inputs = std::to_string(op.min_inputs);
+    std::string inputs = Format("%d", op.min_inputs);
     if (op.max_inputs < 0) {
       inputs += "+";
     } else if (op.max_inputs != op.min_inputs) {
-      inputs += "-" + std::to_string(op.max_inputs);
+      inputs += Format("-%d", op.max_inputs);
     }
     std::printf("%-20s %-8s %s\n", op.name, inputs.c_str(), op.differentiable != 0 ? "yes" : "none");
   }

@@ -8,6 +8,7 @@
 
 int main(int argc, char** argv) {
   std::signal(SIGPIPE, SIG_IGN);  // a reader that leaves early is no reason to lose a checkpoint
+  std::signal(SIGXFSZ, SIG_IGN);  // a file above the limit is an error like a full disk
   try {
     const int code = gantry::cli::ParseAndRun(argc, argv);
     gantry::cli::FlushOutput();

@@ -16,6 +16,13 @@ bool IsFolder(const std::string& path) {
   return stat(path.c_str(), &info) == 0 && S_ISDIR(info.st_mode);
 }
 
+// A run's settings are in its file.
+void RequireRunOptions(const ModelOptions& options) {
+  if (!options.dtype.empty()) throw Failure(kExitUsage, "--dtype is for reference cases; write --set train.dtype=" + options.dtype);
+  if (!options.kernels.empty()) throw Failure(kExitUsage, "--kernels is for reference cases; write --set train.kernels=" + options.kernels);
+  if (options.gradient_norms) throw Failure(kExitUsage, "--gradient-norms is for reference cases");
+}
+
 Gan MakeGan(gantry_context* context, const ModelOptions& options) {
   if (!options.settings.empty()) throw Failure(kExitUsage, "--set is for run files; a reference case has its settings in case.json");
   const ReferenceCase reference = ReadCaseSettings(options.source);
@@ -43,6 +50,7 @@ int RunProgramShow(const ModelOptions& options) {
     std::printf("%s\n", text);
     return kExitOk;
   }
+  RequireRunOptions(options);
   const Run run = OpenRun(context.get(), options.source, options.settings);
   Require(gantry_run_program_text(run.get(), options.executed ? 1 : 0, &text));
   std::printf("%s\n", text);
@@ -60,6 +68,7 @@ int RunPlanShow(const ModelOptions& options) {
     PrintPlan(info, text);
     return kExitOk;
   }
+  RequireRunOptions(options);
   const Run run = OpenRun(context.get(), options.source, options.settings);
   Require(gantry_run_plan_info(run.get(), &info));
   Require(gantry_run_plan_text(run.get(), &text));

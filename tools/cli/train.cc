@@ -1,6 +1,7 @@
 // gantry train: the loop around gantry_run_step, the progress line, and the end on a signal.
 #include <algorithm>
 #include <chrono>
+#include <cinttypes>
 #include <cmath>
 #include <csignal>
 #include <cstdio>
@@ -49,8 +50,8 @@ class Progress {
     if (!first_ && report.step != report.total_steps && since < (terminal_ ? 0.1 : 5.0)) return;
     first_ = false;
     shown_ = now;
-    std::string line = "step " + std::to_string(report.step);
-    if (report.total_steps > 0) line += "/" + std::to_string(report.total_steps);
+    std::string line = Format("step %" PRId64, report.step);
+    if (report.total_steps > 0) line += Format("/%" PRId64, report.total_steps);
     line += Format("  %.1f images/s  ETA %s  loss D %.4f  G %.4f%s", report.images_per_second, Duration(report.seconds_left).c_str(),
                    report.discriminator_loss, report.generator_loss, report.collapsed != 0 ? "  samples look alike" : "");
     if (terminal_) {
@@ -73,6 +74,21 @@ class Progress {
   bool first_ = true, open_ = false;
   std::chrono::steady_clock::time_point shown_ = {};
 };
+
+}  // namespace
+
+namespace {
+
+// A step failed, in its data or in a file that it had to write. What was learned before is saved, if it can be; after a NaN
+// there is nothing to save.
+[[noreturn]] void FailStep(gantry_run* run, gantry_status status, bool trained) {
+  std::string message = gantry_last_error();
+  const char* path = nullptr;
+  if (trained && status != GANTRY_NOT_FINITE && gantry_run_save(run, &path) == GANTRY_OK) {
+    message += Format("; the %" PRId64 " steps before are in %s: go on with --resume latest", gantry_run_step_count(run), path);
+  }
+  throw Failure(ExitCodeOf(status), message);
+}
 
 }  // namespace
 
@@ -100,15 +116,18 @@ int RunTrain(const TrainOptions& options) {
   std::printf("data            %s\n", text);
   std::printf("predicted peak  %s, lower bound %s\n", BytesText(plan.arena_bytes).c_str(), BytesText(plan.lower_bound_bytes).c_str());
   FlushOutput();
-  const int64_t last_step = options.steps > 0 ? gantry_run_step_count(run.get()) + options.steps : INT64_MAX;
+  const int64_t first_step = gantry_run_step_count(run.get());
+  const int64_t last_step = options.steps > 0 && options.steps < INT64_MAX - first_step ? first_step + options.steps : INT64_MAX;
   CatchSignals();
   Progress progress;
   bool measured = false;
   while (stop_signal == 0 && gantry_run_finished(run.get()) == 0 && gantry_run_step_count(run.get()) < last_step) {
     gantry_step_report report = GANTRY_STEP_REPORT_INIT;
     const gantry_status status = gantry_run_step(run.get(), &report);
-    if (status != GANTRY_OK) progress.End();
-    Require(status);
+    if (status != GANTRY_OK) {
+      progress.End();
+      FailStep(run.get(), status, gantry_run_step_count(run.get()) > first_step);
+    }
     progress.Show(report);
     if (!measured) {
       progress.End();
@@ -128,8 +147,8 @@ int RunTrain(const TrainOptions& options) {
   if (!stopped) return kExitOk;
   std::string settings;
   for (const std::string& setting : options.settings) settings += " --set '" + setting + "'";
-  std::fprintf(stderr, "gantry: stopped after step %lld with a checkpoint; go on with: gantry train %s%s --resume latest\n",
-               static_cast<long long>(gantry_run_step_count(run.get())), options.run_file.c_str(), settings.c_str());
+  std::fprintf(stderr, "gantry: stopped after step %" PRId64 " with a checkpoint; go on with: gantry train %s%s --resume latest\n",
+               gantry_run_step_count(run.get()), options.run_file.c_str(), settings.c_str());
   return kExitResumable;
 }
 

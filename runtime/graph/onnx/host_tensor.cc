@@ -205,7 +205,7 @@ void HostTensor::CollapseSplat() {
   const auto Collapse = [](auto& values) {
     if (values.size() < 2) return;
     if (std::adjacent_find(values.begin(), values.end(), std::not_equal_to<>()) != values.end()) return;
-    values.resize(1);
+    values.erase(values.begin() + 1, values.end());
     values.shrink_to_fit();
   };
   Collapse(floats);

@@ -1,6 +1,7 @@
 #include "memory/tier/copy_lanes.h"
 
 #include <pthread.h>
+#include <sys/prctl.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -24,9 +25,6 @@ constexpr uint64_t kChecksumSet = uint64_t{1} << 32;
 // Throttled and checksummed copies go in pieces of this: the throttle spreads them over the copy's time, as a link
 // does.
 constexpr int64_t kPieceBytes = 1 << 20;
-// A throttled copy that ends late because its thread was woken late does not make the next one late, up to this much.
-// What goes beyond it is the machine, slower than the link.
-constexpr Nanoseconds kCatchUp = std::chrono::milliseconds(1);
 // A copy that ends within this is waited for without going to sleep.
 constexpr Nanoseconds kSpin = std::chrono::microseconds(20);
 
@@ -113,7 +111,7 @@ class CopyLanes::Lane {
   const std::span<std::atomic<uint64_t>> checksums_;
   // Of the thread.
   uint64_t jitter_state_;
-  Clock::time_point link_free_at_{};  // when the next throttled copy may begin
+  Clock::time_point link_free_at_{};  // when the throttle lets the next copy begin
   Clock::time_point idle_at_{};       // when the last copy ended
 
   mutable std::mutex mutex_;
@@ -180,6 +178,7 @@ absl::Status CopyLanes::Lane::Wait(int64_t count, std::atomic<int64_t>& waited_n
 }
 
 void CopyLanes::Lane::Loop() {
+  prctl(PR_SET_TIMERSLACK, 1000);  // ns; by default a sleep ends up to 50 us late
   std::unique_lock lock(mutex_);
   while (true) {
     work_.wait(lock, [&] { return stopping_ || started_ > finished_.load(std::memory_order_relaxed); });
@@ -211,7 +210,8 @@ absl::Status CopyLanes::Lane::Copy(const Queued& queued) {
   GANTRY_RETURN_IF_ERROR(CheckCopy(copy));
   const bool throttled = Throttled(throttle_);
   const bool summed = copy.checksum_slot >= 0 && !checksums_.empty();
-  // The link's time: from when the copy was queued or the one before it ended, whichever is later.
+  // The link's time: from when the copy was queued or the link was done with the one before, whichever is later. What
+  // the machine adds (a late wake-up, a slow memcpy) is not the link's and does not make the next copy late too.
   const Clock::time_point first = std::max(queued.at, link_free_at_) + FromSeconds(throttle_.latency_seconds) +
                                   FromSeconds(throttle_.jitter_seconds * NextUniform(jitter_state_));
   const double seconds_per_byte = throttle_.bytes_per_second > 0 ? 1 / throttle_.bytes_per_second : 0;
@@ -220,7 +220,8 @@ absl::Status CopyLanes::Lane::Copy(const Queued& queued) {
   const int64_t piece_bytes = throttled || summed ? kPieceBytes : copy.bytes;
   uint32_t sum = 0;
   for (int64_t position = 0; position < copy.bytes; position += piece_bytes) {
-    if (throttled && !SleepUntil(first + FromSeconds(seconds_per_byte * static_cast<double>(position)))) {
+    if (throttled && position > 0 &&
+        !SleepUntil(first + FromSeconds(seconds_per_byte * static_cast<double>(position)))) {
       return absl::CancelledError("copy lanes: destroyed with copies in work");
     }
     const std::span<std::byte> piece(copy.device + position,
@@ -234,7 +235,7 @@ absl::Status CopyLanes::Lane::Copy(const Queued& queued) {
   }
   if (summed) GANTRY_RETURN_IF_ERROR(CheckSums(copy, sum));
   if (throttled) {
-    link_free_at_ = std::max(end, Clock::now() - kCatchUp);
+    link_free_at_ = end;
     SleepUntil(end);
   }
   bytes_moved_.fetch_add(copy.bytes, std::memory_order_relaxed);

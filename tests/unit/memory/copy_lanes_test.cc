@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <chrono>
+#include <cmath>
 #include <condition_variable>
 #include <cstring>
 #include <filesystem>
@@ -251,8 +253,8 @@ TEST(CopyLanesTest, DestructionDoesNotWaitForTheQueue) {
   {
     auto lanes = Lanes({host.get()}, {.max_pending = 8}, {{.latency_seconds = 3600}}, {{.bytes_per_second = 1}});
     for (int i = 0; i < 5; ++i) {
-      lanes->Start({.device = device.data(), .bytes = 4096});
-      lanes->Start({.out = false, .device = device.data(), .bytes = 4096});
+      lanes->Start({.device = device.data(), .bytes = 2048});
+      lanes->Start({.out = false, .device = device.data() + 2048, .tier_offset = 2048, .bytes = 2048});
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }

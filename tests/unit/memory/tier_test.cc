@@ -2,12 +2,18 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -15,12 +21,12 @@
 #include <vector>
 
 #include "memory/tier/file_tier.h"
+#include "memory/tier/stream_copy.h"
 
 namespace gantry {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::StartsWith;
 
 class Directory {
  public:
@@ -203,6 +209,20 @@ TEST(HostTierTest, SaysWhatItIs) {
   EXPECT_EQ((*slab)->name(), "host");
 }
 
+TEST(StreamCopyTest, CopiesAllAndNothingElse) {
+  const std::vector<std::byte> source = Pattern(1000, 11);
+  for (size_t to = 64; to < 130; to += 3) {
+    for (size_t from = 0; from < 70; from += 7) {
+      for (const size_t bytes : {0, 1, 15, 63, 64, 65, 127, 128, 300, 512}) {
+        std::vector<std::byte> target(1000, std::byte{0x77}), expected = target;
+        std::copy_n(source.begin() + from, bytes, expected.begin() + to);
+        StreamCopy(target.data() + to, source.data() + from, bytes);
+        ASSERT_EQ(target, expected) << bytes << " bytes from " << from << " to " << to;
+      }
+    }
+  }
+}
+
 TEST(HostTierTest, MoreThanTheMachineHasIsAnError) {
   const absl::Status status = ReserveTier({.name = "host"}, int64_t{1} << 55).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
@@ -334,6 +354,41 @@ TEST_F(FileTierTest, SaysWhichWayTheBytesGo) {
   ASSERT_TRUE(slab.ok()) << slab.status();
   const std::string path = (*slab)->DescribePath();
   EXPECT_TRUE(path.starts_with("io_uring, ") || path.starts_with("pread/pwrite (no io_uring: ")) << path;
+}
+
+// As in containers that forbid io_uring.
+bool ForbidIoUring() {
+  sock_filter instructions[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{.len = static_cast<unsigned short>(std::size(instructions)), .filter = instructions};
+  return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST_F(FileTierTest, WorksWhereIoUringIsForbidden) {
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    if (!ForbidIoUring()) _exit(77);
+    auto slab = ReserveTier(Options(), 1 << 20);
+    if (!slab.ok()) _exit(1);
+    const std::string path = (*slab)->DescribePath();
+    if (!path.starts_with("pread/pwrite (no io_uring: Operation not permitted), ") &&
+        !path.starts_with("pread/pwrite (no io_uring: built without liburing), ")) {
+      _exit(2);
+    }
+    const std::vector<std::byte> pattern = Pattern(100'032, 5);
+    std::vector<std::byte> back(pattern.size());
+    _exit((*slab)->Write(4096, pattern).ok() && (*slab)->Read(4096, back).ok() && back == pattern ? 0 : 3);
+  }
+  int exit_status = 0;
+  ASSERT_EQ(waitpid(child, &exit_status, 0), child);
+  ASSERT_TRUE(WIFEXITED(exit_status));
+  if (WEXITSTATUS(exit_status) == 77) GTEST_SKIP() << "no seccomp filters here";
+  EXPECT_EQ(WEXITSTATUS(exit_status), 0);
 }
 
 TEST_F(FileTierTest, MemoryFileSystemsHaveNoDirectIo) {

@@ -56,6 +56,10 @@ absl::Status Error(gantry_status code, std::string_view message) {
   return WithCode(absl::UnknownError(ToAbsl(message)), code);
 }
 
+absl::Status WithContext(const absl::Status& status, std::string_view context) {
+  return status.ok() ? status : WithCode(Annotate(status, context), CodeOf(status));
+}
+
 absl::Status FromFile(const absl::Status& status) {
   switch (status.code()) {
     case absl::StatusCode::kInvalidArgument:

@@ -21,6 +21,8 @@ namespace gantry::c_api {
 absl::Status WithCode(const absl::Status& status, gantry_status code);
 // An error with this code.
 absl::Status Error(gantry_status code, std::string_view message);
+// `status` with "context: " before its message, and its code.
+absl::Status WithContext(const absl::Status& status, std::string_view context);
 // For what reads a file: what is wrong with its content becomes GANTRY_BAD_DATA.
 absl::Status FromFile(const absl::Status& status);
 // For what writes a file: a full disk becomes GANTRY_NO_SPACE, a path that cannot be made GANTRY_CANNOT_CREATE.

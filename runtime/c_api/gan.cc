@@ -137,7 +137,7 @@ gantry_status AddRole(gantry_gan* gan, bool generator, const char* role, const g
       return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("the network of '%s' has no output: call gantry_network_set_output", name));
     }
     absl::StatusOr<OptimizerConfig> read = ReadOptimizer(optimizer);
-    if (!read.ok()) return Annotate(read.status(), absl::StrFormat("optimizer of '%s'", name));
+    if (!read.ok()) return WithContext(read.status(), absl::StrFormat("optimizer of '%s'", name));
     (generator ? gan->generators : gan->discriminators).push_back(GanRole{std::string(name), network->model, *read});
     return absl::OkStatus();
   });

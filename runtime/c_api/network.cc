@@ -162,7 +162,7 @@ gantry_status gantry_network_add_parameter(gantry_network* network, const char* 
     GANTRY_ASSIGN_OR_RETURN(Shape shape, ToShape(data_type, rank, dims));
     const TensorType type{data_type, std::move(shape)};
     absl::StatusOr<Initializer> first = ReadInitializer(given, type);
-    if (!first.ok()) return Annotate(first.status(), absl::StrFormat("parameter '%s'", name));
+    if (!first.ok()) return WithContext(first.status(), absl::StrFormat("parameter '%s'", name));
     Program& program = network->model.program;
     if (program.FindState(name) != nullptr) {
       return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("the network already has a parameter '%s'", name));

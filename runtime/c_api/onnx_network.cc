@@ -19,8 +19,9 @@ absl::StatusOr<OnnxOptions> ReadOptions(const gantry_onnx_config* config) {
   GANTRY_ASSIGN_OR_RETURN(options.dtype, ToDataType(given.dtype));
   if (!IsFloat(options.dtype)) return Error(GANTRY_INVALID_ARGUMENT, "dtype must be GANTRY_F32 or GANTRY_F64");
   options.training = given.inference == 0;
+  if (given.frozen_count > 0) GANTRY_RETURN_IF_ERROR(RequireNonNull("frozen", given.frozen));
   for (size_t i = 0; i < given.frozen_count; ++i) {
-    GANTRY_RETURN_IF_ERROR(RequireNonNull("frozen", given.frozen, given.frozen[i]));
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("frozen", given.frozen[i]));
     options.frozen.emplace_back(given.frozen[i]);
   }
   return options;

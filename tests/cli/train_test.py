@@ -39,9 +39,9 @@ class Train(GantryTestCase):
         with open(self.path("straight.npy"), "rb") as a, open(self.path("parts.npy"), "rb") as b:
             self.assertEqual(a.read(), b.read())
 
-    def start(self, *arguments):
+    def start(self, *arguments, environment=None):
         process = subprocess.Popen([GANTRY, "train", self.write_run(steps=1000000), *arguments], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, cwd=self.folder)
+                                   stderr=subprocess.PIPE, text=True, cwd=self.folder, env=environment)
         while not process.stdout.readline().startswith("measured peak"):
             self.assertIsNone(process.poll())
         return process
@@ -58,6 +58,21 @@ class Train(GantryTestCase):
                 self.assertEqual(len(self.checkpoints(str(number))), 1)
                 self.run_gantry("train", self.write_run(steps=1000000), "--set", f"output.directory={self.path(str(number))}", "--resume", "latest",
                                 "--steps", "2")
+
+    def test_threads_spin_briefly_unless_told_otherwise(self):
+        for setting, expected in ((None, b"GOMP_SPINCOUNT=3000"), ("active", b"OMP_WAIT_POLICY=active")):
+            environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+            if setting is not None:
+                environment["OMP_WAIT_POLICY"] = setting
+            process = self.start("--set", f"output.directory={self.path(str(setting))}", environment=environment)
+            with open(f"/proc/{process.pid}/environ", "rb") as file:
+                variables = file.read().split(b"\0")
+            with open(f"/proc/{process.pid}/comm") as file:
+                self.assertEqual(file.read().strip(), os.path.basename(GANTRY))
+            process.kill()
+            process.communicate()
+            self.assertIn(expected, variables)
+            self.assertEqual(setting is None, b"GOMP_SPINCOUNT=3000" in variables)
 
     def test_a_reader_that_leaves_does_not_end_it(self):
         process = self.start("--steps", "400")

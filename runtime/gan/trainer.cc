@@ -161,8 +161,13 @@ absl::Status Trainer::Resume(const std::string& given) {
   GANTRY_ASSIGN_OR_RETURN(const int64_t low_diversity_steps, checkpoint.Integer("low_diversity_steps"));
   if (samples_drawn < 0 || data_samples < 1 || low_diversity_steps < 0)
     return absl::InvalidArgumentError(absl::StrCat(path, ": has negative counts"));
-  // Before anything changes: another process may write there.
-  GANTRY_ASSIGN_OR_RETURN(auto folder, Output(CheckpointFolder::Open(config_.output.directory)));
+  // A folder that another process writes to is refused before anything changes; a new one is made once all fits.
+  std::unique_ptr<CheckpointFolder> folder;
+  const auto OpenIt = [&]() -> absl::Status {
+    GANTRY_ASSIGN_OR_RETURN(folder, Output(CheckpointFolder::Open(config_.output.directory)));
+    return absl::OkStatus();
+  };
+  if (std::filesystem::is_directory(config_.output.directory, ignored)) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(stream_->Seek(static_cast<uint64_t>(samples_drawn)));
   if (const absl::Status read = ReadSession(checkpoint, *session_); !read.ok()) {
     GANTRY_RETURN_IF_ERROR(stream_->Seek(0));
@@ -178,6 +183,7 @@ absl::Status Trainer::Resume(const std::string& given) {
   samples_drawn_ = samples_drawn;
   first_step_ = logged_step_ = checkpoint_step_ = progress().steps;
   last_checkpoint_ = path;
+  if (folder == nullptr) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), progress().steps));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> aside, Output(folder_->SetAsideAfter(progress().steps)));
   if (!aside.empty())

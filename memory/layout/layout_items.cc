@@ -92,7 +92,7 @@ int64_t MakeLowerBound(const LayoutItems& items) {
   int64_t common = 0;
   for (const LayoutItem& item : items.items) {
     common = std::gcd(common, item.alignment);
-    if (item.fixed_offset >= 0) bound = std::max(bound, item.fixed_offset + item.size);
+    if (item.fixed_offset >= 0 && item.size > 0) bound = std::max(bound, item.fixed_offset + item.size);
   }
   if (common <= 1) return bound;
   std::vector<int32_t> by_first(items.pieces.size());

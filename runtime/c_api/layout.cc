@@ -161,6 +161,7 @@ gantry_status gantry_layout_check(const char* problem_path, const char* placed_p
     out.lower_bound_bytes = static_cast<uint64_t>(lower_bound);
     if (right.ok()) {
       for (size_t i = 0; i < offsets->size(); ++i) {
+        if (problem.buffers[i].size == 0) continue;
         out.height_bytes = std::max(out.height_bytes, static_cast<uint64_t>((*offsets)[i] + problem.buffers[i].size));
       }
       out.optimal = out.height_bytes == out.lower_bound_bytes ? 1 : 0;

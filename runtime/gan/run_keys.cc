@@ -110,7 +110,7 @@ std::vector<RunKeyEntry> MakeTable() {
        .is_path = true,
        .field = Of([](C c, I) -> auto& { return c.model.discriminator; })},
       {.name = "model.image_size",
-       .help = "height and width of the family's images, a power of two; 0: 64",
+       .help = "height and width of the family's images, a power of two from 16 on; 0: 64",
        .low = 0,
        .high = 512,
        .field = Of([](C c, I) -> auto& { return c.model.image_size; })},

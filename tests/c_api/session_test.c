@@ -1,6 +1,7 @@
 /* Sessions from C: families, plans, states, scalars, samples, save and resume, budgets, logs, data sets. */
 #include <gantry/gantry.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 
 #include "expect.h"
@@ -141,6 +142,31 @@ static void infinity_stops_the_session(gantry_context* context) {
   gantry_gan_destroy(gan);
 }
 
+static void* train_alone(void* context) {
+  gantry_gan* gan = make_session(context, 0.9);
+  double* loss = malloc(sizeof(double));
+  EXPECT_OK(gantry_gan_plan(gan, NULL));
+  for (int i = 0; i < 3; ++i) step(gan, i);
+  *loss = loss_of(gan);
+  gantry_gan_destroy(gan);
+  return loss;
+}
+
+/* Different handles may be used at once: two sessions of one context, each on a thread of its own. */
+static void sessions_on_two_threads(void) {
+  gantry_context* context = NULL;
+  pthread_t thread;
+  void *here = NULL, *there = NULL;
+  EXPECT_OK(gantry_context_create(NULL, &context));
+  EXPECT(pthread_create(&thread, NULL, train_alone, context) == 0);
+  here = train_alone(context);
+  pthread_join(thread, &there);
+  EXPECT(*(double*)here == *(double*)there && isfinite(*(double*)here));
+  free(here), free(there);
+  EXPECT(gantry_context_reserved_bytes(context) == 0);
+  gantry_context_destroy(context);
+}
+
 static void budgets_hold(void) {
   gantry_context* context = NULL;
   gantry_context_config config = GANTRY_CONTEXT_CONFIG_INIT;
@@ -194,6 +220,7 @@ int main(void) {
   infinity_stops_the_session(context);
   data_sets(context);
   budgets_hold();
+  sessions_on_two_threads();
   EXPECT(gantry_context_reserved_bytes(context) == 0); /* every arena went with its session */
   gantry_context_destroy(context);
   return expect_failures != 0;

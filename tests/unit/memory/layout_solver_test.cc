@@ -30,6 +30,16 @@ TEST(LayoutProblemTest, LowerBoundIsTheLargestSumOfLiveSizes) {
   EXPECT_EQ(*LowerBound({}), 0);
 }
 
+TEST(LayoutProblemTest, EmptyBuffersWithFixedOffsetsReachNowhere) {
+  LayoutProblem problem;
+  problem.buffers = {{1, 4, 0, 2, 4}, {0, 9, 8}};
+  problem.buffers[0].alias_group = 0;
+  EXPECT_EQ(*LowerBound(problem), 8);
+  const absl::StatusOr<Layout> layout = SolveLayout(problem);
+  ASSERT_TRUE(layout.ok()) << layout.status();
+  EXPECT_TRUE(CheckLayout(problem, *layout).ok()) << CheckLayout(problem, *layout);
+}
+
 TEST(LayoutProblemTest, LowerBoundCountsPaddingOfAllButTheTopmost) {
   LayoutProblem problem;
   problem.buffers = {{0, 4, 10, 16}, {0, 4, 17, 32}, {1, 2, 16, 16}};

@@ -7,6 +7,22 @@ ValueId AddIf(Builder& b, ValueId x, ValueId y, ValueId flag) { return Emit1(b, 
 
 }  // namespace ops
 
+namespace {
+
+absl::StatusOr<std::vector<TensorType>> SameType(std::span<const TensorType> inputs, const Attributes&) {
+  return std::vector<TensorType>{inputs[0]};
+}
+
+absl::StatusOr<std::vector<TensorType>> SameTypes(std::span<const TensorType> inputs, const Attributes&) {
+  if (!(inputs[0] == inputs[1])) {
+    return absl::InvalidArgumentError(absl::StrFormat("takes two equal types, got %s and %s", inputs[0].ToString(),
+                                                      inputs[1].ToString()));
+  }
+  return std::vector<TensorType>{inputs[0]};
+}
+
+}  // namespace
+
 std::vector<OpDefinition> ControlOps() {
   OpDefinition add_if;
   add_if.name = "add_if";
@@ -23,7 +39,15 @@ std::vector<OpDefinition> ControlOps() {
     return std::vector<TensorType>{inputs[0]};
   };
   add_if.in_place = {{0, 0}};
-  return {add_if};
+  return {add_if,
+          {.name = "stash", .infer = SameType, .moves = true},
+          {.name = "fetch", .infer = SameType, .moves = true},
+          {.name = "write_back",
+           .min_inputs = 2,
+           .max_inputs = 2,
+           .infer = SameTypes,
+           .updates = [](int, const Attributes&) { return 1; },
+           .moves = true}};
 }
 
 }  // namespace gantry

@@ -76,6 +76,8 @@ struct OpDefinition {
   // For a variadic state update, outputs [0, n) are the new versions of inputs [0, n), in the same memory: `updates` is
   // that n as a function of the input count and attributes. Null: updates nothing.
   int (*updates)(int input_count, const Attributes& attributes) = nullptr;
+  // Copies a value between the device and a tier, on a copy lane: no kernel runs. Only the planner emits such ops.
+  bool moves = false;
 };
 
 // The definition, or null. Definitions live as long as the program.

@@ -29,10 +29,35 @@ bool IsZero(const void* scalar, DataType type) {
 
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Plan plan, Device& device) {
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Slab> arena, device.Reserve(plan.arena_bytes));
-  return std::unique_ptr<Executor>(new Executor(std::move(plan), std::move(arena)));
+  std::unique_ptr<Executor> executor(new Executor(std::move(plan), std::move(arena)));
+  GANTRY_RETURN_IF_ERROR(executor->ReserveTiers());
+  executor->Bind();
+  return executor;
 }
 
-Executor::Executor(Plan plan, std::unique_ptr<Slab> arena) : plan_(std::move(plan)), arena_(std::move(arena)) { Bind(); }
+Executor::Executor(Plan plan, std::unique_ptr<Slab> arena) : plan_(std::move(plan)), arena_(std::move(arena)) {}
+
+absl::Status Executor::ReserveTiers() {
+  if (plan_.tiers.empty()) return absl::OkStatus();
+  std::vector<TierSlab*> slabs;
+  std::vector<Throttle> out, in;
+  for (const PlannedTier& tier : plan_.tiers) {
+    GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<TierSlab> slab, ReserveTier(tier.options, tier.bytes));
+    slabs.push_back(slab.get());
+    slabs_.push_back(std::move(slab));
+    out.push_back(tier.options.out);
+    in.push_back(tier.options.in);
+  }
+  tier_high_water_.assign(plan_.tiers.size(), 0);
+  int copies = 0;
+  for (const PlannedOp& step : plan_.schedule) copies += plan_.program.ops()[step.op].definition->moves;
+  CopyLanesOptions options{.max_pending = std::max(1, copies)};
+#ifndef NDEBUG
+  options.checksum_slots = static_cast<int>(plan_.program.values().size());
+#endif
+  GANTRY_ASSIGN_OR_RETURN(lanes_, CopyLanes::Create(std::move(slabs), std::move(out), std::move(in), options));
+  return absl::OkStatus();
+}
 
 void Executor::Bind() {
   const Program& program = plan_.program;
@@ -41,32 +66,60 @@ void Executor::Bind() {
     watched[output.value] = program.TypeOf(output.value).shape.rank() == 0 && IsFloat(program.TypeOf(output.value).dtype);
   }
   size_t inputs = 0, outputs = 0;
+  // Per step: copies that are done by it. A step without a kernel of its own hands them on to the next one that has one.
+  std::vector<std::vector<int>> done_by(plan_.schedule.size() + 1);
   for (const PlannedOp& step : plan_.schedule) {
-    inputs += program.ops()[step.op].inputs.size();
-    outputs += program.ops()[step.op].outputs.size();
+    const Op& op = program.ops()[step.op];
+    inputs += op.inputs.size();
+    outputs += op.outputs.size();
+    if (!op.definition->moves) continue;
+    const bool out = op.definition->name != "fetch";
+    const ValueId on_device = out ? op.inputs.back() : op.outputs[0], in_tier = out ? op.outputs[0] : op.inputs[0];
+    const int64_t bytes = program.TypeOf(on_device).size_bytes();
+    BoundCopy copy{};
+    copy.copy.tier = program.values()[in_tier].tier;
+    copy.copy.out = out;
+    copy.copy.device = arena_->data() + plan_.offsets[on_device];
+    copy.copy.tier_offset = plan_.offsets[in_tier];
+    copy.copy.bytes = bytes;
+    copy.copy.checksum_slot = in_tier;
+    copy.tier_top = plan_.offsets[in_tier] + bytes;
+    done_by[step.done_by].push_back(static_cast<int>(copies_.size()));
+    copies_.push_back(copy);
   }
   input_pointers_.reserve(inputs);
   output_pointers_.reserve(outputs);
-  for (const PlannedOp& step : plan_.schedule) {
+  waits_.reserve(copies_.size());
+  size_t first_wait = 0;
+  int next_copy = 0;
+  for (size_t time = 0; time < plan_.schedule.size(); ++time) {
+    const PlannedOp& step = plan_.schedule[time];
     const Op& op = program.ops()[step.op];
-    if (step.kernel == nullptr) continue;
+    waits_.insert(waits_.end(), done_by[time].begin(), done_by[time].end());
+    if (op.definition->is_view) continue;
     BoundOp bound{};
     bound.kernel = step.kernel.get();
     bound.op = step.op;
+    bound.copy = op.definition->moves ? next_copy++ : -1;
+    bound.waits = {waits_.data() + first_wait, waits_.size() - first_wait};
+    first_wait = waits_.size();
     if (op.condition != kNoValue) {
       bound.condition = arena_->data() + plan_.offsets[op.condition];
       bound.condition_type = program.TypeOf(op.condition).dtype;
     }
     const size_t first_input = input_pointers_.size(), first_output = output_pointers_.size();
-    const auto Touch = [&](int64_t offset, int64_t bytes) { bound.top = std::max(bound.top, offset + bytes); };
+    const auto Touch = [&](ValueId value) {
+      if (program.values()[value].tier != kDeviceTier) return;
+      bound.top = std::max(bound.top, plan_.offsets[value] + program.TypeOf(value).size_bytes());
+    };
     for (ValueId input : op.inputs) {
       input_pointers_.push_back(arena_->data() + plan_.offsets[input]);
-      Touch(plan_.offsets[input], program.TypeOf(input).size_bytes());
+      Touch(input);
     }
     for (ValueId output : op.outputs) {
       output_pointers_.push_back(arena_->data() + plan_.offsets[output]);
-      Touch(plan_.offsets[output], program.TypeOf(output).size_bytes());
-      if (watched[output]) {
+      Touch(output);
+      if (watched[output] && bound.kernel != nullptr) {
         bound.watched_scalar = output_pointers_.back();
         bound.watched_type = program.TypeOf(output).dtype;
       }
@@ -75,16 +128,21 @@ void Executor::Bind() {
     bound.outputs = {output_pointers_.data() + first_output, op.outputs.size()};
     if (step.scratch_offset != kNoOffset) {
       bound.scratch = arena_->data() + step.scratch_offset;
-      Touch(step.scratch_offset, static_cast<int64_t>(step.kernel->scratch_bytes()));
+      bound.top = std::max(bound.top, step.scratch_offset + static_cast<int64_t>(step.kernel->scratch_bytes()));
     }
     ops_.push_back(bound);
   }
+  last_waits_.assign(waits_.begin() + static_cast<int64_t>(first_wait), waits_.end());
+  last_waits_.insert(last_waits_.end(), done_by.back().begin(), done_by.back().end());
   op_seconds_.assign(ops_.size(), 0.0);
 }
 
 std::span<std::byte> Executor::Data(ValueId value) {
   if (value < 0 || value >= static_cast<ValueId>(plan_.offsets.size()) || plan_.offsets[value] == kNoOffset) return {};
-  return {arena_->data() + plan_.offsets[value], static_cast<size_t>(plan_.program.TypeOf(value).size_bytes())};
+  const int tier = plan_.program.values()[value].tier;
+  std::byte* const base = tier == kDeviceTier ? arena_->data() : slabs_[tier]->data();
+  if (base == nullptr) return {};
+  return {base + plan_.offsets[value], static_cast<size_t>(plan_.program.TypeOf(value).size_bytes())};
 }
 
 std::span<std::byte> Executor::Data(std::string_view name) {
@@ -93,29 +151,79 @@ std::span<std::byte> Executor::Data(std::string_view name) {
   return Data(plan_.program.FindOutput(name));
 }
 
-absl::Status Executor::Run() {
-  for (const ValueId input : plan_.program.inputs()) {
-    if (plan_.offsets[input] == kNoOffset) continue;
-    high_water_ = std::max(high_water_, plan_.offsets[input] + plan_.program.TypeOf(input).size_bytes());
+absl::Status Executor::ReadState(const State& state, std::span<std::byte> to) {
+  const int tier = plan_.program.values()[state.last].tier;
+  if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Read(plan_.offsets[state.last], to);
+  const std::span<std::byte> data = Data(state.last);
+  std::copy(data.begin(), data.end(), to.begin());
+  return absl::OkStatus();
+}
+
+absl::Status Executor::WriteState(const State& state, std::span<const std::byte> from) {
+  const int tier = plan_.program.values()[state.last].tier;
+  if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Write(plan_.offsets[state.last], from);
+  std::copy(from.begin(), from.end(), Data(state.last).begin());
+  return absl::OkStatus();
+}
+
+absl::Status Executor::WaitFor(const BoundOp& op) {
+  for (const int index : op.waits) {
+    const BoundCopy& copy = copies_[index];
+    if (absl::Status status = lanes_->Wait(lanes_->lane(copy.copy.tier, copy.copy.out), copy.ticket); !status.ok()) {
+      return Annotate(status, plan_.program.Describe(op.op));
+    }
   }
-  for (size_t index = 0; index < ops_.size(); ++index) {
-    BoundOp& op = ops_[index];
-    if (op.condition != nullptr && IsZero(op.condition, op.condition_type)) continue;
-    std::chrono::steady_clock::time_point start;
-    if (profiling_) start = std::chrono::steady_clock::now();
+  return absl::OkStatus();
+}
+
+// The op, or the start of the copy, under its condition.
+absl::Status Executor::RunOne(BoundOp& op) {
+  const bool skipped = op.condition != nullptr && IsZero(op.condition, op.condition_type);
+  if (op.copy >= 0) {
+    BoundCopy& copy = copies_[op.copy];
+    LaneCopy start = copy.copy;
+    if (skipped) start.bytes = 0;
+    copy.ticket = lanes_->Start(start);
+    tier_high_water_[start.tier] = std::max(tier_high_water_[start.tier], copy.tier_top);
+  } else if (!skipped) {
     if (absl::Status status = op.kernel->Run({op.inputs, op.outputs, op.scratch}); !status.ok()) {
       return Annotate(status, plan_.program.Describe(op.op));
     }
-    high_water_ = std::max(high_water_, op.top);
+  }
+  if (!skipped) high_water_ = std::max(high_water_, op.top);
+  return absl::OkStatus();
+}
+
+absl::Status Executor::Run() {
+  for (const ValueId input : plan_.program.inputs()) {
+    const int tier = plan_.program.values()[input].tier;
+    if (plan_.offsets[input] == kNoOffset) continue;
+    int64_t& water = tier == kDeviceTier ? high_water_ : tier_high_water_[tier];
+    water = std::max(water, plan_.offsets[input] + plan_.program.TypeOf(input).size_bytes());
+  }
+  const auto Stop = [&](absl::Status status) {
+    // Nothing may still write to the arena when the caller goes on.
+    if (lanes_ != nullptr) static_cast<void>(lanes_->Drain());
+    return status;
+  };
+  for (size_t index = 0; index < ops_.size(); ++index) {
+    BoundOp& op = ops_[index];
+    if (absl::Status status = WaitFor(op); !status.ok()) return Stop(std::move(status));
+    std::chrono::steady_clock::time_point start;
+    if (profiling_) start = std::chrono::steady_clock::now();
+    if (absl::Status status = RunOne(op); !status.ok()) return Stop(std::move(status));
     if (profiling_) op_seconds_[index] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    if (op.watched_scalar != nullptr) {
-      const bool finite = op.watched_type == DataType::kF64 ? AllFinite<double>(op.watched_scalar, 1)
-                                                           : AllFinite<float>(op.watched_scalar, 1);
-      if (!finite) {
-        stopped_at_ = index;
-        return absl::DataLossError(absl::StrFormat("%s made a value that is not finite", plan_.program.Describe(op.op)));
-      }
+    if (op.watched_scalar == nullptr || (op.condition != nullptr && IsZero(op.condition, op.condition_type))) continue;
+    const bool finite = op.watched_type == DataType::kF64 ? AllFinite<double>(op.watched_scalar, 1)
+                                                         : AllFinite<float>(op.watched_scalar, 1);
+    if (!finite) {
+      stopped_at_ = index;
+      return Stop(absl::DataLossError(absl::StrFormat("%s made a value that is not finite", plan_.program.Describe(op.op))));
     }
+  }
+  for (const int index : last_waits_) {
+    const BoundCopy& copy = copies_[index];
+    GANTRY_RETURN_IF_ERROR(lanes_->Wait(lanes_->lane(copy.copy.tier, copy.copy.out), copy.ticket));
   }
   return absl::OkStatus();
 }
@@ -131,15 +239,18 @@ std::string Executor::FindFirstNonFinite() {
   for (const State& state : program.states()) {
     // Running statistics follow what the step computed; they say nothing about where it began.
     if (state.role == StateRole::kStatistic) continue;
-    if (!AllFinite(Data(state.last).data(), program.TypeOf(state.last))) return absl::StrCat("state ", state.name);
+    const std::span<std::byte> data = Data(state.last);
+    if (!data.empty() && !AllFinite(data.data(), program.TypeOf(state.last))) return absl::StrCat("state ", state.name);
   }
   for (size_t index = 0; index <= stopped_at_; ++index) {
-    const BoundOp& bound = ops_[index];
-    if (bound.condition != nullptr && IsZero(bound.condition, bound.condition_type)) continue;
-    if (!bound.kernel->Run({bound.inputs, bound.outputs, bound.scratch}).ok()) return program.Describe(bound.op);
+    BoundOp& bound = ops_[index];
+    if (!WaitFor(bound).ok() || !RunOne(bound).ok()) return program.Describe(bound.op);
+    if (bound.copy >= 0 || (bound.condition != nullptr && IsZero(bound.condition, bound.condition_type))) continue;
     const Op& op = program.ops()[bound.op];
     for (size_t i = 0; i < op.outputs.size(); ++i) {
-      if (!AllFinite(bound.outputs[i], program.TypeOf(op.outputs[i]))) return program.Describe(bound.op);
+      if (AllFinite(bound.outputs[i], program.TypeOf(op.outputs[i]))) continue;
+      if (lanes_ != nullptr) static_cast<void>(lanes_->Drain());
+      return program.Describe(bound.op);
     }
   }
   return "nothing: the step is finite when run again";

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "memory/device.h"
+#include "memory/tier/copy_lanes.h"
+#include "memory/tier/tier.h"
 #include "runtime/plan/plan.h"
 
 namespace gantry {
@@ -16,19 +18,23 @@ namespace gantry {
 // One thread at a time. From the second step on Run allocates nothing.
 class Executor {
  public:
-  // Reserves the arena on `device`, which must outlive the executor. kResourceExhausted names the bytes that are short.
+  // Reserves the arena on `device`, which must outlive the executor, and the slabs of the plan's tiers. kResourceExhausted names
+  // the bytes that are short.
   static absl::StatusOr<std::unique_ptr<Executor>> Create(Plan plan, Device& device);
 
   const Plan& plan() const { return plan_; }
   const Program& program() const { return plan_.program; }
 
-  // The memory of an input or state by name, for the caller to fill before a step or to read after one; of an output, to read
-  // after one. Empty where there is none, or nobody reads the input.
+  // The memory of an input, for the caller to fill before a step, or of an output, to read after one: on the device or in a tier
+  // with addresses. Empty where there is none, or nobody reads the input; and of a state in a file.
   std::span<std::byte> Data(std::string_view name);
   std::span<std::byte> Data(ValueId value);
+  // Copies a state, wherever it is between steps. Sizes must be the state's. kDataLoss, kUnavailable where a file fails.
+  absl::Status ReadState(const State& state, std::span<std::byte> to);
+  absl::Status WriteState(const State& state, std::span<const std::byte> from);
 
   // One step. A scalar output (a loss) is checked as soon as it is made: where it is not finite, the step stops there with
-  // kDataLoss before any later op of it runs.
+  // kDataLoss before any later op of it runs. Errors of a tier stop it likewise: what it held is then lost.
   absl::Status Run();
 
   // After Run returned kDataLoss and the inputs have been filled again: runs the step up to the same place, looking at every
@@ -37,6 +43,10 @@ class Executor {
 
   // Highest arena byte that a step has touched so far, counted as the ops ran.
   int64_t high_water_bytes() const { return high_water_; }
+  // The same of a tier's slab.
+  int64_t tier_high_water_bytes(int tier) const { return tier_high_water_[tier]; }
+  // What the copies took and compute waited for, since the executor was made; null without tiers.
+  const CopyLanes* copies() const { return lanes_.get(); }
 
   // Seconds spent in each op of the schedule since profiling was switched on.
   void SetProfiling(bool on);
@@ -54,17 +64,33 @@ class Executor {
     int64_t top;                // highest byte it touches
     const void* watched_scalar;  // an output of the program to check, or null
     DataType watched_type;
+    std::span<const int> waits;  // copies that must be done first
+    int copy;                    // index into copies_, or -1; the kernel is then null
+  };
+  struct BoundCopy {
+    LaneCopy copy;
+    int64_t tier_top;     // highest byte of the slab that it touches
+    int64_t ticket = 0;   // of the present step
   };
 
   Executor(Plan plan, std::unique_ptr<Slab> arena);
+  absl::Status ReserveTiers();
   void Bind();
+  absl::Status RunOne(BoundOp& op);
+  absl::Status WaitFor(const BoundOp& op);
 
   Plan plan_;
   std::unique_ptr<Slab> arena_;
   std::vector<const void*> input_pointers_;
   std::vector<void*> output_pointers_;
   std::vector<BoundOp> ops_;
+  std::vector<int> waits_;
+  std::vector<int> last_waits_;  // copies that must be done when the step ends
+  std::vector<BoundCopy> copies_;
+  std::vector<std::unique_ptr<TierSlab>> slabs_;
+  std::unique_ptr<CopyLanes> lanes_;  // goes before the slabs
   int64_t high_water_ = 0;
+  std::vector<int64_t> tier_high_water_;
   size_t stopped_at_ = 0;
   bool profiling_ = false;
   std::vector<double> op_seconds_;

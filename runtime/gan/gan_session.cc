@@ -145,19 +145,23 @@ absl::Status GanSession::BindInputs() {
 
 absl::Status GanSession::Initialize() {
   const Program& program = executor_->program();
-  for (const State& state : program.states()) {
-    GANTRY_RETURN_IF_ERROR(
-        InitializeState(state, program.TypeOf(state.first), options_.seed, executor_->Data(state.first).data()));
-  }
-  for (const State& state : program.states()) {
-    if (state.initializer.kind != Initializer::Kind::kCopy) continue;
-    const State* source = program.FindState(state.initializer.source);
-    if (source == nullptr) {
-      return absl::InternalError(absl::StrFormat("state '%s' copies '%s', which does not exist", state.name,
-                                                 state.initializer.source));
+  std::vector<std::byte> content;
+  for (const bool copies : {false, true}) {
+    for (const State& state : program.states()) {
+      if (copies != (state.initializer.kind == Initializer::Kind::kCopy)) continue;
+      content.resize(program.TypeOf(state.first).size_bytes());
+      if (copies) {
+        const State* source = program.FindState(state.initializer.source);
+        if (source == nullptr) {
+          return absl::InternalError(absl::StrFormat("state '%s' copies '%s', which does not exist", state.name,
+                                                     state.initializer.source));
+        }
+        GANTRY_RETURN_IF_ERROR(executor_->ReadState(*source, content));
+      } else {
+        GANTRY_RETURN_IF_ERROR(InitializeState(state, program.TypeOf(state.first), options_.seed, content.data()));
+      }
+      GANTRY_RETURN_IF_ERROR(executor_->WriteState(state, content));
     }
-    const std::span<const std::byte> from = executor_->Data(source->first);
-    std::copy(from.begin(), from.end(), executor_->Data(state.first).begin());
   }
   return absl::OkStatus();
 }
@@ -268,9 +272,20 @@ absl::StatusOr<TensorType> GanSession::StateType(std::string_view name) const {
   return executor_->program().TypeOf(state->first);
 }
 
-std::span<std::byte> GanSession::StateBytes(std::string_view name) {
-  const State* state = executor_->program().FindState(name);
-  return state == nullptr ? std::span<std::byte>() : executor_->Data(state->last);
+absl::Status GanSession::CopyStateOut(std::string_view name, std::span<std::byte> to) const {
+  GANTRY_ASSIGN_OR_RETURN(const TensorType type, StateType(name));
+  if (static_cast<int64_t>(to.size()) != type.size_bytes()) {
+    return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, the buffer has %d bytes", name, type.ToString(), to.size()));
+  }
+  return executor_->ReadState(*executor_->program().FindState(name), to);
+}
+
+absl::Status GanSession::CopyStateIn(std::string_view name, std::span<const std::byte> from) {
+  GANTRY_ASSIGN_OR_RETURN(const TensorType type, StateType(name));
+  if (static_cast<int64_t>(from.size()) != type.size_bytes()) {
+    return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, got %d bytes", name, type.ToString(), from.size()));
+  }
+  return executor_->WriteState(*executor_->program().FindState(name), from);
 }
 
 absl::Status GanSession::ReadState(std::string_view name, std::span<double> to) const {
@@ -278,7 +293,9 @@ absl::Status GanSession::ReadState(std::string_view name, std::span<double> to) 
   if (static_cast<int64_t>(to.size()) != type.element_count()) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, the buffer has %d elements", name, type.ToString(), to.size()));
   }
-  WithFloats(type.dtype, executor_->Data(name).data(), [&](auto* from) { std::copy(from, from + to.size(), to.begin()); });
+  std::vector<std::byte> bytes(type.size_bytes());
+  GANTRY_RETURN_IF_ERROR(CopyStateOut(name, bytes));
+  WithFloats(type.dtype, bytes.data(), [&](auto* from) { std::copy(from, from + to.size(), to.begin()); });
   return absl::OkStatus();
 }
 
@@ -287,22 +304,27 @@ absl::Status GanSession::WriteState(std::string_view name, std::span<const doubl
   if (static_cast<int64_t>(from.size()) != type.element_count()) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, got %d elements", name, type.ToString(), from.size()));
   }
-  WithFloats(type.dtype, executor_->Data(name).data(), [&](auto* to) { std::copy(from.begin(), from.end(), to); });
-  return absl::OkStatus();
+  std::vector<std::byte> bytes(type.size_bytes());
+  WithFloats(type.dtype, bytes.data(), [&](auto* to) { std::copy(from.begin(), from.end(), to); });
+  return CopyStateIn(name, bytes);
 }
 
 absl::StatusOr<std::vector<float>> GanSession::Sample(int64_t count, uint64_t noise_seed, bool ema) {
   const bool averages = ema && options_.step.ema > 0;
   std::unique_ptr<Sampler>& sampler = sampler_[averages ? 1 : 0];
   if (sampler == nullptr) {
-    GANTRY_ASSIGN_OR_RETURN(sampler, Sampler::Create(generators_[0], averages, options_.step.dtype, options_.plan, *device_));
+    // Samples are drawn in host memory of their own: the device's budget is the step's.
+    PlanOptions options = options_.plan;
+    options.device_memory = {};
+    options.tiers.clear();
+    GANTRY_ASSIGN_OR_RETURN(sampler, Sampler::Create(generators_[0], averages, options_.step.dtype, options, *device_));
   }
   for (const Sampler::StateMemory& state : sampler->States()) {
-    std::span<const std::byte> from;
     for (const std::string& name : state.names) {
-      if (from = executor_->Data(std::string_view(name)); !from.empty()) break;
+      if (executor_->program().FindState(name) == nullptr) continue;
+      GANTRY_RETURN_IF_ERROR(CopyStateOut(name, state.bytes));
+      break;
     }
-    std::copy(from.begin(), from.end(), state.bytes.begin());
   }
   return sampler->Draw(count, noise_seed);
 }

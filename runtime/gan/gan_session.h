@@ -75,8 +75,9 @@ class GanSession {
   absl::StatusOr<TensorType> StateType(std::string_view name) const;
   absl::Status ReadState(std::string_view name, std::span<double> to) const;
   absl::Status WriteState(std::string_view name, std::span<const double> from);
-  // The state's memory as it is: StateType's bytes. Empty for an unknown name.
-  std::span<std::byte> StateBytes(std::string_view name);
+  // The state's bytes as they are, as many as StateType says, wherever it is.
+  absl::Status CopyStateOut(std::string_view name, std::span<std::byte> to) const;
+  absl::Status CopyStateIn(std::string_view name, std::span<const std::byte> from);
 
   // Draws `count` samples from the first generator, on its averages if it has some and `ema`, else on its weights. Noise depends on
   // `noise_seed` only. Returns count * elements of one sample. Plans a small program of its own at the first call.

@@ -382,7 +382,14 @@ class StepBuilder {
     const double mean = 1.0 / config_.accumulate;
     ValueId scale = Scalar(mean);
     if (config_.health || optimizer.clip_norm > 0) {
-      const ValueId norm = ops::Scale(p, ops::Sqrt(p, ops::SumSquares(p, present)), mean);
+      // Tensor by tensor, so that a gradient may go as soon as it has been added.
+      ValueId squares = kNoValue;
+      for (ValueId gradient : present) {
+        const ValueId one[] = {gradient};
+        const ValueId sum = ops::SumSquares(p, one);
+        squares = squares == kNoValue ? sum : ops::Add(p, squares, sum);
+      }
+      const ValueId norm = ops::Scale(p, ops::Sqrt(p, squares), mean);
       if (config_.health) norms_[role.name] = norm;
       if (optimizer.clip_norm > 0) {
         const ValueId limit = ops::Div(p, Scalar(optimizer.clip_norm), ops::Scale(p, norm, 1.0, 1e-6));

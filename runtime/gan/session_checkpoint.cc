@@ -19,21 +19,29 @@ HostType ToHostType(DataType type) {
   return HostType::kU8;
 }
 
-// A state is always laid out plainly: lowering reorders at its use.
+// A state is always laid out plainly: lowering reorders at its use. States without addresses, in a file, get a buffer.
 template <typename Tensor>
-std::vector<Tensor> Collect(GanSession& session) {
-  std::vector<Tensor> tensors;
+SessionMemory<Tensor> Collect(GanSession& session) {
+  SessionMemory<Tensor> memory;
   for (const std::string& name : session.StateNames()) {
     const TensorType type = *session.StateType(name);
-    tensors.push_back({name, ToHostType(type.dtype), type.shape.dims(), session.StateBytes(name)});
+    std::span<std::byte> bytes = session.executor().Data(name);
+    if (bytes.empty() && type.size_bytes() > 0) {
+      memory.buffers.emplace_back(name, std::vector<std::byte>(type.size_bytes()));
+      bytes = memory.buffers.back().second;
+    }
+    memory.tensors.push_back({name, ToHostType(type.dtype), type.shape.dims(), bytes});
   }
-  return tensors;
+  return memory;
 }
 
 }  // namespace
 
-std::vector<CheckpointTensor> SessionTensors(GanSession& session) { return Collect<CheckpointTensor>(session); }
-std::vector<CheckpointTarget> SessionTargets(GanSession& session) { return Collect<CheckpointTarget>(session); }
+absl::StatusOr<SessionMemory<CheckpointTensor>> SessionTensors(GanSession& session) {
+  SessionMemory<CheckpointTensor> memory = Collect<CheckpointTensor>(session);
+  for (auto& [name, buffer] : memory.buffers) GANTRY_RETURN_IF_ERROR(session.CopyStateOut(name, buffer));
+  return memory;
+}
 
 SafetensorsMetadata SessionMetadata(const GanSession& session) {
   return {{"steps", absl::StrCat(session.progress().steps)},
@@ -49,7 +57,9 @@ absl::Status ReadSession(const Checkpoint& checkpoint, GanSession& session) {
     return absl::InvalidArgumentError(absl::StrFormat("%s: its steps (%d) or images_seen (%d) are negative",
                                                       checkpoint.path(), progress.steps, progress.images_seen));
   }
-  GANTRY_RETURN_IF_ERROR(checkpoint.Read(SessionTargets(session)));
+  const SessionMemory<CheckpointTarget> memory = Collect<CheckpointTarget>(session);
+  GANTRY_RETURN_IF_ERROR(checkpoint.Read(memory.tensors));
+  for (const auto& [name, buffer] : memory.buffers) GANTRY_RETURN_IF_ERROR(session.CopyStateIn(name, buffer));
   session.SetProgress(progress);
   return absl::OkStatus();
 }
@@ -57,7 +67,8 @@ absl::Status ReadSession(const Checkpoint& checkpoint, GanSession& session) {
 absl::Status SaveSession(GanSession& session, const std::string& path, const SafetensorsMetadata& more) {
   SafetensorsMetadata metadata = SessionMetadata(session);
   metadata.insert(more.begin(), more.end());
-  return WriteCheckpoint(path, SessionTensors(session), metadata);
+  GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(session));
+  return WriteCheckpoint(path, memory.tensors, metadata);
 }
 
 absl::Status LoadSession(const std::string& path, GanSession& session) {

@@ -9,9 +9,14 @@
 
 namespace gantry {
 
-// Every state of the session, for writing and for reading; borrowed from it.
-std::vector<CheckpointTensor> SessionTensors(GanSession& session);
-std::vector<CheckpointTarget> SessionTargets(GanSession& session);
+// Tensors borrowed from a session, and buffers for those of its states that have no address.
+template <typename Tensor>
+struct SessionMemory {
+  std::vector<Tensor> tensors;
+  std::vector<std::pair<std::string, std::vector<std::byte>>> buffers;
+};
+// Every state of the session, for writing.
+absl::StatusOr<SessionMemory<CheckpointTensor>> SessionTensors(GanSession& session);
 // "steps", "images_seen" and "seed".
 SafetensorsMetadata SessionMetadata(const GanSession& session);
 

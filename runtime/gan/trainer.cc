@@ -350,7 +350,8 @@ absl::StatusOr<std::string> Trainer::Save() {
   metadata["low_diversity_steps"] = absl::StrCat(low_diversity_steps_);
   metadata["config"] = ToToml(config_);
   for (const NamedScalar& rate : rates_) metadata[rate.name] = absl::StrFormat("%.17g", rate.value);
-  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, SessionTensors(*session_), metadata,
+  GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(*session_));
+  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory.tensors, metadata,
                                                                  config_.output.keep_checkpoints)));
   checkpoint_step_ = progress().steps;
   return last_checkpoint_;

@@ -114,6 +114,10 @@ void Program::SetLayout(ValueId value, TensorLayout layout) {
   if (value >= 0 && value < static_cast<ValueId>(values_.size())) values_[value].type.layout = layout;
 }
 
+void Program::SetTier(ValueId value, int tier) {
+  if (value >= 0 && value < static_cast<ValueId>(values_.size())) values_[value].tier = tier;
+}
+
 int Program::Label(std::string_view text) {
   const auto label = std::find(labels_.begin(), labels_.end(), text);
   if (label != labels_.end()) return static_cast<int>(label - labels_.begin());
@@ -165,7 +169,9 @@ std::string Program::Dump() const {
   constexpr std::string_view kRoles[] = {"parameter", "statistic", "moment", "average"};
   for (const State& state : states_) {
     absl::StrAppend(&text, "state  ", Ref(state.first), " ", values_[state.first].type.ToString(), " ",
-                    ToAbsl(kRoles[static_cast<int>(state.role)]), "\n");
+                    ToAbsl(kRoles[static_cast<int>(state.role)]));
+    if (values_[state.first].tier != kDeviceTier) absl::StrAppend(&text, " in tier ", values_[state.first].tier);
+    text += '\n';
   }
   int phase = -1;
   for (const Op& op : ops_) {
@@ -176,6 +182,7 @@ std::string Program::Dump() const {
     const std::string inputs = absl::StrJoin(op.inputs, ", ", [&](std::string* out, ValueId v) { out->append(Ref(v)); });
     const std::string outputs = absl::StrJoin(op.outputs, ", ", [&](std::string* out, ValueId v) {
       absl::StrAppend(out, Ref(v), " ", values_[v].type.ToString());
+      if (values_[v].tier != kDeviceTier) absl::StrAppend(out, " in tier ", values_[v].tier);
     });
     absl::StrAppend(&text, "  ", outputs, " = ", ToAbsl(op.definition->name), "(", inputs, ")");
     if (const std::string attributes = op.attributes.ToString(); !attributes.empty()) absl::StrAppend(&text, " ", attributes);

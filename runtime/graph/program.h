@@ -16,6 +16,9 @@ namespace gantry {
 
 using OpId = int32_t;
 
+// Where a value is: on the device, or in tier 0, 1, ... of the plan.
+inline constexpr int kDeviceTier = -1;
+
 enum class ValueKind : uint8_t {
   kInput,     // given by the caller before a step
   kState,     // what a state holds when a step begins
@@ -28,6 +31,7 @@ struct Value {
   ValueKind kind = ValueKind::kComputed;
   OpId producer = -1;   // of a computed value
   int output_index = 0;  // which output of the producer
+  int tier = kDeviceTier;
 };
 
 struct Op {
@@ -91,6 +95,9 @@ class Program final : public Builder {
 
   // The memory layout of a computed value, plain unless lowering says otherwise.
   void SetLayout(ValueId value, TensorLayout layout);
+
+  // Where a value is; on the device unless residency says otherwise.
+  void SetTier(ValueId value, int tier);
 
   // Labels of the ops emitted from now on.
   void SetPhase(std::string_view phase) { phase_ = Label(phase); }

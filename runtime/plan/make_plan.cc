@@ -1,278 +1,222 @@
 #include <algorithm>
-#include <numeric>
-#include <set>
+#include <cmath>
 
-#include "memory/layout/layout_check.h"
-#include "memory/layout/layout_solver.h"
+#include "absl/strings/str_join.h"
 #include "runtime/graph/rewrite.h"
+#include "runtime/plan/lay_out.h"
 #include "runtime/plan/lower.h"
+#include "runtime/plan/order.h"
 #include "runtime/plan/plan.h"
+#include "runtime/plan/reside.h"
 
 namespace gantry {
 namespace {
 
-constexpr int64_t kAlignmentBytes = 64;
-// About a third of a second of search: training programs meet their bound much earlier or not at all.
-constexpr int64_t kLayoutWork = 300'000'000;
+// Gaps between buffers that the layout could not fill are taken from the budget, and residency is solved again.
+constexpr int kBudgetRounds = 8;
 
-// Which values share memory. Each class is known by one of its values, its root.
-class StorageClasses {
- public:
-  explicit StorageClasses(size_t values) : parent_(values) { std::iota(parent_.begin(), parent_.end(), 0); }
-  ValueId Root(ValueId value) {
-    while (parent_[value] != value) value = parent_[value] = parent_[parent_[value]];
-    return value;
+absl::StatusOr<Program> Prepare(const Program& program, const PlanOptions& options, bool tight) {
+  GANTRY_ASSIGN_OR_RETURN(Program result, Simplify(program));
+  if (options.fuse) {
+    // One update for many weights needs them all at once.
+    GANTRY_ASSIGN_OR_RETURN(result, Fuse(result, FuseOptions{.buckets = !tight}));
+    GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
   }
-  void Join(ValueId value, ValueId into) { parent_[Root(value)] = Root(into); }
-
- private:
-  std::vector<ValueId> parent_;
-};
-
-class Planner {
- public:
-  Planner(Plan& plan, const PlanOptions& options)
-      : plan_(plan), program_(plan.program), options_(options), classes_(program_.values().size()) {}
-
-  absl::Status Run() {
-    GANTRY_RETURN_IF_ERROR(ChooseKernels());
-    FindLastUses();
-    ShareMemory();
-    return LayOut();
+  if (options.kernels == KernelChoice::kFast) {
+    GANTRY_ASSIGN_OR_RETURN(result, Lower(result, options));
+    GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
   }
+  if (tight) return UpdateEarly(result);
+  return result;
+}
 
- private:
-  int End() const { return static_cast<int>(plan_.schedule.size()); }
+double ComputeSeconds(const Program& program, const PlanOptions& options) {
+  double seconds = 0;
+  for (OpId op = 0; op < static_cast<OpId>(program.ops().size()); ++op) seconds += EstimateSeconds(program, op, options);
+  return seconds;
+}
 
-  absl::Status ChooseKernels() {
-    std::set<std::string> fallbacks;
-    for (OpId id = 0; id < static_cast<OpId>(program_.ops().size()); ++id) {
-      const Op& op = program_.ops()[id];
-      PlannedOp step;
-      step.op = id;
-      if (!op.definition->is_view) {
-        GANTRY_ASSIGN_OR_RETURN(step.kernel, MakeKernel(id, fallbacks));
-      }
-      plan_.schedule.push_back(std::move(step));
-    }
-    plan_.fallbacks.assign(fallbacks.begin(), fallbacks.end());
-    return absl::OkStatus();
+std::string Bytes(int64_t bytes) { return absl::StrFormat("%d bytes (%.1f MiB)", bytes, static_cast<double>(bytes) / 1048576.0); }
+
+// The largest buffers live at the arena's fullest moment, joined by what they are.
+std::vector<const PlannedBuffer*> LargestAtPeak(const Plan& plan, size_t count) {
+  std::vector<int64_t> change(plan.schedule.size() + 2, 0);
+  for (const PlannedBuffer& buffer : plan.buffers) {
+    if (buffer.tier != kDeviceTier) continue;
+    change[buffer.lower] += buffer.bytes;
+    change[buffer.upper] -= buffer.bytes;
   }
-
-  absl::StatusOr<std::unique_ptr<Kernel>> MakeKernel(OpId id, std::set<std::string>& fallbacks) {
-    const Op& op = program_.ops()[id];
-    std::vector<TensorType> inputs, outputs;
-    for (ValueId input : op.inputs) inputs.push_back(program_.TypeOf(input));
-    for (ValueId output : op.outputs) outputs.push_back(program_.TypeOf(output));
-    const KernelRequest request{*op.definition, op.attributes, inputs, outputs, options_.thread_count};
-    const auto Try = [&](const KernelLibrary& library) -> absl::StatusOr<std::unique_ptr<Kernel>> {
-      auto kernel = library.Make(request);
-      if (!kernel.ok()) return Annotate(kernel.status(), program_.Describe(id));
-      return kernel;
-    };
-    if (options_.kernels == KernelChoice::kFast) {
-      GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Kernel> kernel, Try(CpuKernels()));
-      if (kernel != nullptr) return kernel;
-    }
-    GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Kernel> kernel, Try(ReferenceKernels()));
-    if (kernel == nullptr) {
-      return absl::UnimplementedError(absl::StrFormat("%s: no kernel for output %s", program_.Describe(id),
-                                                      outputs.empty() ? "" : outputs[0].ToString()));
-    }
-    if (options_.kernels == KernelChoice::kFast && IsFloat(outputs[0].dtype) && outputs[0].dtype == DataType::kF32) {
-      fallbacks.insert(std::string(op.definition->name));
-    }
-    return kernel;
+  int64_t live = 0, peak = -1;
+  int peak_time = 0;
+  for (size_t time = 0; time < change.size(); ++time) {
+    live += change[time];
+    if (live <= peak) continue;
+    peak = live;
+    peak_time = static_cast<int>(time);
   }
-
-  void FindLastUses() {
-    last_use_.assign(program_.values().size(), -1);
-    first_.assign(program_.values().size(), -1);
-    for (int step = 0; step < End(); ++step) {
-      const Op& op = program_.ops()[plan_.schedule[step].op];
-      for (ValueId input : op.inputs) last_use_[input] = step;
-      if (op.condition != kNoValue) last_use_[op.condition] = step;
-      for (ValueId output : op.outputs) first_[output] = last_use_[output] = step;
-    }
-    for (ValueId input : program_.inputs()) first_[input] = 0;
-    for (const State& state : program_.states()) {
-      first_[state.first] = 0;
-      last_use_[state.first] = last_use_[state.last] = End();
-    }
-    for (const NamedValue& output : program_.outputs()) last_use_[output.value] = End();
+  std::vector<const PlannedBuffer*> at_peak;
+  for (const PlannedBuffer& buffer : plan.buffers) {
+    if (buffer.tier == kDeviceTier && buffer.lower <= peak_time && peak_time < buffer.upper) at_peak.push_back(&buffer);
   }
+  std::stable_sort(at_peak.begin(), at_peak.end(), [](const auto* a, const auto* b) { return a->bytes > b->bytes; });
+  if (at_peak.size() > count) at_peak.resize(count);
+  return at_peak;
+}
 
-  // Joins views with what they view, new versions of states with old ones, and results with inputs that die there.
-  void ShareMemory() {
-    // Per root: the last use of any of its values, and whether it may be written over.
-    std::vector<int> class_end = last_use_;
-    std::vector<bool> owned(program_.values().size(), true);
-    for (ValueId input : program_.inputs()) owned[input] = false;  // the caller's data: may be read again by name
-    for (const State& state : program_.states()) owned[state.first] = owned[state.last] = false;
-    for (const NamedValue& output : program_.outputs()) owned[output.value] = false;
-    const auto Join = [&](ValueId value, ValueId into) {
-      const ValueId from = classes_.Root(value), to = classes_.Root(into);
-      classes_.Join(value, into);
-      class_end[to] = std::max(class_end[to], class_end[from]);
-      owned[to] = owned[to] && owned[from];
-    };
-    for (const PlannedOp& step : plan_.schedule) {
-      const Op& op = program_.ops()[step.op];
-      if (op.definition->is_view) Join(op.outputs[0], op.inputs[0]);
-      if (op.definition->updates == nullptr) continue;
-      const int updates = op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
-      for (int i = 0; i < updates; ++i) Join(op.outputs[i], op.inputs[i]);
-    }
-    if (!options_.in_place) return;
-    for (int time = 0; time < End(); ++time) {
-      const Op& op = program_.ops()[plan_.schedule[time].op];
-      std::set<ValueId> taken;
-      for (const Alias& alias : op.definition->in_place) {
-        if (alias.output >= static_cast<int>(op.outputs.size()) || alias.input >= static_cast<int>(op.inputs.size())) continue;
-        const ValueId input = op.inputs[alias.input], output = op.outputs[alias.output];
-        const ValueId root = classes_.Root(input);
-        if (!owned[root] || class_end[root] != time || taken.contains(root)) continue;
-        if (taken.contains(output)) continue;
-        if (program_.TypeOf(input).size_bytes() != program_.TypeOf(output).size_bytes()) continue;
-        if (SharedWithAnotherInput(op, alias.input, root)) continue;
-        Join(output, input);
-        taken.insert(root);
-        taken.insert(output);
+std::string Describe(const PlannedBuffer& buffer) {
+  return absl::StrFormat("%14d  %s%s%s%s%s", buffer.bytes, buffer.name, buffer.network.empty() ? "" : ", ", buffer.network,
+                         buffer.phase.empty() ? "" : ", ", buffer.phase);
+}
+
+// Why nothing fits, and what would.
+absl::Status TooSmall(const Plan& base, Resider& resider, const PlanOptions& options, int64_t budget,
+                      const ResidencySolution& best, int64_t best_bytes) {
+  const int64_t need = std::max(best_bytes, best.largest_op_bytes);
+  std::string text = absl::StrFormat("the step does not fit %s of device memory: it needs %s with nothing offloaded, and %s with what "
+                                     "is allowed now, %d bytes too many",
+                                     Bytes(budget), Bytes(base.arena_bytes), Bytes(need), need - budget);
+  if (best.largest_op_bytes > budget) {
+    absl::StrAppend(&text, "\nThe largest op alone needs ", Bytes(best.largest_op_bytes), ": ",
+                    base.program.Describe(resider.OpOf(best.largest_op)));
+  }
+  absl::StrAppend(&text, "\nLargest with nothing offloaded:");
+  for (const PlannedBuffer* buffer : LargestAtPeak(base, 6)) absl::StrAppend(&text, "\n", Describe(*buffer));
+  struct Fix {
+    std::string what;
+    int64_t peak;
+    double seconds;
+  };
+  std::vector<Fix> fixes;
+  const auto Try = [&](std::string_view what, bool recompute, bool tiers) {
+    const auto solution = resider.Solve(budget, recompute, tiers);
+    if (solution.ok() && solution->fits) fixes.push_back({std::string(what), solution->schedule.peak_bytes, solution->schedule.seconds});
+  };
+  if (!options.recompute) Try("let ops run again (memory.recompute = true)", true, !options.tiers.empty());
+  if (options.tiers.empty()) {
+    PlanOptions with_host = options;
+    with_host.tiers = {TierOptions{.name = "host"}};
+    Resider other(base, {}, with_host);
+    for (const bool recompute : {false, true}) {
+      if (recompute && !options.recompute && !fixes.empty()) continue;
+      const auto solution = other.Solve(budget, recompute, true);
+      if (solution.ok() && solution->fits) {
+        fixes.push_back({recompute ? "offload to the host and let ops run again (--offload host)" : "offload to the host (--offload host)",
+                         solution->schedule.peak_bytes, solution->schedule.seconds});
       }
     }
   }
-
-  // A second, different input in the same memory (a view of another shape) must not be written over.
-  bool SharedWithAnotherInput(const Op& op, int index, ValueId root) {
-    for (ValueId other : op.inputs) {
-      if (other != op.inputs[index] && classes_.Root(other) == root) return true;
-    }
-    return false;
+  fixes.push_back({absl::StrFormat("give the device this much (--device-memory %d)", need), need, best.schedule.seconds});
+  std::stable_sort(fixes.begin(), fixes.end(), [](const Fix& a, const Fix& b) { return a.seconds < b.seconds; });
+  absl::StrAppend(&text, "\nWhat would fit:");
+  for (const Fix& fix : fixes) {
+    absl::StrAppend(&text, absl::StrFormat("\n  %s: peak %s, predicted step %.4g s", fix.what, Bytes(fix.peak), fix.seconds));
   }
+  absl::StrAppend(&text, "\n  or a smaller batch with accumulation (train.batch, train.accumulate)");
+  return absl::ResourceExhaustedError(text);
+}
 
-  absl::Status LayOut() {
-    const size_t values = program_.values().size();
-    std::vector<int> lower(values, INT32_MAX), upper(values, -1);
-    std::vector<int64_t> bytes(values, 0);
-    std::vector<ValueId> maker(values, kNoValue);
-    for (ValueId value = 0; value < static_cast<ValueId>(values); ++value) {
-      if (first_[value] < 0 || last_use_[value] < 0) continue;
-      const ValueId root = classes_.Root(value);
-      if (first_[value] < lower[root]) maker[root] = value;
-      lower[root] = std::min(lower[root], first_[value]);
-      upper[root] = std::max(upper[root], last_use_[value] + 1);
-      bytes[root] = std::max(bytes[root], program_.TypeOf(value).size_bytes());
-    }
-    for (const State& state : program_.states()) lower[classes_.Root(state.first)] = 0;
-    LayoutProblem problem;
-    std::vector<int> buffer_of(values, -1);
-    const auto AddBuffer = [&](PlannedBuffer buffer) {
-      problem.buffers.push_back(LayoutBuffer{.lower = buffer.lower, .upper = buffer.upper, .size = buffer.bytes,
-                                             .alignment = kAlignmentBytes});
-      plan_.buffers.push_back(std::move(buffer));
-      return static_cast<int>(plan_.buffers.size()) - 1;
-    };
-    for (ValueId root = 0; root < static_cast<ValueId>(values); ++root) {
-      if (upper[root] < 0) continue;
-      const Value& value = program_.values()[maker[root]];
-      PlannedBuffer buffer{.name = value.name, .bytes = bytes[root], .lower = lower[root], .upper = upper[root],
-                           .persistent = value.kind == ValueKind::kState};
-      if (value.kind == ValueKind::kComputed) {
-        const Op& op = program_.ops()[value.producer];
-        if (buffer.name.empty()) buffer.name = std::string(op.definition->name);
-        buffer.network = program_.labels()[op.network];
-        buffer.phase = program_.labels()[op.phase];
+absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
+  Plan base;
+  GANTRY_ASSIGN_OR_RETURN(base.program, Prepare(program, options, true));
+  GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget));
+  Resider resider(base, taken_over, options);
+  const double unlimited = ComputeSeconds(base.program, options);
+  int64_t target = budget;
+  ResidencySolution best;
+  int64_t best_bytes = INT64_MAX;
+  for (int round = 0; round < kBudgetRounds && target > 0; ++round) {
+    GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute, !options.tiers.empty()));
+    if (!solution.fits) {
+      if (best_bytes == INT64_MAX) {
+        best_bytes = solution.schedule.peak_bytes;
+        best = std::move(solution);
       }
-      buffer_of[root] = AddBuffer(std::move(buffer));
+      break;
     }
-    std::vector<int> scratch_of(plan_.schedule.size(), -1);
-    for (int time = 0; time < End(); ++time) {
-      const PlannedOp& step = plan_.schedule[time];
-      if (step.kernel == nullptr || step.kernel->scratch_bytes() == 0) continue;
-      const Op& op = program_.ops()[step.op];
-      scratch_of[time] = AddBuffer({.name = "scratch", .network = program_.labels()[op.network],
-                                    .phase = program_.labels()[op.phase],
-                                    .bytes = static_cast<int64_t>(step.kernel->scratch_bytes()), .lower = time, .upper = time + 1});
+    GANTRY_ASSIGN_OR_RETURN(ResidentProgram resident, resider.Rewrite(solution));
+    Plan plan;
+    plan.program = std::move(resident.program);
+    for (const TierOptions& tier : options.tiers) plan.tiers.push_back({tier});
+    GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
+    for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
+    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget).status());
+    if (plan.arena_bytes > budget) {
+      if (plan.arena_bytes < best_bytes) {
+        best_bytes = plan.arena_bytes;
+        best = std::move(solution);
+      }
+      target -= plan.arena_bytes - budget;
+      continue;
     }
-    GANTRY_ASSIGN_OR_RETURN(const Layout layout, SolveLayout(problem, {.work_limit = kLayoutWork}));
-    GANTRY_RETURN_IF_ERROR(CheckLayout(problem, layout));
-    for (size_t i = 0; i < plan_.buffers.size(); ++i) plan_.buffers[i].offset = layout.offsets[i];
-    plan_.arena_bytes = layout.height;
-    plan_.lower_bound_bytes = layout.lower_bound;
-    plan_.layout_method = layout.method;
-    plan_.offsets.assign(values, kNoOffset);
-    for (ValueId value = 0; value < static_cast<ValueId>(values); ++value) {
-      if (first_[value] < 0 || last_use_[value] < 0) continue;
-      plan_.offsets[value] = plan_.buffers[buffer_of[classes_.Root(value)]].offset;
+    const ResidencySchedule& schedule = solution.schedule;
+    plan.residency = {.used = true, .budget_bytes = budget, .footprint_bytes = footprint, .seconds = schedule.seconds,
+                      .wait_seconds = schedule.wait_seconds, .recompute_seconds = schedule.recompute_seconds,
+                      .unlimited_seconds = unlimited, .bound_seconds = solution.bound_seconds};
+    for (const ResidencyAction& action : schedule.actions) {
+      plan.residency.stashes += action.kind == ResidencyAction::Kind::kStash;
+      plan.residency.fetches += action.kind == ResidencyAction::Kind::kFetch;
+      plan.residency.repeats += action.kind == ResidencyAction::Kind::kAgain;
     }
-    for (int time = 0; time < End(); ++time) {
-      if (scratch_of[time] >= 0) plan_.schedule[time].scratch_offset = plan_.buffers[scratch_of[time]].offset;
+    for (size_t tier = 0; tier < plan.tiers.size(); ++tier) {
+      plan.tiers[tier].out_bytes = schedule.out_bytes[tier];
+      plan.tiers[tier].in_bytes = schedule.in_bytes[tier];
     }
-    return absl::OkStatus();
+    GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
+    return plan;
   }
-
-  Plan& plan_;
-  const Program& program_;
-  const PlanOptions& options_;
-  StorageClasses classes_;
-  std::vector<int> first_, last_use_;  // per value, as steps of the schedule
-};
+  return TooSmall(base, resider, options, budget, best, best_bytes);
+}
 
 }  // namespace
 
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options) {
   Plan plan;
-  GANTRY_ASSIGN_OR_RETURN(plan.program, Simplify(program));
-  if (options.fuse) {
-    GANTRY_ASSIGN_OR_RETURN(plan.program, Fuse(plan.program, FuseOptions()));
-    GANTRY_ASSIGN_OR_RETURN(plan.program, Simplify(plan.program));
-  }
-  if (options.kernels == KernelChoice::kFast) {
-    GANTRY_ASSIGN_OR_RETURN(plan.program, Lower(plan.program, options));
-    GANTRY_ASSIGN_OR_RETURN(plan.program, Simplify(plan.program));
-  }
-  GANTRY_RETURN_IF_ERROR(Planner(plan, options).Run());
+  GANTRY_ASSIGN_OR_RETURN(plan.program, Prepare(program, options, false));
+  GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
+  GANTRY_RETURN_IF_ERROR(LayOut(plan, options, 0).status());
+  const MemoryBudget& memory = options.device_memory;
+  const int64_t budget = memory.bytes > 0      ? memory.bytes
+                         : memory.fraction > 0 ? static_cast<int64_t>(std::floor(memory.fraction * static_cast<double>(plan.arena_bytes)))
+                                               : 0;
+  if (budget > 0 && plan.arena_bytes > budget) return PlanWithin(program, options, budget, plan.arena_bytes);
+  plan.residency.budget_bytes = budget;
+  plan.residency.footprint_bytes = plan.arena_bytes;
+  plan.residency.seconds = plan.residency.unlimited_seconds = plan.residency.bound_seconds = ComputeSeconds(plan.program, options);
   GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
   return plan;
 }
 
 std::string Describe(const Plan& plan) {
-  int peak_time = 0;
-  int64_t peak = 0;
-  std::vector<int64_t> change(plan.schedule.size() + 2, 0);
-  for (const PlannedBuffer& buffer : plan.buffers) {
-    change[buffer.lower] += buffer.bytes;
-    change[buffer.upper] -= buffer.bytes;
-  }
-  int64_t live = 0;
-  for (size_t time = 0; time < change.size(); ++time) {
-    live += change[time];
-    if (live > peak) {
-      peak = live;
-      peak_time = static_cast<int>(time);
-    }
-  }
   int64_t persistent = 0;
-  std::vector<const PlannedBuffer*> at_peak;
   for (const PlannedBuffer& buffer : plan.buffers) {
-    if (buffer.persistent) persistent += buffer.bytes;
-    if (buffer.lower <= peak_time && peak_time < buffer.upper) at_peak.push_back(&buffer);
+    if (buffer.persistent && buffer.tier == kDeviceTier) persistent += buffer.bytes;
   }
-  std::stable_sort(at_peak.begin(), at_peak.end(), [](const auto* a, const auto* b) { return a->bytes > b->bytes; });
+  const std::vector<const PlannedBuffer*> at_peak = LargestAtPeak(plan, 10);
   std::string text = absl::StrFormat(
       "ops            %d\nbuffers        %d\narena          %d bytes (lower bound %d, gap %.3f %%, %s)\n"
-      "state          %d bytes of it\npeak at        %s\n",
+      "state          %d bytes of it\n",
       plan.schedule.size(), plan.buffers.size(), plan.arena_bytes, plan.lower_bound_bytes,
       plan.lower_bound_bytes > 0 ? 100.0 * static_cast<double>(plan.arena_bytes - plan.lower_bound_bytes) /
                                        static_cast<double>(plan.lower_bound_bytes)
                                  : 0.0,
-      plan.layout_method, persistent,
-      peak_time < static_cast<int>(plan.schedule.size()) ? plan.program.Describe(plan.schedule[peak_time].op) : "the end");
-  absl::StrAppend(&text, "largest at the peak:\n");
-  for (size_t i = 0; i < std::min<size_t>(10, at_peak.size()); ++i) {
-    absl::StrAppend(&text, absl::StrFormat("  %12d  %s  %s %s\n", at_peak[i]->bytes, at_peak[i]->name, at_peak[i]->network,
-                                           at_peak[i]->phase));
+      plan.layout_method, persistent);
+  if (const PlannedResidency& residency = plan.residency; residency.used) {
+    absl::StrAppend(&text, absl::StrFormat(
+        "budget         %d bytes, %.1f %% of the %d that nothing offloaded takes\n"
+        "residency      %d copies out, %d in, %d ops run again\n"
+        "predicted      %.4g s a step (%.4g s with nothing offloaded): %.4g s waiting, %.4g s running again; bound %.4g s, gap %.1f %%\n",
+        residency.budget_bytes, 100.0 * static_cast<double>(residency.budget_bytes) / static_cast<double>(residency.footprint_bytes),
+        residency.footprint_bytes, residency.stashes, residency.fetches, residency.repeats, residency.seconds,
+        residency.unlimited_seconds, residency.wait_seconds, residency.recompute_seconds, residency.bound_seconds,
+        100.0 * (residency.seconds / residency.bound_seconds - 1.0)));
   }
+  for (const PlannedTier& tier : plan.tiers) {
+    absl::StrAppend(&text, absl::StrFormat("tier %-9s %d bytes (lower bound %d), %d bytes out and %d in a step\n", tier.options.name,
+                                           tier.bytes, tier.lower_bound_bytes, tier.out_bytes, tier.in_bytes));
+  }
+  absl::StrAppend(&text, "largest at the peak:\n");
+  for (const PlannedBuffer* buffer : at_peak) absl::StrAppend(&text, Describe(*buffer), "\n");
   if (!plan.fallbacks.empty()) {
     absl::StrAppend(&text, "on reference kernels:");
     for (const std::string& name : plan.fallbacks) absl::StrAppend(&text, " ", name);

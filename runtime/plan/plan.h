@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "memory/residency/residency_problem.h"
+#include "memory/tier/tier.h"
 #include "ops/kernel.h"
 #include "runtime/graph/program.h"
 
@@ -18,12 +20,31 @@ enum class KernelChoice : uint8_t {
   kReference,  // ReferenceKernels only
 };
 
+// How much of a device a step may take: bytes, or a share of what it takes with nothing offloaded or made again.
+struct MemoryBudget {
+  int64_t bytes = 0;       // 0: no limit
+  double fraction = 0.0;   // where bytes is 0; 0: no limit
+};
+
+// How fast things go, as far as the planner knows: what it chooses depends on it, results do not.
+struct MachineRates {
+  double flops_per_second = 3e10;   // of one thread
+  double bytes_per_second = 8e9;    // of an op that reads and writes memory
+  double copy_bytes_per_second = 5e9;  // of a lane without a throttle
+  double op_seconds = 2e-6;         // of any op
+};
+
 struct PlanOptions {
   KernelChoice kernels = KernelChoice::kFast;
   int thread_count = 1;
   bool fuse = true;
   bool in_place = true;    // let kernels write over inputs that nobody reads later
   bool winograd = true;    // allow Winograd forms of convolutions (ops/cpu/panel/panel_conv.h states their accuracy)
+  MemoryBudget device_memory;
+  // Where values may wait that do not fit, nearest first. Used only where the budget asks for it.
+  std::vector<TierOptions> tiers;
+  bool recompute = true;   // let ops run again instead of keeping what they made; likewise
+  MachineRates rates;
 };
 
 inline constexpr int64_t kNoOffset = -1;
@@ -36,26 +57,53 @@ struct PlannedBuffer {
   int64_t bytes = 0;
   int lower = 0, upper = 0;    // live at steps [lower, upper) of the schedule
   bool persistent = false;     // a state
+  int tier = kDeviceTier;
 };
 
 struct PlannedOp {
   OpId op = -1;
-  std::unique_ptr<Kernel> kernel;      // null for a view
+  std::unique_ptr<Kernel> kernel;      // null for a view and for a copy between device and tier
   int64_t scratch_offset = kNoOffset;
+  // Of a copy: it begins here and runs beside what follows; step `done_by` of the schedule begins only once it is done. The
+  // schedule's length: the end of the step.
+  int done_by = -1;
+};
+
+// A tier as the plan uses it.
+struct PlannedTier {
+  TierOptions options;
+  int64_t bytes = 0;              // of its slab
+  int64_t lower_bound_bytes = 0;  // the largest sum of bytes live at one time
+  int64_t out_bytes = 0, in_bytes = 0;  // copied in one step
+};
+
+// What a plan does to fit its budget.
+struct PlannedResidency {
+  bool used = false;                // false: everything fits, nothing moves
+  int64_t budget_bytes = 0;         // 0: none
+  int64_t footprint_bytes = 0;      // arena of the same step with nothing offloaded or made again
+  double seconds = 0.0, wait_seconds = 0.0, recompute_seconds = 0.0;  // predicted, of one step
+  double unlimited_seconds = 0.0;   // predicted, with nothing offloaded
+  double bound_seconds = 0.0;       // no plan of this order of ops takes less by the same costs
+  int stashes = 0, fetches = 0, repeats = 0;
 };
 
 struct Plan {
   Program program;                    // as executed: simplified, fused, lowered
   std::vector<PlannedOp> schedule;    // in order of execution
-  std::vector<int64_t> offsets;       // per value of the program; kNoOffset for a value that is never made or read
+  std::vector<int64_t> offsets;       // per value, in the arena or its tier's slab; kNoOffset where it is never made or read
   std::vector<PlannedBuffer> buffers;
   int64_t arena_bytes = 0;
   int64_t lower_bound_bytes = 0;      // the largest sum of bytes live at one time
+  std::vector<PlannedTier> tiers;
+  PlannedResidency residency;
   std::string layout_method;
   std::vector<std::string> fallbacks;  // ops for which the fast kernels have no form, by name, each once
 };
 
-// Simplifies, fuses and lowers `program`, chooses kernels, and lays out the arena. The plan has passed VerifyPlan.
+// Simplifies, fuses and lowers `program`, chooses kernels, decides what leaves the device where the budget is smaller than the
+// footprint, and lays out the arena and the tiers. The plan has passed VerifyPlan. kResourceExhausted where no plan fits: the message
+// names the bytes that are short, what takes the most, and what would help.
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options);
 
 // The independent checker: walks the schedule over the arena's bytes and proves that every op reads exactly what was last written

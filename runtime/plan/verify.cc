@@ -47,19 +47,26 @@ class Ownership {
 class Verifier {
  public:
   explicit Verifier(const Plan& plan)
-      : plan_(plan), program_(plan.program), owner_(plan.arena_bytes), content_(program_.values().size(), -1) {}
+      : plan_(plan), program_(plan.program), content_(program_.values().size(), -1), copied_by_(program_.values().size(), -1) {
+    owners_.emplace_back(plan.arena_bytes);
+    for (const PlannedTier& tier : plan.tiers) owners_.emplace_back(tier.bytes);
+  }
 
   absl::Status Run() {
     for (ValueId input : program_.inputs()) GANTRY_RETURN_IF_ERROR(Place(input, "input"));
     for (const State& state : program_.states()) GANTRY_RETURN_IF_ERROR(Place(state.first, "state"));
     std::vector<bool> done(program_.ops().size(), false);
-    for (const PlannedOp& step : plan_.schedule) {
+    for (time_ = 0; time_ < static_cast<int>(plan_.schedule.size()); ++time_) {
+      GANTRY_RETURN_IF_ERROR(EndCopies());
+      const PlannedOp& step = plan_.schedule[time_];
       if (step.op < 0 || step.op >= static_cast<OpId>(done.size()) || done[step.op]) {
         return absl::InternalError(absl::StrFormat("the schedule runs op %d twice, or it does not exist", step.op));
       }
       done[step.op] = true;
       GANTRY_RETURN_IF_ERROR(Annotate(RunOp(step), program_.Describe(step.op)));
     }
+    GANTRY_RETURN_IF_ERROR(EndCopies());
+    if (!copies_.empty()) return absl::InternalError("a copy is not done when the step ends");
     for (size_t op = 0; op < done.size(); ++op) {
       if (!done[op]) return absl::InternalError(absl::StrFormat("%s is not in the schedule", program_.Describe(op)));
     }
@@ -82,10 +89,52 @@ class Verifier {
     return absl::StrCat("value ", value, name.empty() ? "" : " ", name, " ", program_.TypeOf(value).ToString());
   }
 
-  absl::Status CheckRange(int64_t offset, int64_t bytes, std::string_view what) const {
-    if (offset < 0 || offset % 64 != 0 || offset + bytes > plan_.arena_bytes) {
-      return absl::InternalError(absl::StrFormat("%s: %d bytes at offset %d are unaligned or outside the arena of %d bytes",
-                                                 what, bytes, offset, plan_.arena_bytes));
+  absl::Status CheckRange(int tier, int64_t offset, int64_t bytes, std::string_view what) const {
+    const int64_t end = tier == kDeviceTier ? plan_.arena_bytes : plan_.tiers[tier].bytes;
+    const int64_t alignment = tier != kDeviceTier && plan_.tiers[tier].options.kind == TierKind::kFile ? 4096 : 64;
+    if (offset < 0 || offset % alignment != 0 || offset + bytes > end) {
+      return absl::InternalError(absl::StrFormat("%s: %d bytes at offset %d are unaligned or outside the %d bytes of %s", what,
+                                                 bytes, offset, end,
+                                                 tier == kDeviceTier ? "the arena" : plan_.tiers[tier].options.name));
+    }
+    return absl::OkStatus();
+  }
+
+  int TierOf(ValueId value) const { return program_.values()[value].tier; }
+  Ownership& OwnerOf(ValueId value) { return owners_[TierOf(value) + 1]; }
+  const Ownership& OwnerOf(ValueId value) const { return owners_[TierOf(value) + 1]; }
+
+  // Copies that must be done before the present step: nobody has touched either end since they began.
+  absl::Status EndCopies() {
+    for (size_t i = 0; i < copies_.size();) {
+      const auto [from, from_content, to, done_by, op] = copies_[i];
+      if (done_by > time_) {
+        ++i;
+        continue;
+      }
+      copied_by_[to] = -1;
+      const auto Intact = [&](ValueId value, int content) {
+        const int64_t begin = plan_.offsets[value];
+        return OwnerOf(value).Intruder(begin, begin + program_.TypeOf(value).size_bytes(), content) == content;
+      };
+      if (!Intact(from, from_content) || !Intact(to, content_[to])) {
+        return absl::InternalError(absl::StrFormat("%s: %s or %s was written to before the copy was done", program_.Describe(op),
+                                                   NameOf(from), NameOf(to)));
+      }
+      copies_.erase(copies_.begin() + static_cast<int64_t>(i));
+    }
+    return absl::OkStatus();
+  }
+
+  // A copy between the device and a tier, or within a tier's slab, nowhere else.
+  absl::Status CheckCopy(const PlannedOp& step, const Op& op) const {
+    const int from = TierOf(op.inputs.back()), to = TierOf(op.outputs[0]);
+    const bool in = op.definition->name == "fetch";
+    if ((from == kDeviceTier) == in || (to == kDeviceTier) != in) {
+      return absl::InternalError("a fetch goes from a tier to the device, a stash and a write_back the other way");
+    }
+    if (step.done_by <= time_ || step.done_by > static_cast<int>(plan_.schedule.size())) {
+      return absl::InternalError(absl::StrFormat("the copy begins at step %d and is done by step %d", time_, step.done_by));
     }
     return absl::OkStatus();
   }
@@ -95,8 +144,12 @@ class Verifier {
     const int64_t offset = plan_.offsets[value];
     const int64_t bytes = program_.TypeOf(value).size_bytes();
     if (offset == kNoOffset && what == "input") return absl::OkStatus();  // an input that nobody reads has no place
-    GANTRY_RETURN_IF_ERROR(CheckRange(offset, bytes, NameOf(value)));
+    if (TierOf(value) < kDeviceTier || TierOf(value) >= static_cast<int>(plan_.tiers.size())) {
+      return absl::InternalError(absl::StrFormat("%s is in a tier that the plan does not have", NameOf(value)));
+    }
+    GANTRY_RETURN_IF_ERROR(CheckRange(TierOf(value), offset, bytes, NameOf(value)));
     for (ValueId other : made_together_) {
+      if (TierOf(other) != TierOf(value)) continue;
       const int64_t begin = plan_.offsets[other];
       if (begin < offset + bytes && offset < begin + program_.TypeOf(other).size_bytes()) {
         return absl::InternalError(absl::StrFormat("%s overlaps %s", NameOf(value), NameOf(other)));
@@ -104,14 +157,15 @@ class Verifier {
     }
     made_together_.push_back(value);
     content_[value] = value;
-    owner_.Write(offset, offset + bytes, value);
+    OwnerOf(value).Write(offset, offset + bytes, value);
     return absl::OkStatus();
   }
 
   absl::Status Read(ValueId value) const {
     if (content_[value] < 0) return absl::InternalError(absl::StrFormat("%s is read before it is made", NameOf(value)));
+    if (copied_by_[value] >= 0) return absl::InternalError(absl::StrFormat("%s is read before its copy is done", NameOf(value)));
     const int64_t offset = plan_.offsets[value];
-    const int intruder = owner_.Intruder(offset, offset + program_.TypeOf(value).size_bytes(), content_[value]);
+    const int intruder = OwnerOf(value).Intruder(offset, offset + program_.TypeOf(value).size_bytes(), content_[value]);
     if (intruder == content_[value]) return absl::OkStatus();
     return absl::InternalError(absl::StrFormat("%s at offset %d has been overwritten by %s", NameOf(value), offset,
                                                intruder < 0 ? "nobody, it is undefined"
@@ -142,16 +196,32 @@ class Verifier {
     made_together_.clear();
     if (op.definition->is_view) {
       const ValueId input = op.inputs[0], output = op.outputs[0];
-      if (plan_.offsets[input] != plan_.offsets[output] ||
+      if (plan_.offsets[input] != plan_.offsets[output] || TierOf(input) != TierOf(output) ||
           program_.TypeOf(input).size_bytes() != program_.TypeOf(output).size_bytes()) {
         return absl::InternalError("a view lies elsewhere than what it views");
       }
       content_[output] = content_[input];
       return absl::OkStatus();
     }
+    if (op.definition->moves) {
+      GANTRY_RETURN_IF_ERROR(CheckCopy(step, op));
+      if (op.inputs.size() == 2 && plan_.offsets[op.inputs[0]] != plan_.offsets[op.outputs[0]]) {
+        return absl::InternalError(absl::StrFormat("%s is not updated in place", NameOf(op.inputs[0])));
+      }
+      GANTRY_RETURN_IF_ERROR(Place(op.outputs[0], "output"));
+      copied_by_[op.outputs[0]] = step.op;
+      copies_.push_back({op.inputs.back(), content_[op.inputs.back()], op.outputs[0], step.done_by, step.op});
+      return absl::OkStatus();
+    }
+    for (ValueId input : op.inputs) {
+      if (TierOf(input) != kDeviceTier) return absl::InternalError(absl::StrFormat("reads %s in a tier", NameOf(input)));
+    }
+    for (ValueId output : op.outputs) {
+      if (TierOf(output) != kDeviceTier) return absl::InternalError(absl::StrFormat("makes %s in a tier", NameOf(output)));
+    }
     if (step.kernel == nullptr) return absl::InternalError("has no kernel");
     const auto scratch = static_cast<int64_t>(step.kernel->scratch_bytes());
-    if (scratch > 0) GANTRY_RETURN_IF_ERROR(CheckRange(step.scratch_offset, scratch, "scratch"));
+    if (scratch > 0) GANTRY_RETURN_IF_ERROR(CheckRange(kDeviceTier, step.scratch_offset, scratch, "scratch"));
     // Scratch must spare what the op reads and writes; outputs must spare inputs but where the op allows it.
     const int updates = op.definition->updates == nullptr
                             ? 0
@@ -177,7 +247,7 @@ class Verifier {
         }
       }
     }
-    if (scratch > 0) owner_.Write(step.scratch_offset, step.scratch_offset + scratch, static_cast<int>(content_.size()));
+    if (scratch > 0) owners_[0].Write(step.scratch_offset, step.scratch_offset + scratch, static_cast<int>(content_.size()));
     for (size_t o = 0; o < op.outputs.size(); ++o) {
       GANTRY_RETURN_IF_ERROR(Place(op.outputs[o], "output"));
       if (static_cast<int>(o) < updates && plan_.offsets[op.outputs[o]] != plan_.offsets[op.inputs[o]]) {
@@ -197,8 +267,18 @@ class Verifier {
 
   const Plan& plan_;
   const Program& program_;
-  Ownership owner_;
-  std::vector<int> content_;  // per value: whose bytes it reads
+  struct Copy {
+    ValueId from;
+    int from_content;
+    ValueId to;
+    int done_by;
+    OpId op;
+  };
+  std::vector<Ownership> owners_;  // of the arena, then of every tier
+  std::vector<int> content_;       // per value: whose bytes it reads
+  std::vector<OpId> copied_by_;    // per value: the copy that is making it, or -1
+  std::vector<Copy> copies_;       // under way
+  int time_ = 0;
   std::vector<ValueId> made_together_;
 };
 

@@ -1,0 +1,263 @@
+#include "runtime/plan/lay_out.h"
+
+#include <algorithm>
+#include <numeric>
+#include <set>
+
+#include "memory/layout/layout_check.h"
+#include "memory/layout/layout_solver.h"
+
+namespace gantry {
+namespace {
+
+constexpr int64_t kAlignmentBytes = 64;
+constexpr int64_t kFileBlockBytes = 4096;  // what a file tier asks for
+// About a third of a second of search: training programs meet their bound much earlier or not at all.
+constexpr int64_t kLayoutWork = 300'000'000;
+
+// Which values share memory. Each class is known by one of its values, its root.
+class StorageClasses {
+ public:
+  explicit StorageClasses(size_t values) : parent_(values) { std::iota(parent_.begin(), parent_.end(), 0); }
+  ValueId Root(ValueId value) {
+    while (parent_[value] != value) value = parent_[value] = parent_[parent_[value]];
+    return value;
+  }
+  void Join(ValueId value, ValueId into) { parent_[Root(value)] = Root(into); }
+
+ private:
+  std::vector<ValueId> parent_;
+};
+
+class LayoutMaker {
+ public:
+  LayoutMaker(Plan& plan, const PlanOptions& options, int64_t capacity)
+      : plan_(plan), program_(plan.program), options_(options), capacity_(capacity), classes_(program_.values().size()) {}
+
+  absl::StatusOr<std::vector<TakeOver>> Run() {
+    FindLastUses();
+    ShareMemory();
+    GANTRY_RETURN_IF_ERROR(LayOut());
+    return std::move(taken_over_);
+  }
+
+ private:
+  int End() const { return static_cast<int>(plan_.schedule.size()); }
+
+  void FindLastUses() {
+    last_use_.assign(program_.values().size(), -1);
+    first_.assign(program_.values().size(), -1);
+    for (int step = 0; step < End(); ++step) {
+      const Op& op = program_.ops()[plan_.schedule[step].op];
+      for (ValueId input : op.inputs) last_use_[input] = step;
+      if (op.condition != kNoValue) last_use_[op.condition] = step;
+      for (ValueId output : op.outputs) first_[output] = last_use_[output] = step;
+    }
+    // Both ends of a copy stay until it is done.
+    for (int step = 0; step < End(); ++step) {
+      const int done_by = plan_.schedule[step].done_by;
+      if (done_by < 0) continue;
+      const Op& op = program_.ops()[plan_.schedule[step].op];
+      for (ValueId input : op.inputs) last_use_[input] = std::max(last_use_[input], done_by - 1);
+      for (ValueId output : op.outputs) last_use_[output] = std::max(last_use_[output], done_by - 1);
+    }
+    for (ValueId input : program_.inputs()) first_[input] = 0;
+    for (const State& state : program_.states()) {
+      first_[state.first] = 0;
+      last_use_[state.first] = last_use_[state.last] = End();
+    }
+    for (const NamedValue& output : program_.outputs()) last_use_[output.value] = End();
+  }
+
+  // Joins views with what they view, new versions of states with old ones, and results with inputs that die there.
+  void ShareMemory() {
+    // Per root: the last use of any of its values, and whether it may be written over.
+    std::vector<int> class_end = last_use_;
+    std::vector<bool> owned(program_.values().size(), true);
+    for (ValueId input : program_.inputs()) owned[input] = false;  // the caller's data: may be read again by name
+    for (const State& state : program_.states()) owned[state.first] = owned[state.last] = false;
+    for (const NamedValue& output : program_.outputs()) owned[output.value] = false;
+    const auto Join = [&](ValueId value, ValueId into) {
+      const ValueId from = classes_.Root(value), to = classes_.Root(into);
+      classes_.Join(value, into);
+      class_end[to] = std::max(class_end[to], class_end[from]);
+      owned[to] = owned[to] && owned[from];
+    };
+    for (const PlannedOp& step : plan_.schedule) {
+      const Op& op = program_.ops()[step.op];
+      if (op.definition->is_view) Join(op.outputs[0], op.inputs[0]);
+      if (op.definition->updates == nullptr) continue;
+      const int updates = op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
+      for (int i = 0; i < updates; ++i) Join(op.outputs[i], op.inputs[i]);
+    }
+    if (!options_.in_place) return;
+    for (int time = 0; time < End(); ++time) {
+      const Op& op = program_.ops()[plan_.schedule[time].op];
+      std::set<ValueId> taken;
+      for (const Alias& alias : op.definition->in_place) {
+        if (alias.output >= static_cast<int>(op.outputs.size()) || alias.input >= static_cast<int>(op.inputs.size())) continue;
+        const ValueId input = op.inputs[alias.input], output = op.outputs[alias.output];
+        const ValueId root = classes_.Root(input);
+        if (!owned[root] || class_end[root] != time || taken.contains(root)) continue;
+        if (taken.contains(output)) continue;
+        if (program_.TypeOf(input).size_bytes() != program_.TypeOf(output).size_bytes()) continue;
+        if (SharedWithAnotherInput(op, alias.input, root)) continue;
+        Join(output, input);
+        taken_over_.push_back({input, output});
+        taken.insert(root);
+        taken.insert(output);
+      }
+    }
+  }
+
+  // A second, different input in the same memory (a view of another shape) must not be written over.
+  bool SharedWithAnotherInput(const Op& op, int index, ValueId root) {
+    for (ValueId other : op.inputs) {
+      if (other != op.inputs[index] && classes_.Root(other) == root) return true;
+    }
+    return false;
+  }
+
+  absl::Status LayOut() {
+    const size_t values = program_.values().size();
+    std::vector<int> lower(values, INT32_MAX), upper(values, -1);
+    std::vector<int64_t> bytes(values, 0);
+    std::vector<ValueId> maker(values, kNoValue);
+    for (ValueId value = 0; value < static_cast<ValueId>(values); ++value) {
+      if (first_[value] < 0 || last_use_[value] < 0) continue;
+      const ValueId root = classes_.Root(value);
+      if (first_[value] < lower[root]) maker[root] = value;
+      lower[root] = std::min(lower[root], first_[value]);
+      upper[root] = std::max(upper[root], last_use_[value] + 1);
+      bytes[root] = std::max(bytes[root], program_.TypeOf(value).size_bytes());
+    }
+    for (const State& state : program_.states()) lower[classes_.Root(state.first)] = 0;
+    std::vector<int> buffer_of(values, -1);
+    plan_.buffers.clear();
+    const auto AddBuffer = [&](PlannedBuffer buffer) {
+      plan_.buffers.push_back(std::move(buffer));
+      return static_cast<int>(plan_.buffers.size()) - 1;
+    };
+    for (ValueId root = 0; root < static_cast<ValueId>(values); ++root) {
+      if (upper[root] < 0) continue;
+      const Value& value = program_.values()[maker[root]];
+      PlannedBuffer buffer{.name = value.name, .bytes = bytes[root], .lower = lower[root], .upper = upper[root],
+                           .persistent = value.kind == ValueKind::kState, .tier = value.tier};
+      if (value.kind == ValueKind::kComputed) {
+        const Op& op = program_.ops()[value.producer];
+        if (buffer.name.empty()) buffer.name = std::string(op.definition->name);
+        buffer.network = program_.labels()[op.network];
+        buffer.phase = program_.labels()[op.phase];
+      }
+      buffer_of[root] = AddBuffer(std::move(buffer));
+    }
+    std::vector<int> scratch_of(plan_.schedule.size(), -1);
+    for (int time = 0; time < End(); ++time) {
+      const PlannedOp& step = plan_.schedule[time];
+      if (step.kernel == nullptr || step.kernel->scratch_bytes() == 0) continue;
+      const Op& op = program_.ops()[step.op];
+      scratch_of[time] = AddBuffer({.name = "scratch", .network = program_.labels()[op.network],
+                                    .phase = program_.labels()[op.phase],
+                                    .bytes = static_cast<int64_t>(step.kernel->scratch_bytes()), .lower = time, .upper = time + 1});
+    }
+    for (int tier = kDeviceTier; tier < static_cast<int>(plan_.tiers.size()); ++tier) GANTRY_RETURN_IF_ERROR(Place(tier));
+    plan_.offsets.assign(values, kNoOffset);
+    for (ValueId value = 0; value < static_cast<ValueId>(values); ++value) {
+      if (first_[value] < 0 || last_use_[value] < 0) continue;
+      plan_.offsets[value] = plan_.buffers[buffer_of[classes_.Root(value)]].offset;
+    }
+    for (int time = 0; time < End(); ++time) {
+      if (scratch_of[time] >= 0) plan_.schedule[time].scratch_offset = plan_.buffers[scratch_of[time]].offset;
+    }
+    return absl::OkStatus();
+  }
+
+  // Offsets of the buffers of one tier, or of the arena.
+  absl::Status Place(int tier) {
+    const bool device = tier == kDeviceTier;
+    const int64_t alignment = !device && plan_.tiers[tier].options.kind == TierKind::kFile ? kFileBlockBytes : kAlignmentBytes;
+    LayoutProblem problem;
+    std::vector<size_t> index;
+    for (size_t i = 0; i < plan_.buffers.size(); ++i) {
+      const PlannedBuffer& buffer = plan_.buffers[i];
+      if (buffer.tier != tier) continue;
+      index.push_back(i);
+      problem.buffers.push_back(
+          LayoutBuffer{.lower = buffer.lower, .upper = buffer.upper, .size = buffer.bytes, .alignment = alignment});
+    }
+    LayoutOptions layout_options{.work_limit = kLayoutWork};
+    const int64_t capacity = device ? capacity_ : plan_.tiers[tier].options.budget_bytes;
+    if (capacity > 0 && capacity < INT64_MAX) layout_options.capacity = capacity;
+    GANTRY_ASSIGN_OR_RETURN(const Layout layout, SolveLayout(problem, layout_options));
+    GANTRY_RETURN_IF_ERROR(CheckLayout(problem, layout));
+    for (size_t i = 0; i < index.size(); ++i) plan_.buffers[index[i]].offset = layout.offsets[i];
+    if (device) {
+      plan_.arena_bytes = layout.height;
+      plan_.lower_bound_bytes = layout.lower_bound;
+      plan_.layout_method = layout.method;
+    } else {
+      plan_.tiers[tier].bytes = layout.height;
+      plan_.tiers[tier].lower_bound_bytes = layout.lower_bound;
+    }
+    return absl::OkStatus();
+  }
+
+  Plan& plan_;
+  const Program& program_;
+  const PlanOptions& options_;
+  const int64_t capacity_;
+  StorageClasses classes_;
+  std::vector<TakeOver> taken_over_;
+  std::vector<int> first_, last_use_;  // per value, as steps of the schedule
+};
+
+absl::StatusOr<std::unique_ptr<Kernel>> MakeKernel(const Program& program, OpId id, const PlanOptions& options,
+                                                   std::set<std::string>& fallbacks) {
+  const Op& op = program.ops()[id];
+  std::vector<TensorType> inputs, outputs;
+  for (ValueId input : op.inputs) inputs.push_back(program.TypeOf(input));
+  for (ValueId output : op.outputs) outputs.push_back(program.TypeOf(output));
+  const KernelRequest request{*op.definition, op.attributes, inputs, outputs, options.thread_count};
+  const auto Try = [&](const KernelLibrary& library) -> absl::StatusOr<std::unique_ptr<Kernel>> {
+    auto kernel = library.Make(request);
+    if (!kernel.ok()) return Annotate(kernel.status(), program.Describe(id));
+    return kernel;
+  };
+  if (options.kernels == KernelChoice::kFast) {
+    GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Kernel> kernel, Try(CpuKernels()));
+    if (kernel != nullptr) return kernel;
+  }
+  GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Kernel> kernel, Try(ReferenceKernels()));
+  if (kernel == nullptr) {
+    return absl::UnimplementedError(absl::StrFormat("%s: no kernel for output %s", program.Describe(id),
+                                                    outputs.empty() ? "" : outputs[0].ToString()));
+  }
+  if (options.kernels == KernelChoice::kFast && outputs[0].dtype == DataType::kF32) {
+    fallbacks.insert(std::string(op.definition->name));
+  }
+  return kernel;
+}
+
+}  // namespace
+
+absl::Status ChooseKernels(Plan& plan, const PlanOptions& options) {
+  std::set<std::string> fallbacks;
+  plan.schedule.clear();
+  for (OpId id = 0; id < static_cast<OpId>(plan.program.ops().size()); ++id) {
+    const OpDefinition& definition = *plan.program.ops()[id].definition;
+    PlannedOp step;
+    step.op = id;
+    if (!definition.is_view && !definition.moves) {
+      GANTRY_ASSIGN_OR_RETURN(step.kernel, MakeKernel(plan.program, id, options, fallbacks));
+    }
+    plan.schedule.push_back(std::move(step));
+  }
+  plan.fallbacks.assign(fallbacks.begin(), fallbacks.end());
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<TakeOver>> LayOut(Plan& plan, const PlanOptions& options, int64_t capacity) {
+  return LayoutMaker(plan, options, capacity).Run();
+}
+
+}  // namespace gantry

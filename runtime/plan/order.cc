@@ -1,0 +1,76 @@
+#include "runtime/plan/order.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+
+namespace gantry {
+namespace {
+
+constexpr int64_t kSmallBytes = 4096;
+
+bool Updates(const Op& op) {
+  return op.definition->updates != nullptr && op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes) > 0;
+}
+
+bool IsEager(const Program& program, const Op& op) {
+  if (op.definition->is_view) return false;
+  if (Updates(op)) return true;
+  int64_t made = 0;
+  for (ValueId output : op.outputs) made += program.TypeOf(output).size_bytes();
+  return made <= kSmallBytes;
+}
+
+}  // namespace
+
+absl::StatusOr<Program> UpdateEarly(const Program& program) {
+  GANTRY_RETURN_IF_ERROR(program.status());
+  const OpId count = static_cast<OpId>(program.ops().size());
+  // The value whose memory each value shares by views; an update waits for the readers of all of them.
+  std::vector<ValueId> base(program.values().size());
+  for (ValueId value = 0; value < static_cast<ValueId>(base.size()); ++value) base[value] = value;
+  std::vector<std::vector<OpId>> readers(program.values().size()), after(count);
+  std::vector<int> waits_for(count, 0);
+  const auto Precede = [&](OpId first, OpId second) {
+    if (first < 0 || first == second) return;
+    after[first].push_back(second);
+    ++waits_for[second];
+  };
+  for (OpId id = 0; id < count; ++id) {
+    const Op& op = program.ops()[id];
+    if (op.definition->is_view) base[op.outputs[0]] = base[op.inputs[0]];
+    for (ValueId input : op.inputs) Precede(program.values()[input].producer, id);
+    if (op.definition->updates != nullptr) {
+      const int updates = op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
+      for (int i = 0; i < updates; ++i) {
+        for (OpId reader : readers[base[op.inputs[i]]]) Precede(reader, id);
+      }
+    }
+    for (ValueId input : op.inputs) readers[base[input]].push_back(id);
+  }
+  Program target;
+  ProgramCopier copier(program, target);
+  std::vector<bool> done(count, false);
+  std::deque<OpId> ready;
+  const auto Run = [&](OpId id) {
+    copier.Copy(id);
+    done[id] = true;
+    for (OpId next : after[id]) {
+      if (--waits_for[next] == 0 && IsEager(program, program.ops()[next])) ready.push_back(next);
+    }
+  };
+  for (OpId id = 0; id < count; ++id) {
+    // Eager ops that nothing holds back run in their place: they may read inputs only.
+    if (!done[id]) Run(id);
+    while (!ready.empty()) {
+      const OpId next = ready.front();
+      ready.pop_front();
+      if (!done[next]) Run(next);
+    }
+  }
+  copier.Finish();
+  GANTRY_RETURN_IF_ERROR(target.status());
+  return target;
+}
+
+}  // namespace gantry

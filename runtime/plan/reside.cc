@@ -1,0 +1,309 @@
+#include "runtime/plan/reside.h"
+
+#include <algorithm>
+
+namespace gantry {
+namespace {
+
+// Copies of less are not worth an entry in a lane.
+constexpr int64_t kLeastBytes = 4096;
+// Plain loops against fast kernels, on one thread.
+constexpr double kReferenceSlowdown = 40.0;
+
+int Updates(const Op& op) {
+  return op.definition->updates == nullptr
+             ? 0
+             : op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
+}
+
+}  // namespace
+
+double EstimateSeconds(const Program& program, OpId id, const PlanOptions& options) {
+  const Op& op = program.ops()[id];
+  if (op.definition->is_view || op.definition->moves) return 0.0;
+  std::vector<TensorType> inputs, outputs;
+  double bytes = 0, elements = 0;
+  for (ValueId input : op.inputs) {
+    inputs.push_back(program.TypeOf(input));
+    bytes += static_cast<double>(inputs.back().size_bytes());
+  }
+  for (ValueId output : op.outputs) {
+    outputs.push_back(program.TypeOf(output));
+    bytes += static_cast<double>(outputs.back().size_bytes());
+    elements += static_cast<double>(outputs.back().element_count());
+  }
+  const double flops = op.definition->cost != nullptr ? op.definition->cost(inputs, outputs, op.attributes).flops : elements;
+  const MachineRates& rates = options.rates;
+  const bool slow = options.kernels == KernelChoice::kReference;
+  const double threads = slow ? 1.0 : static_cast<double>(std::max(1, options.thread_count));
+  const double compute = flops / (rates.flops_per_second * threads) * (slow ? kReferenceSlowdown : 1.0);
+  return std::max(compute, bytes / rates.bytes_per_second) + rates.op_seconds;
+}
+
+Resider::Resider(const Plan& base, const std::vector<TakeOver>& taken_over, const PlanOptions& options)
+    : base_(base), options_(options) {
+  BuildProblem(taken_over);
+}
+
+void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
+  const Program& program = base_.program;
+  item_of_.assign(program.values().size(), -1);
+  const auto AddItem = [&](ValueId value) {
+    const Value& v = program.values()[value];
+    ResidencyItem item;
+    item.name = !v.name.empty() ? v.name
+                : v.kind == ValueKind::kComputed ? std::string(program.ops()[v.producer].definition->name)
+                                                 : "";
+    item.bytes = v.type.size_bytes();
+    item.may_leave = item.bytes >= kLeastBytes;
+    problem_.items.push_back(std::move(item));
+    value_of_.push_back(value);
+    item_of_[value] = static_cast<int>(problem_.items.size()) - 1;
+    return item_of_[value];
+  };
+  for (const State& state : program.states()) {
+    ResidencyItem& item = problem_.items[AddItem(state.first)];
+    item.kept = item.wraps = true;
+  }
+  std::vector<bool> read(program.values().size(), false);
+  for (const Op& op : program.ops()) {
+    for (ValueId input : op.inputs) read[input] = true;
+    if (op.condition != kNoValue) read[op.condition] = true;
+  }
+  for (const NamedValue& output : program.outputs()) read[output.value] = true;
+  for (ValueId input : program.inputs()) {
+    if (read[input]) AddItem(input);
+  }
+  for (size_t step = 0; step < base_.schedule.size(); ++step) {
+    const OpId id = base_.schedule[step].op;
+    const Op& op = program.ops()[id];
+    if (op.definition->is_view) {
+      item_of_[op.outputs[0]] = item_of_[op.inputs[0]];
+      continue;
+    }
+    const int index = static_cast<int>(problem_.ops.size());
+    op_of_.push_back(id);
+    ResidencyOp cost;
+    cost.seconds = EstimateSeconds(program, id, options_);
+    cost.scratch_bytes = base_.schedule[step].kernel != nullptr
+                             ? static_cast<int64_t>(base_.schedule[step].kernel->scratch_bytes())
+                             : 0;
+    const int updates = Updates(op);
+    cost.repeatable = updates == 0;
+    const auto Read = [&](ValueId value) {
+      const int item = item_of_[value];
+      if (std::find(cost.reads.begin(), cost.reads.end(), item) != cost.reads.end()) return;
+      cost.reads.push_back(item);
+      problem_.items[item].uses.push_back(index);
+    };
+    for (ValueId input : op.inputs) Read(input);
+    if (op.condition != kNoValue) Read(op.condition);
+    for (size_t o = 0; o < op.outputs.size(); ++o) {
+      if (static_cast<int>(o) < updates) {
+        const int item = item_of_[op.inputs[o]];
+        item_of_[op.outputs[o]] = item;
+        problem_.items[item].changes.push_back(index);
+      } else {
+        const int item = AddItem(op.outputs[o]);
+        problem_.items[item].made_by = index;
+        cost.makes.push_back(item);
+      }
+    }
+    problem_.ops.push_back(std::move(cost));
+  }
+  for (const NamedValue& output : program.outputs()) problem_.items[item_of_[output.value]].kept = true;
+  for (const TakeOver& pair : taken_over) problem_.items[item_of_[pair.input]].taken_over_by = item_of_[pair.output];
+  for (size_t i = 0; i < problem_.items.size(); ++i) {
+    ResidencyItem& item = problem_.items[i];
+    // The caller fills inputs and reads outputs by address, which a file has not.
+    const bool callers = item.kept != item.wraps || (item.made_by < 0 && !item.wraps);
+    for (const TierOptions& tier : options_.tiers) item.may_leave = item.may_leave && !(callers && tier.kind == TierKind::kFile);
+  }
+  for (const TierOptions& tier : options_.tiers) {
+    const auto Rate = [&](const Throttle& throttle) {
+      return throttle.bytes_per_second > 0 ? std::min(throttle.bytes_per_second, options_.rates.copy_bytes_per_second)
+                                           : options_.rates.copy_bytes_per_second;
+    };
+    problem_.tiers.push_back({tier.budget_bytes, Rate(tier.out), Rate(tier.in),
+                              std::max(tier.out.latency_seconds, tier.in.latency_seconds) + options_.rates.op_seconds});
+  }
+}
+
+absl::StatusOr<ResidencySolution> Resider::Solve(int64_t budget_bytes, bool recompute, bool tiers) {
+  problem_.budget_bytes = budget_bytes;
+  return SolveResidency(problem_, {.recompute = recompute, .tiers = tiers && !problem_.tiers.empty()});
+}
+
+namespace {
+
+// Emits the base program's ops in the order of the actions, with the copies between them.
+class Rewriter {
+ public:
+  Rewriter(const Program& source, const ResidencyProblem& problem, const std::vector<OpId>& op_of,
+           const std::vector<int>& item_of, const std::vector<ValueId>& value_of)
+      : source_(source), problem_(problem), op_of_(op_of), item_of_(item_of), value_of_(value_of),
+        copier_(source, target_), items_(problem.items.size()), views_(source.values().size()) {}
+
+  absl::StatusOr<ResidentProgram> Run(const ResidencySolution& solution) {
+    for (size_t i = 0; i < items_.size(); ++i) {
+      if (problem_.items[i].made_by >= 0) continue;
+      const ValueId first = copier_.Mapped(value_of_[i]);
+      const Residence home = solution.choice[i].front();
+      if (IsTier(home)) {
+        target_.SetTier(first, TierOf(home));
+        items_[i].in_tier = first;
+        items_[i].tier = TierOf(home);
+      } else {
+        items_[i].on_device = first;
+      }
+    }
+    std::vector<int> first_op(solution.schedule.actions.size() + 1);
+    std::vector<std::pair<OpId, int>> copies;  // op, action that it is done by
+    for (size_t a = 0; a < solution.schedule.actions.size(); ++a) {
+      const ResidencyAction& action = solution.schedule.actions[a];
+      first_op[a] = static_cast<int>(target_.ops().size());
+      switch (action.kind) {
+        case ResidencyAction::Kind::kRun: RunOp(op_of_[action.op], nullptr); break;
+        case ResidencyAction::Kind::kAgain: RunOp(op_of_[action.op], &action.items); break;
+        case ResidencyAction::Kind::kFetch: copies.push_back({Fetch(action.item), action.done_by}); break;
+        case ResidencyAction::Kind::kStash: copies.push_back({Stash(action.item, action.tier), action.done_by}); break;
+      }
+      GANTRY_RETURN_IF_ERROR(target_.status());
+    }
+    first_op.back() = static_cast<int>(target_.ops().size());
+    for (const State& state : source_.states()) {
+      const Item& item = items_[item_of_[state.first]];
+      const ValueId last = item.tier >= 0 ? item.in_tier : item.on_device;
+      if (last != copier_.Mapped(state.first)) target_.UpdateState(state.name, last);
+    }
+    for (const NamedValue& output : source_.outputs()) {
+      Item& item = items_[item_of_[output.value]];
+      if (IsTier(solution.choice[item_of_[output.value]].back()) && item.in_tier != kNoValue) {
+        item.on_device = item.in_tier;  // where it is when the step ends
+        ++item.version;
+      }
+      target_.AddOutput(output.name, Resolve(output.value));
+    }
+    GANTRY_RETURN_IF_ERROR(target_.status());
+    ResidentProgram result;
+    result.done_by.assign(target_.ops().size(), -1);
+    for (const auto& [op, action] : copies) result.done_by[op] = first_op[action];
+    result.program = std::move(target_);
+    return result;
+  }
+
+ private:
+  struct Item {
+    ValueId on_device = kNoValue, in_tier = kNoValue;
+    int tier = -1;    // home of a state or input
+    int version = 0;  // counts every new value of on_device: views of an older one are stale
+  };
+  struct View {
+    ValueId value = kNoValue;
+    int version = -1;
+  };
+
+  // The value of the target that holds a value of the source now.
+  ValueId Resolve(ValueId value) {
+    Item& item = items_[item_of_[value]];
+    const Value& v = source_.values()[value];
+    if (v.kind != ValueKind::kComputed || !source_.ops()[v.producer].definition->is_view) return item.on_device;
+    View& view = views_[value];
+    if (view.version != item.version) {
+      const Op& op = source_.ops()[v.producer];
+      const ValueId input = Resolve(op.inputs[0]);
+      SetLabels(op);
+      const ValueId inputs[] = {input};
+      view.value = target_.Emit(op.definition->name, inputs, op.attributes)[0];
+      target_.SetLayout(view.value, v.type.layout);
+      if (input != kNoValue) target_.SetTier(view.value, target_.values()[input].tier);
+      view.version = item.version;
+    }
+    return view.value;
+  }
+
+  // `only`: the items that a repeated op brings back; null: all that it makes.
+  void RunOp(OpId id, const std::vector<int>* only) {
+    const Op& op = source_.ops()[id];
+    std::vector<ValueId> inputs;
+    for (ValueId input : op.inputs) inputs.push_back(Resolve(input));
+    SetLabels(op);
+    const std::vector<ValueId> outputs = target_.Emit(op.definition->name, inputs, op.attributes);
+    if (!target_.status().ok()) return;
+    for (size_t o = 0; o < op.outputs.size(); ++o) {
+      target_.SetLayout(outputs[o], source_.TypeOf(op.outputs[o]).layout);
+      const int item = item_of_[op.outputs[o]];
+      if (only != nullptr && std::find(only->begin(), only->end(), item) == only->end()) continue;
+      target_.NameValue(outputs[o], source_.values()[op.outputs[o]].name);
+      items_[item].on_device = outputs[o];
+      ++items_[item].version;
+    }
+  }
+
+  void SetLabels(const Op& op) {
+    copier_.SetLabels(op);
+    if (op.condition != kNoValue) target_.SetCondition(items_[item_of_[op.condition]].on_device);
+  }
+
+  // A copy belongs where what it copies was made, and happens under the same condition.
+  void SetLabelsOf(int item) {
+    if (problem_.items[item].made_by >= 0) {
+      SetLabels(source_.ops()[op_of_[problem_.items[item].made_by]]);
+      return;
+    }
+    target_.SetNetwork("");
+    target_.SetCondition(kNoValue);
+    for (const State& state : source_.states()) {
+      if (state.first == value_of_[item]) target_.SetNetwork(state.network);
+    }
+  }
+
+  OpId Fetch(int index) {
+    Item& item = items_[index];
+    SetLabelsOf(index);
+    const ValueId inputs[] = {item.in_tier};
+    item.on_device = target_.Emit("fetch", inputs, {})[0];
+    CopyType(index, item.on_device);
+    ++item.version;
+    return static_cast<OpId>(target_.ops().size()) - 1;
+  }
+
+  OpId Stash(int index, int tier) {
+    Item& item = items_[index];
+    SetLabelsOf(index);
+    if (item.tier >= 0 && problem_.items[index].wraps) {
+      const ValueId inputs[] = {item.in_tier, item.on_device};
+      item.in_tier = target_.Emit("write_back", inputs, {})[0];
+    } else {
+      const ValueId inputs[] = {item.on_device};
+      item.in_tier = target_.Emit("stash", inputs, {})[0];
+    }
+    CopyType(index, item.in_tier);
+    target_.SetTier(item.in_tier, tier);
+    return static_cast<OpId>(target_.ops().size()) - 1;
+  }
+
+  void CopyType(int index, ValueId value) {
+    const Value& source = source_.values()[value_of_[index]];
+    target_.SetLayout(value, source.type.layout);
+    target_.NameValue(value, problem_.items[index].name);
+  }
+
+  const Program& source_;
+  const ResidencyProblem& problem_;
+  const std::vector<OpId>& op_of_;
+  const std::vector<int>& item_of_;
+  const std::vector<ValueId>& value_of_;
+  Program target_;
+  ProgramCopier copier_;
+  std::vector<Item> items_;
+  std::vector<View> views_;
+};
+
+}  // namespace
+
+absl::StatusOr<ResidentProgram> Resider::Rewrite(const ResidencySolution& solution) const {
+  return Rewriter(base_.program, problem_, op_of_, item_of_, value_of_).Run(solution);
+}
+
+}  // namespace gantry

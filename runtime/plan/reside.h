@@ -1,0 +1,43 @@
+// Residency as a rewrite: copies to tiers and ops that run again are put into the program, so that it fits a budget.
+#pragma once
+
+#include <vector>
+
+#include "memory/residency/residency_solver.h"
+#include "runtime/plan/lay_out.h"
+#include "runtime/plan/plan.h"
+
+namespace gantry {
+
+// Seconds that an op takes by the machine's rates.
+double EstimateSeconds(const Program& program, OpId op, const PlanOptions& options);
+
+struct ResidentProgram {
+  Program program;
+  std::vector<int> done_by;  // per op: PlannedOp::done_by
+};
+
+// `base` has a program, its kernels, and what runs in place; it must outlive the resider.
+class Resider {
+ public:
+  Resider(const Plan& base, const std::vector<TakeOver>& taken_over, const PlanOptions& options);
+
+  const ResidencyProblem& problem() const { return problem_; }
+  // For a budget of the device: which may be lower than the real one, to leave room for gaps between buffers.
+  absl::StatusOr<ResidencySolution> Solve(int64_t budget_bytes, bool recompute, bool tiers);
+  absl::StatusOr<ResidentProgram> Rewrite(const ResidencySolution& solution) const;
+  // The base program's op behind an op of the problem.
+  OpId OpOf(int problem_op) const { return op_of_[problem_op]; }
+
+ private:
+  void BuildProblem(const std::vector<TakeOver>& taken_over);
+
+  const Plan& base_;
+  const PlanOptions& options_;
+  ResidencyProblem problem_;
+  std::vector<OpId> op_of_;       // per op of the problem
+  std::vector<int> item_of_;      // per value of the base program; -1: nobody has it
+  std::vector<ValueId> value_of_;  // per item: the value that it is at first
+};
+
+}  // namespace gantry

@@ -12,8 +12,6 @@ namespace {
 
 constexpr int64_t kAlignmentBytes = 64;
 constexpr int64_t kFileBlockBytes = 4096;  // what a file tier asks for
-// About a third of a second of search: training programs meet their bound much earlier or not at all.
-constexpr int64_t kLayoutWork = 300'000'000;
 
 // Which values share memory. Each class is known by one of its values, its root.
 class StorageClasses {
@@ -31,8 +29,8 @@ class StorageClasses {
 
 class LayoutMaker {
  public:
-  LayoutMaker(Plan& plan, const PlanOptions& options, int64_t capacity)
-      : plan_(plan), program_(plan.program), options_(options), capacity_(capacity), classes_(program_.values().size()) {}
+  LayoutMaker(Plan& plan, const PlanOptions& options, int64_t capacity, int64_t work)
+      : plan_(plan), program_(plan.program), options_(options), capacity_(capacity), work_(work), classes_(program_.values().size()) {}
 
   absl::StatusOr<std::vector<TakeOver>> Run() {
     FindLastUses();
@@ -185,7 +183,7 @@ class LayoutMaker {
       problem.buffers.push_back(
           LayoutBuffer{.lower = buffer.lower, .upper = buffer.upper, .size = buffer.bytes, .alignment = alignment});
     }
-    LayoutOptions layout_options{.work_limit = kLayoutWork};
+    LayoutOptions layout_options{.work_limit = work_};
     const int64_t capacity = device ? capacity_ : plan_.tiers[tier].options.budget_bytes;
     if (capacity > 0 && capacity < INT64_MAX) layout_options.capacity = capacity;
     GANTRY_ASSIGN_OR_RETURN(const Layout layout, SolveLayout(problem, layout_options));
@@ -205,7 +203,7 @@ class LayoutMaker {
   Plan& plan_;
   const Program& program_;
   const PlanOptions& options_;
-  const int64_t capacity_;
+  const int64_t capacity_, work_;
   StorageClasses classes_;
   std::vector<TakeOver> taken_over_;
   std::vector<int> first_, last_use_;  // per value, as steps of the schedule
@@ -256,8 +254,8 @@ absl::Status ChooseKernels(Plan& plan, const PlanOptions& options) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<TakeOver>> LayOut(Plan& plan, const PlanOptions& options, int64_t capacity) {
-  return LayoutMaker(plan, options, capacity).Run();
+absl::StatusOr<std::vector<TakeOver>> LayOut(Plan& plan, const PlanOptions& options, int64_t capacity, int64_t work) {
+  return LayoutMaker(plan, options, capacity, work).Run();
 }
 
 }  // namespace gantry

@@ -14,6 +14,9 @@ namespace {
 
 // Gaps between buffers that the layout could not fill are taken from the budget, and residency is solved again.
 constexpr int kBudgetRounds = 8;
+// Layout search: about a third of a second where it is to be the best, for training programs meet their bound much earlier or
+// not at all; less where a round more does as well; none where only the order matters.
+constexpr int64_t kBestLayout = 300'000'000, kRoundLayout = 60'000'000, kAnyLayout = 1;
 
 absl::StatusOr<Program> Prepare(const Program& program, const PlanOptions& options, bool tight) {
   GANTRY_ASSIGN_OR_RETURN(Program result, Simplify(program));
@@ -119,7 +122,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   Plan base;
   GANTRY_ASSIGN_OR_RETURN(base.program, Prepare(program, options, true));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
   const double unlimited = ComputeSeconds(base.program, options);
   int64_t target = budget;
@@ -140,13 +143,13 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
     for (const TierOptions& tier : options.tiers) plan.tiers.push_back({tier});
     GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
     for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
-    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget).status());
+    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, kRoundLayout).status());
     if (plan.arena_bytes > budget) {
       if (plan.arena_bytes < best_bytes) {
         best_bytes = plan.arena_bytes;
         best = std::move(solution);
       }
-      target -= plan.arena_bytes - budget;
+      target = std::min(target, solution.schedule.peak_bytes) - (plan.arena_bytes - budget);
       continue;
     }
     const ResidencySchedule& schedule = solution.schedule;
@@ -174,7 +177,7 @@ absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options
   Plan plan;
   GANTRY_ASSIGN_OR_RETURN(plan.program, Prepare(program, options, false));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
-  GANTRY_RETURN_IF_ERROR(LayOut(plan, options, 0).status());
+  GANTRY_RETURN_IF_ERROR(LayOut(plan, options, 0, kBestLayout).status());
   const MemoryBudget& memory = options.device_memory;
   const int64_t budget = memory.bytes > 0      ? memory.bytes
                          : memory.fraction > 0 ? static_cast<int64_t>(std::floor(memory.fraction * static_cast<double>(plan.arena_bytes)))

@@ -10,6 +10,9 @@ constexpr int64_t kLeastBytes = 4096;
 // Plain loops against fast kernels, on one thread.
 constexpr double kReferenceSlowdown = 40.0;
 
+// Buffers begin at multiples of 64 bytes.
+int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
+
 int Updates(const Op& op) {
   return op.definition->updates == nullptr
              ? 0
@@ -54,7 +57,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
     item.name = !v.name.empty() ? v.name
                 : v.kind == ValueKind::kComputed ? std::string(program.ops()[v.producer].definition->name)
                                                  : "";
-    item.bytes = v.type.size_bytes();
+    item.bytes = Aligned(v.type.size_bytes());
     item.may_leave = item.bytes >= kLeastBytes;
     problem_.items.push_back(std::move(item));
     value_of_.push_back(value);
@@ -86,7 +89,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
     ResidencyOp cost;
     cost.seconds = EstimateSeconds(program, id, options_);
     cost.scratch_bytes = base_.schedule[step].kernel != nullptr
-                             ? static_cast<int64_t>(base_.schedule[step].kernel->scratch_bytes())
+                             ? Aligned(static_cast<int64_t>(base_.schedule[step].kernel->scratch_bytes()))
                              : 0;
     const int updates = Updates(op);
     cost.repeatable = updates == 0;

@@ -1,0 +1,184 @@
+// Budgets change where things are and when, never a bit of what comes out.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "runtime/gan/families.h"
+#include "runtime/gan/gan_session.h"
+
+
+namespace gantry {
+namespace {
+
+struct Case {
+  std::string family = "dcgan";
+  GanStepConfig step;
+  PlanOptions plan;
+  int64_t size = 32, width = 16, batch = 4;
+};
+
+struct Outcome {
+  std::map<std::string, double> scalars;
+  std::map<std::string, std::vector<double>> states;
+  PlannedResidency residency;
+  bool operator==(const Outcome& other) const { return scalars == other.scalars && states == other.states; }
+};
+
+absl::StatusOr<std::unique_ptr<GanSession>> MakeSession(const Case& setup, Device& device) {
+  GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(setup.family, {.image_size = setup.size, .channels = 3, .width = setup.width,
+                                                                    .latent_size = 16, .batch = setup.batch,
+                                                                    .dtype = setup.step.dtype}));
+  std::vector<GanRole> generators, discriminators;
+  generators.push_back({.name = "generator", .model = std::move(family.generator)});
+  discriminators.push_back({.name = "discriminator", .model = std::move(family.discriminator)});
+  return GanSession::Create({.step = setup.step, .plan = setup.plan, .seed = 11}, std::move(generators), std::move(discriminators),
+                            device);
+}
+
+Outcome Train(const Case& setup, int steps) {
+  Outcome outcome;
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 2});
+  const auto session = MakeSession(setup, *device);
+  EXPECT_TRUE(session.ok()) << session.status();
+  if (!session.ok()) return outcome;
+  GanSession& gan = **session;
+  for (int step = 0; step < steps; ++step) {
+    std::vector<float> real(gan.real_elements() * gan.draws_per_step());
+    for (size_t i = 0; i < real.size(); ++i) real[i] = static_cast<float>(std::sin(0.31 * static_cast<double>(i) + step));
+    const absl::Status status = gan.Step({.real = real});
+    EXPECT_TRUE(status.ok()) << status;
+    if (!status.ok()) return outcome;
+  }
+  for (const std::string& name : gan.ScalarNames()) outcome.scalars[name] = *gan.Scalar(name);
+  for (const std::string& name : gan.StateNames()) {
+    std::vector<double> values(gan.StateType(name)->element_count());
+    EXPECT_TRUE(gan.ReadState(name, values).ok());
+    outcome.states[name] = std::move(values);
+  }
+  const Plan& plan = gan.plan();
+  outcome.residency = plan.residency;
+  // Predicted is measured, to the byte, on the device and in every tier; and within the budget.
+  EXPECT_EQ(gan.executor().high_water_bytes(), plan.arena_bytes);
+  EXPECT_EQ(device->reserved_bytes(), plan.arena_bytes);
+  if (plan.residency.budget_bytes > 0) {
+    EXPECT_LE(plan.arena_bytes, plan.residency.budget_bytes);
+  }
+  for (size_t tier = 0; tier < plan.tiers.size(); ++tier) {
+    EXPECT_EQ(gan.executor().tier_high_water_bytes(static_cast<int>(tier)), plan.tiers[tier].bytes);
+    if (setup.step.penalty_every > 1) continue;  // not every copy happens in every step
+    EXPECT_EQ(gan.executor().copies()->bytes_out(static_cast<int>(tier)), steps * plan.tiers[tier].out_bytes);
+    EXPECT_EQ(gan.executor().copies()->bytes_in(static_cast<int>(tier)), steps * plan.tiers[tier].in_bytes);
+  }
+  return outcome;
+}
+
+Case CaseOf(const std::string& family) {
+  Case setup;
+  setup.family = family;
+  const FamilyDefaults defaults = *DefaultsOf(family);
+  setup.step.loss = defaults.loss;
+  setup.step.r1 = defaults.r1;
+  setup.step.r2 = defaults.r2;
+  setup.step.gradient_penalty = defaults.gradient_penalty;
+  setup.step.n_critic = defaults.n_critic;
+  setup.step.ema = 0.99;
+  setup.plan.thread_count = 1;
+  return setup;
+}
+
+TierOptions Host() { return {.name = "host"}; }
+
+class BudgetTest : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(BudgetTest, EveryBudgetAndEveryWayGiveTheSameBits) {
+  Case setup = CaseOf(GetParam());
+  const Outcome unlimited = Train(setup, 4);
+  ASSERT_FALSE(unlimited.residency.used);
+  for (const double fraction : {0.8, 0.6, 0.45}) {
+    Case tight = setup;
+    tight.plan.device_memory.fraction = fraction;
+    tight.plan.tiers = {Host()};
+    tight.plan.recompute = true;
+    const Outcome both = Train(tight, 4);
+    EXPECT_TRUE(both.residency.used);
+    EXPECT_TRUE(both == unlimited) << fraction;
+    tight.plan.recompute = false;
+    const Outcome offload = Train(tight, 4);
+    EXPECT_TRUE(offload == unlimited) << fraction;
+    EXPECT_EQ(offload.residency.repeats, 0);
+    EXPECT_GT(offload.residency.fetches, 0);
+  }
+}
+
+TEST_P(BudgetTest, RecomputeAloneGivesTheSameBits) {
+  Case setup = CaseOf(GetParam());
+  setup.batch = 16;  // activations are most of it
+  const Outcome unlimited = Train(setup, 2);
+  setup.plan.device_memory.fraction = 0.85;
+  const Outcome repeated = Train(setup, 2);
+  EXPECT_TRUE(repeated == unlimited);
+  EXPECT_GT(repeated.residency.repeats, 0);
+  EXPECT_EQ(repeated.residency.stashes + repeated.residency.fetches, 0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Families, BudgetTest, ::testing::ValuesIn(FamilyNames()), [](const auto& info) {
+  std::string name = info.param;
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+});
+
+TEST(BudgetCaseTest, ConditionalPhasesMoveToo) {
+  Case setup = CaseOf("r3gan");
+  setup.step.penalty_every = 2;
+  const Outcome unlimited = Train(setup, 5);
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.tiers = {Host()};
+  EXPECT_TRUE(Train(setup, 5) == unlimited);
+}
+
+TEST(BudgetCaseTest, ReferenceKernelsInDoubleAreTheSameBits) {
+  Case setup = CaseOf("wgan-gp");
+  setup.step.dtype = DataType::kF64;
+  setup.plan.kernels = KernelChoice::kReference;
+  setup.size = 16;
+  setup.width = 8;
+  const Outcome unlimited = Train(setup, 2);
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.tiers = {Host()};
+  EXPECT_TRUE(Train(setup, 2) == unlimited);
+}
+
+TEST(BudgetCaseTest, AFileHoldsWhatHostMemoryMayNot) {
+  const std::string folder = ::testing::TempDir();
+  Case setup = CaseOf("dcgan");
+  const Outcome unlimited = Train(setup, 3);
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.tiers = {TierOptions{.name = "nvme", .kind = TierKind::kFile, .directory = folder}};
+  EXPECT_TRUE(Train(setup, 3) == unlimited);
+}
+
+TEST(BudgetCaseTest, SlowLinksChangeTheTimeOnly) {
+  Case setup = CaseOf("dcgan");
+  const Outcome unlimited = Train(setup, 2);
+  setup.plan.device_memory.fraction = 0.5;
+  TierOptions host = Host();
+  host.out = host.in = {.bytes_per_second = 2e8, .latency_seconds = 1e-4, .jitter_seconds = 1e-3, .seed = 5};
+  setup.plan.tiers = {host};
+  EXPECT_TRUE(Train(setup, 2) == unlimited);
+}
+
+TEST(BudgetCaseTest, WhatDoesNotFitSaysWhyAndWhatWould) {
+  Case setup = CaseOf("dcgan");
+  setup.plan.device_memory.bytes = 100'000;
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 1});
+  const absl::Status status = MakeSession(setup, *device).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(Message(status).find("100000 bytes"), std::string::npos) << status;
+  EXPECT_NE(Message(status).find("bytes too many"), std::string::npos) << status;
+  EXPECT_NE(Message(status).find("What would fit"), std::string::npos) << status;
+  EXPECT_EQ(device->reserved_bytes(), 0);
+}
+
+}  // namespace
+}  // namespace gantry

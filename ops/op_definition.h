@@ -82,7 +82,7 @@ struct OpDefinition {
 
 // The definition, or null. Definitions live as long as the program.
 const OpDefinition* FindOp(std::string_view name);
-// All definitions, by name.
+// All definitions that programs are built of, by name: those that only the planner emits are left out.
 std::vector<const OpDefinition*> AllOps();
 
 // One list per family, put together by op_registry.cc.

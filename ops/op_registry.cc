@@ -29,7 +29,9 @@ const OpDefinition* FindOp(std::string_view name) {
 
 std::vector<const OpDefinition*> AllOps() {
   std::vector<const OpDefinition*> ops;
-  for (const auto& [name, op] : Ops()) ops.push_back(&op);
+  for (const auto& [name, op] : Ops()) {
+    if (!op.moves) ops.push_back(&op);
+  }
   return ops;
 }
 

@@ -5,6 +5,9 @@
 #include "absl/strings/str_join.h"
 #include "runtime/c_api/call.h"
 #include "runtime/c_api/handles.h"
+#include "runtime/data/file.h"
+#include "runtime/plan/memory_options.h"
+#include "runtime/plan/plan_file.h"
 
 using namespace gantry;
 using namespace gantry::c_api;
@@ -27,7 +30,27 @@ gantry_plan_info PlanInfo(const Plan& plan) {
       std::count_if(plan.schedule.begin(), plan.schedule.end(), [](const PlannedOp& op) { return op.kernel != nullptr; }));
   info.buffer_count = plan.buffers.size();
   info.fallback_count = plan.fallbacks.size();
+  info.budget_bytes = static_cast<uint64_t>(plan.residency.budget_bytes);
+  info.footprint_bytes = static_cast<uint64_t>(plan.residency.footprint_bytes);
+  info.repeated_op_count = static_cast<uint64_t>(plan.residency.repeats);
+  info.tier_count = plan.tiers.size();
+  info.predicted_seconds = plan.residency.seconds;
   return info;
+}
+
+absl::Status WriteTierInfo(const GanSession& session, size_t index, gantry_tier_info* info) {
+  GANTRY_RETURN_IF_ERROR(RequireNonNull("info", info));
+  const std::vector<PlannedTier>& tiers = session.plan().tiers;
+  if (index >= tiers.size()) {
+    return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("the plan uses %d tiers, asked for tier %d", tiers.size(), index));
+  }
+  gantry_tier_info result = GANTRY_TIER_INFO_INIT;
+  result.name = tiers[index].options.name.c_str();
+  result.bytes = static_cast<uint64_t>(tiers[index].bytes);
+  result.high_water_bytes = static_cast<uint64_t>(session.executor().tier_high_water_bytes(static_cast<int>(index)));
+  result.out_bytes = static_cast<uint64_t>(tiers[index].out_bytes);
+  result.in_bytes = static_cast<uint64_t>(tiers[index].in_bytes);
+  return WriteStruct(info, result, "gantry_tier_info");
 }
 
 }  // namespace gantry::c_api
@@ -197,6 +220,46 @@ gantry_status gantry_gan_plan(gantry_gan* gan, gantry_plan_info* info) {
     gan->context->Log(GANTRY_LOG_INFO, absl::StrFormat("planned %d ops in an arena of %d bytes, lower bound %d", result.op_count,
                                                        result.arena_bytes, result.lower_bound_bytes));
     return info == nullptr ? absl::OkStatus() : WriteStruct(info, result, "gantry_plan_info");
+  });
+}
+
+gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequirePlan(gan, false));
+    GANTRY_ASSIGN_OR_RETURN(const gantry_memory given, ReadStruct(memory, gantry_memory GANTRY_MEMORY_INIT, "gantry_memory"));
+    MemoryOptions options;
+    options.device = Text(given.device);
+    if (!Text(given.offload).empty()) options.offload = given.offload;
+    options.host = Text(given.host);
+    options.file = Text(given.file);
+    options.directory = Text(given.directory);
+    options.link = Text(given.link);
+    options.recompute = given.disable_recompute == 0;
+    return SetMemory(options, gan->options.plan);
+  });
+}
+
+gantry_status gantry_gan_tier(const gantry_gan* gan, size_t index, gantry_tier_info* info) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequirePlan(gan, true));
+    return WriteTierInfo(*gan->session, index, info);
+  });
+}
+
+gantry_status gantry_gan_write_plan(gantry_gan* gan, const char* path) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequirePlan(gan, true));
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("path", path));
+    return WritePlan(path, gan->session->plan());
+  });
+}
+
+gantry_status gantry_gan_use_plan(gantry_gan* gan, const char* path) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequirePlan(gan, false));
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("path", path));
+    gan->options.plan_file = path;
+    return absl::OkStatus();
   });
 }
 

@@ -40,6 +40,8 @@ absl::StatusOr<Shape> ToShape(DataType type, size_t rank, const int64_t* dims);
 // A line for the log about ops that run on reference kernels; empty where there is none.
 std::string FallbackMessage(const Plan& plan);
 gantry_plan_info PlanInfo(const Plan& plan);
+absl::Status WritePlan(const std::string& path, const Plan& plan);
+absl::Status WriteTierInfo(const GanSession& session, size_t index, gantry_tier_info* info);
 
 }  // namespace gantry::c_api
 

@@ -183,7 +183,7 @@ gantry_status gantry_network_add_op(gantry_network* network, const char* op, siz
       return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("%s: more than %d inputs or attributes", op, kMaxOpInputs));
     }
     const std::string_view name = op;
-    if (FindOp(name) == nullptr && name != "relu" && name != "linear") {
+    if ((FindOp(name) == nullptr || FindOp(name)->moves) && name != "relu" && name != "linear") {
       std::vector<std::string> names = {"relu", "linear"};
       for (const OpDefinition* definition : AllOps()) names.emplace_back(definition->name);
       return Error(GANTRY_NOT_FOUND, absl::StrFormat("there is no op '%s'%s; gantry_op_get and `gantry ops` list them", name,

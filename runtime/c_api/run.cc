@@ -112,6 +112,20 @@ gantry_status gantry_run_plan_info(const gantry_run* run, gantry_plan_info* info
   });
 }
 
+gantry_status gantry_run_write_plan(gantry_run* run, const char* path) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("run, path", run, path));
+    return WritePlan(path, run->trainer->session().plan());
+  });
+}
+
+gantry_status gantry_run_tier(const gantry_run* run, size_t index, gantry_tier_info* info) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("run", run));
+    return WriteTierInfo(run->trainer->session(), index, info);
+  });
+}
+
 gantry_status gantry_run_plan_text(gantry_run* run, const char** text) {
   return GiveText(run, text, [](gantry_run& of) -> absl::StatusOr<std::string> { return Describe(of.trainer->session().plan()); });
 }

@@ -5,10 +5,14 @@
 #include <cstring>
 
 #include "absl/strings/str_join.h"
+#include "runtime/data/file.h"
 #include "runtime/gan/fill_random.h"
+#include "runtime/plan/plan_file.h"
 
 namespace gantry {
 namespace {
+
+constexpr uint64_t kMaxPlanFileBytes = uint64_t{1} << 30;
 
 // Calls `function` with a pointer of the right float type.
 template <typename Function>
@@ -60,6 +64,17 @@ std::vector<std::string_view> Parts(std::string_view name) {
 
 }  // namespace
 
+namespace {
+
+absl::StatusOr<Plan> ReadPlan(const std::string& path, const Program& program, const PlanOptions& options) {
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(path, kMaxPlanFileBytes));
+  absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options);
+  if (!plan.ok()) return Annotate(plan.status(), path);
+  return plan;
+}
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionOptions& options,
                                                                std::vector<GanRole> generators,
                                                                std::vector<GanRole> discriminators, Device& device) {
@@ -71,7 +86,12 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
   session->device_ = &device;
   GANTRY_ASSIGN_OR_RETURN(const Program program,
                           BuildGanStep(session->options_.step, session->generators_, session->discriminators_));
-  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, session->options_.plan));
+  Plan plan;
+  if (const std::string& path = session->options_.plan_file; path.empty()) {
+    GANTRY_ASSIGN_OR_RETURN(plan, MakePlan(program, session->options_.plan));
+  } else {
+    GANTRY_ASSIGN_OR_RETURN(plan, ReadPlan(path, program, session->options_.plan));
+  }
   GANTRY_ASSIGN_OR_RETURN(session->executor_, Executor::Create(std::move(plan), device));
   GANTRY_RETURN_IF_ERROR(session->BindInputs());
   GANTRY_RETURN_IF_ERROR(session->Initialize());

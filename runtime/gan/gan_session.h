@@ -20,6 +20,7 @@ struct GanSessionOptions {
   GanStepConfig step;
   PlanOptions plan;   // thread_count 0: as many as the device has
   uint64_t seed = 0;  // of initial weights, noise and dropout
+  std::string plan_file;  // a plan to carry out instead of planning; empty: plan
 };
 
 // What a step read from the outside, in the order of n_critic and, inside, accumulate: one entry per draw and micro-batch.
@@ -47,6 +48,7 @@ class GanSession {
   std::span<const GanRole> generators() const { return generators_; }
   std::span<const GanRole> discriminators() const { return discriminators_; }
   Executor& executor() { return *executor_; }
+  const Executor& executor() const { return *executor_; }
 
   // Elements that GanBatch must hold: one real draw and micro-batch, the same of noise, and how many of them a step takes.
   int64_t real_elements() const;

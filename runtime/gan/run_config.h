@@ -11,6 +11,7 @@
 #include "memory/status.h"
 #include "runtime/gan/gan_step.h"
 #include "runtime/gan/rate_schedule.h"
+#include "runtime/plan/memory_options.h"
 #include "runtime/plan/plan.h"
 
 namespace gantry {
@@ -50,7 +51,9 @@ struct RunConfig {
   uint64_t seed = 0;
   int64_t threads = 0;
   GanStepConfig step;
-  PlanOptions plan;
+  PlanOptions plan;      // its memory as `memory` says
+  MemoryOptions memory;
+  std::string plan_file;  // memory.plan
   NetworkTraining generator, discriminator;               // [generator.optimizer], [discriminator.optimizer]
   std::vector<NetworkConfig> generators, discriminators;  // at least one of each once loaded
   struct OutputSection {

@@ -253,6 +253,37 @@ std::vector<RunKeyEntry> MakeTable() {
        .field = Of([](C c, I) -> auto& { return c.plan.winograd; })},
       {.name = "train.fuse", .help = "join ops into fewer", .field = Of([](C c, I) -> auto& { return c.plan.fuse; })},
   };
+  std::vector<RunKeyEntry> memory = {
+      {.name = "memory.device",
+       .help = "what a step may take of the device: a size (\"64MiB\") or a share of what it takes with nothing offloaded (\"1/4\"); empty: "
+               "no limit",
+       .field = Of([](C c, I) -> auto& { return c.memory.device; })},
+      {.name = "memory.offload",
+       .help = "where values wait that do not fit",
+       .choices = {"none", "host", "file", "host+file"},
+       .field = Of([](C c, I) -> auto& { return c.memory.offload; })},
+      {.name = "memory.host",
+       .help = "most bytes that wait in host memory (\"4GiB\"); empty: no limit",
+       .field = Of([](C c, I) -> auto& { return c.memory.host; })},
+      {.name = "memory.file",
+       .help = "most bytes that wait in the file; empty: no limit",
+       .field = Of([](C c, I) -> auto& { return c.memory.file; })},
+      {.name = "memory.directory",
+       .help = "a folder on a fast disk, for the file",
+       .is_path = true,
+       .field = Of([](C c, I) -> auto& { return c.memory.directory; })},
+      {.name = "memory.recompute",
+       .help = "ops may run again instead of what they made being kept",
+       .field = Of([](C c, I) -> auto& { return c.memory.recompute; })},
+      {.name = "memory.plan",
+       .help = "a plan file to carry out instead of planning; empty: plan",
+       .is_path = true,
+       .field = Of([](C c, I) -> auto& { return c.plan_file; })},
+      {.name = "memory.link",
+       .help = "holds copies to the speed of a link (\"out=2GB/s,in=2GB/s,latency=10us,jitter=1ms\"); empty: as fast as they go",
+       .field = Of([](C c, I) -> auto& { return c.memory.link; })},
+  };
+  keys.insert(keys.end(), memory.begin(), memory.end());
   AddTraining(
       "generator.optimizer", [](C c, I) -> auto& { return c.generator; }, keys);
   AddTraining(

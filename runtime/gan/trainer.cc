@@ -25,7 +25,7 @@ double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // Keys whose change leaves what is computed as it was.
 bool MayChange(std::string_view difference) {
   constexpr std::string_view kPrefixes[] = {"output.",   "train.steps",     "train.images", "train.minutes",
-                                            "data.path", "data.read_ahead", "data.threads", "data.max_memory"};
+                                            "data.path", "data.read_ahead", "data.threads", "data.max_memory", "memory."};
   return std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
                      [&](std::string_view prefix) { return difference.starts_with(prefix); });
 }
@@ -65,7 +65,7 @@ absl::Status Trainer::Build(Device& device) {
     config_.model.channels = shape[0];
   }
   GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config_));
-  GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed};
+  GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed, .plan_file = config_.plan_file};
   options.plan.thread_count = static_cast<int>(config_.threads);
   GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
                                                        std::move(networks.discriminators), device));

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "absl/strings/str_join.h"
+#include "ops/cpu/panel/panel_isa.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/lower.h"
@@ -17,21 +18,6 @@ constexpr int kBudgetRounds = 8;
 // Layout search: about a third of a second where it is to be the best, for training programs meet their bound much earlier or
 // not at all; less where a round more does as well; none where only the order matters.
 constexpr int64_t kBestLayout = 300'000'000, kRoundLayout = 60'000'000, kAnyLayout = 1;
-
-absl::StatusOr<Program> Prepare(const Program& program, const PlanOptions& options, bool tight) {
-  GANTRY_ASSIGN_OR_RETURN(Program result, Simplify(program));
-  if (options.fuse) {
-    // One update for many weights needs them all at once.
-    GANTRY_ASSIGN_OR_RETURN(result, Fuse(result, FuseOptions{.buckets = !tight}));
-    GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
-  }
-  if (options.kernels == KernelChoice::kFast) {
-    GANTRY_ASSIGN_OR_RETURN(result, Lower(result, options));
-    GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
-  }
-  if (tight) return UpdateEarly(result);
-  return result;
-}
 
 double ComputeSeconds(const Program& program, const PlanOptions& options) {
   double seconds = 0;
@@ -120,7 +106,7 @@ absl::Status TooSmall(const Plan& base, Resider& resider, const PlanOptions& opt
 
 absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
   Plan base;
-  GANTRY_ASSIGN_OR_RETURN(base.program, Prepare(program, options, true));
+  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, true));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
@@ -165,6 +151,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
       plan.tiers[tier].out_bytes = schedule.out_bytes[tier];
       plan.tiers[tier].in_bytes = schedule.in_bytes[tier];
     }
+    plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), solution.choice, schedule.actions};
     GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
     return plan;
   }
@@ -173,9 +160,37 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
 
 }  // namespace
 
+absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, bool tight) {
+  GANTRY_ASSIGN_OR_RETURN(Program result, Simplify(program));
+  if (options.fuse) {
+    // One update for many weights needs them all at once.
+    GANTRY_ASSIGN_OR_RETURN(result, Fuse(result, FuseOptions{.buckets = !tight}));
+    GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
+  }
+  if (options.kernels == KernelChoice::kFast) {
+    GANTRY_ASSIGN_OR_RETURN(result, Lower(result, options));
+    GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
+  }
+  if (tight) return UpdateEarly(result);
+  return result;
+}
+
+std::string Fingerprint(const Program& program) {
+  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
+  for (const char c : program.Dump()) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+  return absl::StrFormat("%016x", hash);
+}
+
+std::string MachineText(const PlanOptions& options) {
+  const std::string_view kernels =
+      options.kernels == KernelChoice::kFast ? cpu::Name(cpu::BestIsa()) : std::string_view("reference");
+  return absl::StrFormat("%s kernels, %d threads%s%s%s", kernels, options.thread_count, options.fuse ? "" : ", not fused",
+                         options.in_place ? "" : ", not in place", options.winograd ? "" : ", no Winograd forms");
+}
+
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options) {
   Plan plan;
-  GANTRY_ASSIGN_OR_RETURN(plan.program, Prepare(program, options, false));
+  GANTRY_ASSIGN_OR_RETURN(plan.program, PrepareProgram(program, options, false));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
   GANTRY_RETURN_IF_ERROR(LayOut(plan, options, 0, kBestLayout).status());
   const MemoryBudget& memory = options.device_memory;
@@ -186,6 +201,9 @@ absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options
   plan.residency.budget_bytes = budget;
   plan.residency.footprint_bytes = plan.arena_bytes;
   plan.residency.seconds = plan.residency.unlimited_seconds = plan.residency.bound_seconds = ComputeSeconds(plan.program, options);
+  plan.origin.program = Fingerprint(program);
+  plan.origin.prepared = Fingerprint(plan.program);
+  plan.origin.machine = MachineText(options);
   GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
   return plan;
 }

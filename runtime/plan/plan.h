@@ -88,6 +88,15 @@ struct PlannedResidency {
   int stashes = 0, fetches = 0, repeats = 0;
 };
 
+// What a plan was made from and how, so that it can be kept in a file and carried out again (plan_file.h).
+struct PlanOrigin {
+  std::string program;   // fingerprint of the step program
+  std::string prepared;  // of the program that residency began with: simplified, fused, lowered to a machine
+  std::string machine;   // what kernels were chosen for: "avx2, 2 threads"
+  ResidencyChoice choice;
+  std::vector<ResidencyAction> actions;
+};
+
 struct Plan {
   Program program;                    // as executed: simplified, fused, lowered
   std::vector<PlannedOp> schedule;    // in order of execution
@@ -97,6 +106,7 @@ struct Plan {
   int64_t lower_bound_bytes = 0;      // the largest sum of bytes live at one time
   std::vector<PlannedTier> tiers;
   PlannedResidency residency;
+  PlanOrigin origin;
   std::string layout_method;
   std::vector<std::string> fallbacks;  // ops for which the fast kernels have no form, by name, each once
 };
@@ -105,6 +115,13 @@ struct Plan {
 // footprint, and lays out the arena and the tiers. The plan has passed VerifyPlan. kResourceExhausted where no plan fits: the message
 // names the bytes that are short, what takes the most, and what would help.
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options);
+
+// The program as MakePlan begins with it: simplified, fused, lowered; `tight` as it does where the budget is short.
+absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, bool tight);
+// 64 bits as text: two programs with the same dump have the same.
+std::string Fingerprint(const Program& program);
+// What kernels are chosen for.
+std::string MachineText(const PlanOptions& options);
 
 // The independent checker: walks the schedule over the arena's bytes and proves that every op reads exactly what was last written
 // for it, that nothing lies outside the arena or unaligned, and that every state ends where it began. kInternal names the op, the

@@ -132,6 +132,58 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
   }
 }
 
+absl::Status CheckActions(const ResidencyProblem& problem, int tier_count, const ResidencySolution& solution) {
+  const int items = static_cast<int>(problem.items.size()), ops = static_cast<int>(problem.ops.size());
+  const int actions = static_cast<int>(solution.schedule.actions.size());
+  if (static_cast<int>(solution.choice.size()) != items) {
+    return absl::InvalidArgumentError(absl::StrFormat("the plan has choices for %d values, the program has %d", solution.choice.size(), items));
+  }
+  std::vector<bool> on_device(items, false), in_tier(items, false);
+  for (int i = 0; i < items; ++i) {
+    const ResidencyItem& item = problem.items[i];
+    const std::vector<Residence>& gaps = solution.choice[i];
+    if (gaps.size() != item.uses.size() + 1) return absl::InvalidArgumentError(absl::StrFormat("value %d has %d gaps, not %d", i,
+                                                                                               gaps.size(), item.uses.size() + 1));
+    if (item.made_by >= 0) continue;
+    if (gaps.front() == Residence::kRecompute) return absl::InvalidArgumentError(absl::StrFormat("value %d cannot be made again", i));
+    (IsTier(gaps.front()) ? in_tier : on_device)[i] = true;
+  }
+  int next = 0;
+  for (int a = 0; a < actions; ++a) {
+    const ResidencyAction& action = solution.schedule.actions[a];
+    const auto Wrong = [&](std::string_view what) {
+      return absl::InvalidArgumentError(absl::StrFormat("action %d of the plan: %s", a, what));
+    };
+    const bool copy = action.kind == ResidencyAction::Kind::kFetch || action.kind == ResidencyAction::Kind::kStash;
+    if (copy) {
+      if (action.item < 0 || action.item >= items || action.tier < 0 || action.tier >= tier_count) return Wrong("no such value or tier");
+      if (action.done_by <= a || action.done_by > actions) return Wrong("it is done before it begins, or never");
+      const bool fetch = action.kind == ResidencyAction::Kind::kFetch;
+      if (!(fetch ? in_tier : on_device)[action.item]) return Wrong("it copies what is not there");
+      (fetch ? on_device : in_tier)[action.item] = true;
+      continue;
+    }
+    if (action.op < 0 || action.op >= ops) return Wrong("no such op");
+    const bool again = action.kind == ResidencyAction::Kind::kAgain;
+    if (!again && action.op != next++) return Wrong("ops are not in their order");
+    if (again && (!problem.ops[action.op].repeatable || action.op >= next)) return Wrong("the op cannot run again");
+    for (const int item : problem.ops[action.op].reads) {
+      if (!on_device[item]) return Wrong("the op reads what is not there");
+    }
+    for (const int item : action.items) {
+      if (item < 0 || item >= items || problem.items[item].made_by != action.op) return Wrong("the op does not make that");
+    }
+    for (const int item : problem.ops[action.op].makes) on_device[item] = true;
+  }
+  if (next != ops) return absl::InvalidArgumentError(absl::StrFormat("the plan runs %d of %d ops", next, ops));
+  for (int i = 0; i < items; ++i) {
+    if (!problem.items[i].kept) continue;
+    const bool there = IsTier(solution.choice[i].back()) ? in_tier[i] : on_device[i];
+    if (!there) return absl::InvalidArgumentError(absl::StrFormat("value %d is not where it is kept when the step ends", i));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<ResidencySolution> Resider::Solve(int64_t budget_bytes, bool recompute, bool tiers) {
   problem_.budget_bytes = budget_bytes;
   return SolveResidency(problem_, {.recompute = recompute, .tiers = tiers && !problem_.tiers.empty()});

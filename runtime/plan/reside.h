@@ -17,6 +17,10 @@ struct ResidentProgram {
   std::vector<int> done_by;  // per op: PlannedOp::done_by
 };
 
+// Whether the actions of a file are such that Rewrite can carry them out: every index exists, every op runs once, and nothing is read
+// or copied that is not there. kInvalidArgument names the first action that is not so.
+absl::Status CheckActions(const ResidencyProblem& problem, int tier_count, const ResidencySolution& solution);
+
 // `base` has a program, its kernels, and what runs in place; it must outlive the resider.
 class Resider {
  public:

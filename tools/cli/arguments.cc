@@ -34,6 +34,18 @@ CLI::Validator NotEmpty() {
   return CLI::Validator([](const std::string& text) { return std::string(text.empty() ? "it is empty" : ""); }, "TEXT");
 }
 
+void AddMemory(CLI::App* command, MemoryFlags& memory) {
+  command->add_option("--device-memory", memory.device, "What a step may take of the device: 64MiB, or a share of what it takes otherwise: 1/4")
+      ->type_name("SIZE");
+  command->add_option("--offload", memory.offload, "Where values wait that do not fit; default host")
+      ->check(CLI::IsMember({"none", "host", "file", "host+file"}));
+  command->add_option("--host-memory", memory.host, "Most bytes that wait in host memory")->type_name("SIZE");
+  command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR");
+  command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED");
+  command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE");
+  command->add_flag("!--no-recompute", memory.recompute, "Run no op again to save memory");
+}
+
 // Which subcommand was chosen: its callback stores what to run, so that failures are thrown outside of CLI11.
 using Chosen = std::function<int()>;
 
@@ -46,6 +58,7 @@ void AddCheck(CLI::App& app, Chosen& chosen) {
   command->add_option("--dtype", options.dtype, "f64 (default with reference kernels) or f32")->check(CLI::IsMember({"f64", "f32"}));
   command->add_option("--threads", options.threads, "Threads of a step; 0 (default): one a core")->check(CLI::Range(0, 4096));
   command->add_flag_callback("--no-winograd", [] { options.winograd = false; }, "No Winograd forms of convolutions");
+  AddMemory(command, options.memory);
   command->add_flag("--json", options.json, "End stdout with one line of JSON: log, weights_sha256, largest errors");
   command->callback([&] { chosen = [] { return RunCheck(options); }; });
 }
@@ -75,24 +88,43 @@ void AddInfo(CLI::App& app, Chosen& chosen) {
 
 void AddModel(CLI::App& app, Chosen& chosen) {
   static ModelOptions options;
-  const auto AddSource = [](CLI::App* command) {
-    command->add_option("source", options.source, "A run file, or the folder of a reference case")->required();
+  const auto AddSource = [](CLI::App* command, ModelOptions& options) {
+    CLI::Option* source = command->add_option("source", options.source, "A run file, or the folder of a reference case")->required();
     command->add_option("--set", options.settings, "Override a key of the run file: train.batch=32")->type_name("KEY=VALUE")->allow_extra_args(false);
+    AddMemory(command, options.memory);
     command->add_option("--dtype", options.dtype, "Of a reference case: f32 (default) or f64")->check(CLI::IsMember({"f64", "f32"}));
     command->add_option("--kernels", options.kernels, "Of a reference case: fast (default) or reference")->check(CLI::IsMember({"reference", "fast"}));
+    return source;
   };
   CLI::App* program = app.add_subcommand("program", "Look at step programs");
   program->require_subcommand(1);
   CLI::App* show = program->add_subcommand("show", "Print the step program as text");
-  AddSource(show);
+  AddSource(show, options);
   show->add_flag("--executed", options.executed, "As it runs: simplified, fused, lowered to this processor");
   show->add_flag("--gradient-norms", options.gradient_norms, "Of a reference case: with the norm of every parameter's gradient");
   show->callback([&] { chosen = [] { return RunProgramShow(options); }; });
-  CLI::App* plan = app.add_subcommand("plan", "Look at plans");
-  plan->require_subcommand(1);
+  static PlanOptions plans;
+  CLI::App* plan = app.add_subcommand("plan", "Plan a step, and look at plans: gantry plan SOURCE --out FILE");
+  plan->require_subcommand(0, 1);
+  AddSource(plan, plans.model)->required(false);
+  plan->add_option("--out", plans.out, "Plan file to write")->type_name("FILE");
   CLI::App* show_plan = plan->add_subcommand("show", "Print what a step will need: peak bytes and the largest buffers");
-  AddSource(show_plan);
+  AddSource(show_plan, options)->description("A run file, the folder of a reference case, or a plan file");
   show_plan->callback([&] { chosen = [] { return RunPlanShow(options); }; });
+  CLI::App* diff = plan->add_subcommand("diff", "Print what changes from one plan file to another");
+  diff->add_option("from", plans.first, "Plan file")->required();
+  diff->add_option("to", plans.second, "Plan file")->required();
+  diff->callback([&] { chosen = [] { return RunPlanDiff(plans); }; });
+  CLI::App* verify = plan->add_subcommand("verify", "Prove a plan file right; exit 1 where it is wrong");
+  verify->add_option("plan", plans.first, "Plan file")->required();
+  verify->add_option("source", plans.model.source, "The run file or case that it is for: then every op's reads and writes are proven too");
+  verify->add_option("--set", plans.model.settings, "As when it was made")->type_name("KEY=VALUE");
+  AddMemory(verify, plans.model.memory);
+  verify->callback([&] { chosen = [] { return RunPlanVerify(plans); }; });
+  plan->callback([&, plan] {
+    if (!plan->get_subcommands().empty()) return;
+    chosen = [] { return RunPlanMake(plans); };
+  });
 }
 
 void AddTrain(CLI::App& app, Chosen& chosen) {
@@ -100,6 +132,7 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   CLI::App* command = app.add_subcommand("train", "Train what a run file describes");
   command->add_option("run", train.run_file, "Run file (TOML)")->required();
   command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE")->allow_extra_args(false);
+  AddMemory(command, train.memory);
   command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file")->check(NotEmpty());
   command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(AtLeast(1));
   command->callback([&] { chosen = [] { return RunTrain(train); }; });

@@ -11,6 +11,7 @@
 #include "tools/cli/case_session.h"
 #include "tools/cli/check_case.h"
 #include "tools/cli/commands.h"
+#include "tools/cli/run.h"
 #include "tools/cli/sha256.h"
 
 namespace gantry::cli {
@@ -56,6 +57,7 @@ class Replay {
     config.disable_health = 1;
     context_ = MakeContext(options.threads);
     gan_ = MakeCaseSession(context_.get(), reference, f64_ ? GANTRY_F64 : GANTRY_F32, config);
+    SetMemory(gan_.get(), options.memory);
     Require(gantry_gan_plan(gan_.get(), &plan_), reference.folder);
     Require(gantry_gan_sizes(gan_.get(), &sizes_));
     real_ = Load("real.npy", sizes_.real_elements);
@@ -314,6 +316,7 @@ int RunCheck(const CheckOptions& given) {
                                            {"max_gradient_norm_error", comparison.norms().error},
                                            {"max_weight_error", comparison.weights().error},
                                            {"arena_bytes", replay.plan().arena_bytes},
+                                           {"footprint_bytes", replay.plan().footprint_bytes},
                                            {"weights_sha256", HashWeights(replay.Weights())},
                                            {"columns", reference.columns},
                                            {"log", log}};

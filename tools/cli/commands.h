@@ -7,7 +7,17 @@
 
 namespace gantry::cli {
 
+// A budget, as --device-memory and its companions say: the keys of the section [memory] that were given.
+struct MemoryFlags {
+  std::string device, offload, host, file, directory, link, plan;
+  bool recompute = true;
+  bool any() const {
+    return !device.empty() || !offload.empty() || !host.empty() || !file.empty() || !directory.empty() || !link.empty() || !plan.empty() || !recompute;
+  }
+};
+
 struct CheckOptions {
+  MemoryFlags memory;
   std::string folder;
   std::string kernels = "reference";
   std::string dtype;  // empty: f64 with reference kernels, f32 with fast ones
@@ -31,6 +41,7 @@ int RunOps();
 
 // A run file with overrides, or a reference case.
 struct ModelOptions {
+  MemoryFlags memory;
   std::string source;
   std::vector<std::string> settings;
   std::string dtype, kernels;   // of a reference case; empty: f32, fast
@@ -40,7 +51,17 @@ struct ModelOptions {
 int RunProgramShow(const ModelOptions& options);
 int RunPlanShow(const ModelOptions& options);
 
+struct PlanOptions {
+  ModelOptions model;      // of what to plan
+  std::string out;         // file to write
+  std::string first, second;  // plan files to look at
+};
+int RunPlanMake(const PlanOptions& options);
+int RunPlanDiff(const PlanOptions& options);
+int RunPlanVerify(const PlanOptions& options);
+
 struct TrainOptions {
+  MemoryFlags memory;
   std::string run_file;
   std::vector<std::string> settings;
   std::string resume;   // empty, "latest" or a file

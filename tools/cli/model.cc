@@ -29,7 +29,9 @@ Gan MakeGan(gantry_context* context, const ModelOptions& options) {
   gantry_gan_config config = reference.config;
   config.kernels = options.kernels == "reference" ? GANTRY_KERNELS_REFERENCE : GANTRY_KERNELS_FAST;
   config.gradient_norms = options.gradient_norms ? 1 : 0;
-  return MakeCaseSession(context, reference, options.dtype == "f64" ? GANTRY_F64 : GANTRY_F32, config);
+  Gan gan = MakeCaseSession(context, reference, options.dtype == "f64" ? GANTRY_F64 : GANTRY_F32, config);
+  SetMemory(gan.get(), options.memory);
+  return gan;
 }
 
 void PrintPlan(const gantry_plan_info& info, const char* text) {
@@ -37,6 +39,44 @@ void PrintPlan(const gantry_plan_info& info, const char* text) {
               BytesText(info.arena_bytes).c_str(), BytesText(info.lower_bound_bytes).c_str(), BytesText(info.state_bytes).c_str(), info.op_count,
               info.buffer_count, text);
 }
+
+using PlanFile = std::unique_ptr<gantry_plan_file, Destroy<gantry_plan_file_destroy>>;
+
+PlanFile OpenPlanFile(const std::string& path) {
+  gantry_plan_file* file = nullptr;
+  Require(gantry_plan_file_open(path.c_str(), &file));
+  return PlanFile(file);
+}
+
+// A run or a reference case, planned.
+class Planned {
+ public:
+  explicit Planned(const ModelOptions& options) : context_(MakeContext(0)) {
+    if (IsFolder(options.source)) {
+      gan_ = MakeGan(context_.get(), options);
+      Require(gantry_gan_plan(gan_.get(), &info_), options.source);
+      return;
+    }
+    RequireRunOptions(options);
+    run_ = OpenRun(context_.get(), options.source, WithMemory(options.settings, options.memory));
+    Require(gantry_run_plan_info(run_.get(), &info_));
+  }
+  const gantry_plan_info& info() const { return info_; }
+  const char* Text() const {
+    const char* text = nullptr;
+    Require(gan_ ? gantry_gan_plan_text(gan_.get(), &text) : gantry_run_plan_text(run_.get(), &text));
+    return text;
+  }
+  void Write(const std::string& path) const {
+    Require(gan_ ? gantry_gan_write_plan(gan_.get(), path.c_str()) : gantry_run_write_plan(run_.get(), path.c_str()));
+  }
+
+ private:
+  Context context_;
+  Gan gan_;
+  Run run_;
+  gantry_plan_info info_ = GANTRY_PLAN_INFO_INIT;
+};
 
 }  // namespace
 
@@ -51,28 +91,62 @@ int RunProgramShow(const ModelOptions& options) {
     return kExitOk;
   }
   RequireRunOptions(options);
-  const Run run = OpenRun(context.get(), options.source, options.settings);
+  const Run run = OpenRun(context.get(), options.source, WithMemory(options.settings, options.memory));
   Require(gantry_run_program_text(run.get(), options.executed ? 1 : 0, &text));
   std::printf("%s\n", text);
   return kExitOk;
 }
 
 int RunPlanShow(const ModelOptions& options) {
-  const Context context = MakeContext(0);
-  gantry_plan_info info = GANTRY_PLAN_INFO_INIT;
-  const char* text = nullptr;
-  if (IsFolder(options.source)) {
-    const Gan gan = MakeGan(context.get(), options);
-    Require(gantry_gan_plan(gan.get(), &info), options.source);
-    Require(gantry_gan_plan_text(gan.get(), &text));
-    PrintPlan(info, text);
+  if (options.source.ends_with(".json")) {
+    const PlanFile file = OpenPlanFile(options.source);
+    const char* text = nullptr;
+    Require(gantry_plan_file_text(file.get(), &text));
+    std::printf("%s", text);
     return kExitOk;
   }
-  RequireRunOptions(options);
-  const Run run = OpenRun(context.get(), options.source, options.settings);
-  Require(gantry_run_plan_info(run.get(), &info));
-  Require(gantry_run_plan_text(run.get(), &text));
-  PrintPlan(info, text);
+  const Planned planned(options);
+  PrintPlan(planned.info(), planned.Text());
+  return kExitOk;
+}
+
+int RunPlanMake(const PlanOptions& options) {
+  if (options.model.source.empty()) throw Failure(kExitUsage, "name a run file or the folder of a reference case");
+  if (options.out.empty()) throw Failure(kExitUsage, "name the file to write with --out, or use gantry plan show");
+  const Planned planned(options.model);
+  planned.Write(options.out);
+  std::printf("%s", planned.Text());
+  return kExitOk;
+}
+
+int RunPlanDiff(const PlanOptions& options) {
+  const PlanFile from = OpenPlanFile(options.first), to = OpenPlanFile(options.second);
+  const char* text = nullptr;
+  Require(gantry_plan_file_diff(from.get(), to.get(), &text));
+  std::printf("%s", text);
+  return kExitOk;
+}
+
+int RunPlanVerify(const PlanOptions& options) {
+  const PlanFile file = OpenPlanFile(options.first);
+  if (gantry_plan_file_check(file.get()) != GANTRY_OK) {
+    std::printf("WRONG: %s\n", gantry_last_error());
+    return kExitNegative;
+  }
+  if (options.model.source.empty()) {
+    std::printf("right: no two buffers that live at one time overlap, and the budget is held\n");
+    return kExitOk;
+  }
+  ModelOptions model = options.model;
+  model.memory.plan = options.first;
+  try {
+    const Planned planned(model);
+  } catch (const Failure& failure) {
+    if (failure.code() != kExitBadData && failure.code() != kExitUsage && failure.code() != kExitInternal) throw;
+    std::printf("WRONG: %s\n", failure.what());
+    return kExitNegative;
+  }
+  std::printf("right: every op reads what was made for it, no two buffers that live at one time overlap, and the budget is held\n");
   return kExitOk;
 }
 

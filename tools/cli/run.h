@@ -4,11 +4,17 @@
 #include <string>
 #include <vector>
 
+#include "tools/cli/commands.h"
 #include "tools/cli/support.h"
 
 namespace gantry::cli {
 
 using Run = std::unique_ptr<gantry_run, Destroy<gantry_run_destroy>>;
+
+// `settings` and what the flags say as settings.
+std::vector<std::string> WithMemory(std::vector<std::string> settings, const MemoryFlags& memory);
+// The same for a session.
+void SetMemory(gantry_gan* gan, const MemoryFlags& memory);
 
 // Failures that a wrong setting on the command line causes are kExitUsage.
 Run OpenRun(gantry_context* context, const std::string& path, const std::vector<std::string>& settings);

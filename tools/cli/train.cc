@@ -92,6 +92,35 @@ namespace {
 
 }  // namespace
 
+std::vector<std::string> WithMemory(std::vector<std::string> settings, const MemoryFlags& memory) {
+  const auto Add = [&](const char* key, const std::string& value) {
+    if (!value.empty()) settings.push_back(std::string("memory.") + key + "=" + value);
+  };
+  Add("device", memory.device);
+  Add("offload", memory.offload);
+  Add("host", memory.host);
+  Add("file", memory.file);
+  Add("directory", memory.directory);
+  Add("link", memory.link);
+  Add("plan", memory.plan);
+  if (!memory.recompute) Add("recompute", "false");
+  return settings;
+}
+
+void SetMemory(gantry_gan* gan, const MemoryFlags& memory) {
+  if (!memory.any()) return;
+  gantry_memory given = GANTRY_MEMORY_INIT;
+  given.device = memory.device.c_str();
+  given.offload = memory.offload.c_str();
+  given.host = memory.host.c_str();
+  given.file = memory.file.c_str();
+  given.directory = memory.directory.c_str();
+  given.link = memory.link.c_str();
+  given.disable_recompute = memory.recompute ? 0 : 1;
+  if (gantry_gan_set_memory(gan, &given) != GANTRY_OK) throw Failure(kExitUsage, gantry_last_error());
+  if (!memory.plan.empty()) Require(gantry_gan_use_plan(gan, memory.plan.c_str()));
+}
+
 Run OpenRun(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
   std::vector<const char*> overrides;
   for (const std::string& setting : settings) {
@@ -107,7 +136,7 @@ Run OpenRun(gantry_context* context, const std::string& path, const std::vector<
 
 int RunTrain(const TrainOptions& options) {
   const Context context = MakeContext(0);
-  const Run run = OpenRun(context.get(), options.run_file, options.settings);
+  const Run run = OpenRun(context.get(), options.run_file, WithMemory(options.settings, options.memory));
   if (!options.resume.empty()) Require(gantry_run_resume(run.get(), options.resume.c_str()));
   gantry_plan_info plan = GANTRY_PLAN_INFO_INIT;
   Require(gantry_run_plan_info(run.get(), &plan));
@@ -115,6 +144,17 @@ int RunTrain(const TrainOptions& options) {
   Require(gantry_run_data_text(run.get(), &text));
   std::printf("data            %s\n", text);
   std::printf("predicted peak  %s, lower bound %s\n", BytesText(plan.arena_bytes).c_str(), BytesText(plan.lower_bound_bytes).c_str());
+  if (plan.tier_count > 0 || plan.repeated_op_count > 0) {
+    std::printf("budget          %s, %.1f %% of the %s that nothing offloaded takes; %" PRIu64 " ops run again\n",
+                BytesText(plan.budget_bytes).c_str(), 100.0 * static_cast<double>(plan.budget_bytes) / static_cast<double>(plan.footprint_bytes),
+                BytesText(plan.footprint_bytes).c_str(), plan.repeated_op_count);
+  }
+  for (size_t tier = 0; tier < plan.tier_count; ++tier) {
+    gantry_tier_info info = GANTRY_TIER_INFO_INIT;
+    Require(gantry_run_tier(run.get(), tier, &info));
+    std::printf("tier %-10s %s, a step copies %s out and %s in\n", info.name, BytesText(info.bytes).c_str(), BytesText(info.out_bytes).c_str(),
+                BytesText(info.in_bytes).c_str());
+  }
   FlushOutput();
   const int64_t first_step = gantry_run_step_count(run.get());
   const int64_t last_step = options.steps > 0 && options.steps < INT64_MAX - first_step ? first_step + options.steps : INT64_MAX;

@@ -397,8 +397,43 @@ typedef struct gantry_plan_info {
   uint64_t op_count;          /* that a step runs */
   uint64_t buffer_count;
   uint64_t fallback_count;    /* kinds of ops that run on reference kernels though fast ones were asked for */
+  uint64_t budget_bytes;      /* of the device; 0: none */
+  uint64_t footprint_bytes;   /* arena_bytes of the same step with nothing offloaded and nothing run again */
+  uint64_t repeated_op_count; /* ops that run again instead of what they made being kept */
+  uint64_t tier_count;        /* tiers that values wait in */
+  double predicted_seconds;   /* of a step; as good as the rates that the planner assumes */
 } gantry_plan_info;
-#define GANTRY_PLAN_INFO_INIT {sizeof(gantry_plan_info), 0, 0, 0, 0, 0, 0}
+#define GANTRY_PLAN_INFO_INIT {sizeof(gantry_plan_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0}
+
+/* A tier that values wait in. */
+typedef struct gantry_tier_info {
+  size_t struct_size;
+  const char* name;          /* "host"; lives as long as the session */
+  uint64_t bytes;            /* planned and reserved */
+  uint64_t high_water_bytes; /* what steps have touched so far: after one, `bytes` */
+  uint64_t out_bytes;        /* copied from the device in one step */
+  uint64_t in_bytes;         /* copied to the device in one step */
+} gantry_tier_info;
+#define GANTRY_TIER_INFO_INIT {sizeof(gantry_tier_info), 0, 0, 0, 0, 0}
+
+/* What a step may take of the device, and where values wait that do not fit. Results are the same bits whatever it says. Texts as in
+ * the section [memory] of a run file (docs/reference/memory.md); NULL or "": the default. */
+typedef struct gantry_memory {
+  size_t struct_size;
+  const char* device;        /* "64MiB", or a share of the step with nothing offloaded, "1/4"; default: no limit */
+  const char* offload;       /* "none", "host", "file", "host+file"; default: "host" */
+  const char* host;          /* most bytes in host memory; default: no limit */
+  const char* file;          /* most bytes in the file; default: no limit */
+  const char* directory;     /* for the file */
+  const char* link;          /* speed that copies are held to: "out=2GB/s,in=2GB/s,latency=10us" */
+  int32_t disable_recompute; /* 1: no op runs again */
+  int32_t reserved;          /* 0 */
+} gantry_memory;
+#define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0}
+/* Call before gantry_gan_plan.
+ * Errors: GANTRY_INVALID_ARGUMENT     a text is not as above; the message names it
+ *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
+GANTRY_API gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory);
 
 /* Builds the step program, plans it, reserves the arena and fills the first weights. `info` may be NULL.
  * Errors: GANTRY_INVALID_ARGUMENT     roles, shapes or options do not fit together; the message names them
@@ -407,10 +442,30 @@ typedef struct gantry_plan_info {
 GANTRY_API gantry_status gantry_gan_plan(gantry_gan* gan, gantry_plan_info* info);
 /* The plan as text: totals, the largest buffers at the peak. */
 GANTRY_API gantry_status gantry_gan_plan_text(gantry_gan* gan, const char** text);
+/* Writes the plan to a file that another session of the same model, batch, budget and machine can carry out without planning
+ * (docs/reference/plan-file.md). Errors: GANTRY_NOT_FOUND, GANTRY_PERMISSION_DENIED, GANTRY_IO_ERROR. */
+GANTRY_API gantry_status gantry_gan_write_plan(gantry_gan* gan, const char* path);
+/* gantry_gan_plan then carries out the plan of this file. It refuses one that was made for another model, machine or version, with
+ * GANTRY_INVALID_ARGUMENT and what differs. Call before it. */
+GANTRY_API gantry_status gantry_gan_use_plan(gantry_gan* gan, const char* path);
+
+/* A plan file, to look at. Texts live until the handle's next call that gives one. Not thread-safe. */
+typedef struct gantry_plan_file gantry_plan_file;
+GANTRY_API gantry_status gantry_plan_file_open(const char* path, gantry_plan_file** file);
+GANTRY_API void gantry_plan_file_destroy(gantry_plan_file* file);
+GANTRY_API gantry_status gantry_plan_file_text(gantry_plan_file* file, const char** text);
+/* What changes from `file` to `other`. */
+GANTRY_API gantry_status gantry_plan_file_diff(gantry_plan_file* file, const gantry_plan_file* other, const char** text);
+/* GANTRY_FAILED_PRECONDITION where two buffers that live at one time overlap, one lies outside its slab, or the budget is not held; the
+ * message names them. That every op reads what was made for it is proven when the plan is carried out. */
+GANTRY_API gantry_status gantry_plan_file_check(const gantry_plan_file* file);
+
 /* The step program as text. `executed` 0: as built, also before the plan; 1: as it runs, after fusion and lowering. */
 GANTRY_API gantry_status gantry_gan_program_text(gantry_gan* gan, int32_t executed, const char** text);
 /* Highest byte of the arena that a step has touched so far: after a step it equals gantry_plan_info.arena_bytes. */
 GANTRY_API uint64_t gantry_gan_high_water_bytes(const gantry_gan* gan);
+/* Tier `index` of gantry_plan_info.tier_count. Errors: GANTRY_INVALID_ARGUMENT there is none. */
+GANTRY_API gantry_status gantry_gan_tier(const gantry_gan* gan, size_t index, gantry_tier_info* info);
 
 /* Elements that one step reads, all micro-batches of all draws together, and the shape of a batch of samples. */
 typedef struct gantry_step_sizes {
@@ -560,6 +615,8 @@ GANTRY_API gantry_status gantry_run_config_text(gantry_run* run, const char** te
 /* What it trains on: "60000 samples [1,28,28] of ...". */
 GANTRY_API gantry_status gantry_run_data_text(gantry_run* run, const char** text);
 GANTRY_API uint64_t gantry_run_high_water_bytes(const gantry_run* run);
+GANTRY_API gantry_status gantry_run_write_plan(gantry_run* run, const char* path);
+GANTRY_API gantry_status gantry_run_tier(const gantry_run* run, size_t index, gantry_tier_info* info);
 /* Where the run writes. Valid as long as the run. */
 GANTRY_API const char* gantry_run_folder(const gantry_run* run);
 /* 1 once train.steps, train.images or train.minutes are done. */

@@ -1,0 +1,28 @@
+// Budgets, tiers and links as people write them.
+#pragma once
+
+#include <string>
+#include <string_view>
+
+#include "runtime/plan/plan.h"
+
+namespace gantry {
+
+// "64MiB", "1.5 GB", "4096": a number and B, kB, MB, GB, TB or KiB, MiB, GiB, TiB. kInvalidArgument otherwise.
+absl::StatusOr<int64_t> ParseBytes(std::string_view text);
+
+// The section [memory] of a run file; docs/reference/memory.md describes the texts.
+struct MemoryOptions {
+  std::string device;            // a budget: "64MiB", or a share of the step's footprint with nothing offloaded: "1/4", "0.25"; empty: none
+  std::string offload = "host";  // where values may wait that do not fit: "none", "host", "file", "host+file"
+  std::string host;              // budget of the host tier; empty: none
+  std::string file;              // budget of the file tier; empty: none
+  std::string directory;         // of the file tier
+  std::string link;              // "out=2GB/s,in=2GB/s,latency=10us,jitter=1ms": every tier at this speed; empty: as fast as it goes
+  bool recompute = true;         // ops may run again instead of what they made being kept
+};
+
+// Sets device_memory, tiers and recompute. kInvalidArgument names the key, "memory.device", its value and what is allowed.
+absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options);
+
+}  // namespace gantry

@@ -1,0 +1,41 @@
+// A plan as a file: JSON, docs/reference/plan-file.md describes it. Carrying out a plan from a file plans nothing again.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/plan/plan.h"
+
+namespace gantry {
+
+inline constexpr std::string_view kPlanFormat = "gantry-plan-1";
+
+std::string PlanToJson(const Plan& plan);
+
+// The plan of `text` for `program`. kInvalidArgument where it is no plan, is damaged, or was made for another program, machine or
+// version: the message says what differs. The result has passed VerifyPlan.
+absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program, const PlanOptions& options);
+
+// What can be said of a plan file without its program.
+struct PlanSummary {
+  std::string version, program, machine;
+  int64_t arena_bytes = 0, lower_bound_bytes = 0, budget_bytes = 0, footprint_bytes = 0;
+  double seconds = 0.0;
+  int ops = 0, stashes = 0, fetches = 0, repeats = 0;
+  struct Tier {
+    std::string name;
+    int64_t bytes = 0;
+  };
+  std::vector<Tier> tiers;
+  std::vector<PlannedBuffer> buffers;
+};
+absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text);
+// The checker of files alone: no two buffers that are live together overlap, nothing lies outside its slab, the budget is held.
+// kFailedPrecondition names what does not hold.
+absl::Status CheckSummary(const PlanSummary& plan);
+std::string Describe(const PlanSummary& plan);
+// What changes from one to the other: totals, then buffers that come, go, move between tiers or change their size.
+std::string DescribeDifference(const PlanSummary& from, const PlanSummary& to);
+
+}  // namespace gantry

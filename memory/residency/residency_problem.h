@@ -21,7 +21,7 @@ struct ResidencyItem {
   std::vector<int> changes;  // those of `uses` that change it
   bool kept = false;         // must exist when the step ends: states and outputs
   bool wraps = false;        // is there again when the next step begins (with made_by -1 and kept): states
-  bool may_leave = true;     // may be copied to a tier
+  uint32_t tiers = ~0u;      // bit t: may be copied to tier t
   int taken_over_by = -1;    // item made by its last use in the same memory; -1: none
 };
 

@@ -48,6 +48,7 @@ absl::Status ValidateResidencyProblem(const ResidencyProblem& problem) {
       if (item < 0 || item >= items || problem.items[item].made_by != op) return Wrong("makes an item that is not made by it");
     }
   }
+  if (problem.tiers.size() > 32) return absl::InvalidArgumentError("there may be at most 32 tiers");
   for (const ResidencyTier& tier : problem.tiers) {
     if (!(tier.out_bytes_per_second > 0) || !(tier.in_bytes_per_second > 0) || !(tier.latency_seconds >= 0)) {
       return absl::InvalidArgumentError("a tier needs rates above 0 and a latency of at least 0");

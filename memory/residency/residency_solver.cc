@@ -76,9 +76,9 @@ class Solver {
     if (options_.recompute && item.made_by >= 0 && !last && item.changes.empty() && problem_.ops[item.made_by].repeatable) {
       choices.push_back(Residence::kRecompute);
     }
-    if (options_.tiers && item.may_leave) {
+    if (options_.tiers) {
       for (int tier = 0; tier < static_cast<int>(problem_.tiers.size()); ++tier) {
-        if (item.bytes <= problem_.tiers[tier].budget_bytes) choices.push_back(InTier(tier));
+        if ((item.tiers >> tier & 1) != 0 && item.bytes <= problem_.tiers[tier].budget_bytes) choices.push_back(InTier(tier));
       }
     }
     return choices;

@@ -14,6 +14,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+constexpr int64_t kMostBytes = int64_t{1} << 40;  // of a buffer or slab: sums of them are no overflow
 constexpr size_t kMaxPlanBytes = size_t{1} << 30;
 constexpr std::string_view kActionNames[] = {"run", "again", "fetch", "stash"};
 
@@ -122,6 +123,10 @@ bool ReadBuffer(Reader& reader, const Json& json, PlannedBuffer& buffer) {
   buffer.lower = reader.Get<int>(json, "lower", 0);
   buffer.upper = reader.Get<int>(json, "upper", 0);
   buffer.persistent = reader.Get<bool>(json, "persistent", false);
+  if (buffer.offset < 0 || buffer.offset > kMostBytes || buffer.bytes < 0 || buffer.bytes > kMostBytes || buffer.lower < 0 ||
+      buffer.upper <= buffer.lower) {
+    reader.Fail(absl::StrFormat("buffer '%s' has an impossible place, size or life", buffer.name));
+  }
   return reader.status().ok();
 }
 
@@ -250,11 +255,11 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
     tier.lower_bound_bytes = reader.Get<int64_t>(entry, "lower_bound_bytes", 0);
     tier.out_bytes = reader.Get<int64_t>(entry, "out_bytes", 0);
     tier.in_bytes = reader.Get<int64_t>(entry, "in_bytes", 0);
-    if (tier.bytes < 0) reader.Fail("a tier's size is negative");
+    if (tier.bytes < 0 || tier.bytes > kMostBytes) reader.Fail("a tier's size is impossible");
     plan.tiers.push_back(std::move(tier));
   }
   GANTRY_RETURN_IF_ERROR(reader.status());
-  if (plan.arena_bytes < 0) return Damaged("the arena's size is negative");
+  if (plan.arena_bytes < 0 || plan.arena_bytes > kMostBytes) return Damaged("the arena's size is impossible");
 
   Plan base;
   GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, residency.used));

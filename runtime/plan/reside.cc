@@ -58,7 +58,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
                 : v.kind == ValueKind::kComputed ? std::string(program.ops()[v.producer].definition->name)
                                                  : "";
     item.bytes = Aligned(v.type.size_bytes());
-    item.may_leave = item.bytes >= kLeastBytes;
+    if (item.bytes < kLeastBytes) item.tiers = 0;
     problem_.items.push_back(std::move(item));
     value_of_.push_back(value);
     item_of_[value] = static_cast<int>(problem_.items.size()) - 1;
@@ -120,7 +120,9 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
     ResidencyItem& item = problem_.items[i];
     // The caller fills inputs and reads outputs by address, which a file has not.
     const bool callers = item.kept != item.wraps || (item.made_by < 0 && !item.wraps);
-    for (const TierOptions& tier : options_.tiers) item.may_leave = item.may_leave && !(callers && tier.kind == TierKind::kFile);
+    for (size_t tier = 0; callers && tier < options_.tiers.size(); ++tier) {
+      if (options_.tiers[tier].kind == TierKind::kFile) item.tiers &= ~(1u << tier);
+    }
   }
   for (const TierOptions& tier : options_.tiers) {
     const auto Rate = [&](const Throttle& throttle) {

@@ -6,7 +6,7 @@
 
 #include "runtime/gan/families.h"
 #include "runtime/gan/gan_session.h"
-
+#include "runtime/plan/plan_file.h"
 
 namespace gantry {
 namespace {
@@ -156,6 +156,37 @@ TEST(BudgetCaseTest, AFileHoldsWhatHostMemoryMayNot) {
   setup.plan.device_memory.fraction = 0.5;
   setup.plan.tiers = {TierOptions{.name = "nvme", .kind = TierKind::kFile, .directory = folder}};
   EXPECT_TRUE(Train(setup, 3) == unlimited);
+}
+
+TEST(BudgetCaseTest, HostAndFileShareTheLoad) {
+  Case setup = CaseOf("dcgan");
+  const Outcome unlimited = Train(setup, 3);
+  setup.plan.device_memory.fraction = 0.5;
+  TierOptions host = Host();
+  host.budget_bytes = 400'000;
+  setup.plan.tiers = {host, TierOptions{.name = "nvme", .kind = TierKind::kFile, .directory = ::testing::TempDir()}};
+  EXPECT_TRUE(Train(setup, 3) == unlimited);
+}
+
+TEST(BudgetCaseTest, PlanFilesAreCarriedOutToTheBit) {
+  Case setup = CaseOf("dcgan");
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.tiers = {Host()};
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 1});
+  const auto session = MakeSession(setup, *device);
+  ASSERT_TRUE(session.ok()) << session.status();
+  const Plan& made = (*session)->plan();
+  const auto program = BuildGanStep((*session)->options().step, (*session)->generators(), (*session)->discriminators());
+  ASSERT_TRUE(program.ok());
+  PlanOptions options = (*session)->options().plan;
+  const std::string text = PlanToJson(made);
+  const absl::StatusOr<Plan> read = PlanFromJson(text, *program, options);
+  ASSERT_TRUE(read.ok()) << read.status();
+  EXPECT_EQ(PlanToJson(*read), text);
+  EXPECT_EQ(read->program.Dump(), made.program.Dump());
+  EXPECT_EQ(read->offsets, made.offsets);
+  options.tiers.clear();
+  EXPECT_NE(Message(PlanFromJson(text, *program, options).status()).find("offload"), std::string::npos);
 }
 
 TEST(BudgetCaseTest, SlowLinksChangeTheTimeOnly) {

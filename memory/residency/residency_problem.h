@@ -145,6 +145,7 @@ class ResidencyScheduler {
   std::vector<Position> positions_;
   std::vector<Episode> episodes_;
   std::vector<ItemState> states_;
+  std::vector<std::pair<int, int64_t>> shared_;  // positions where an episode of one position hands its memory on
   std::vector<int64_t> bytes_;     // per position
   std::vector<double> start_;      // per position, without waits
   std::vector<int64_t> op_bytes_;  // per op

@@ -132,6 +132,7 @@ bool ResidencyScheduler::Materialize(int item, int at_op, int depth) {
 bool ResidencyScheduler::Expand(const ResidencyChoice& choice) {
   positions_.clear();
   episodes_.clear();
+  shared_.clear();
   states_.assign(problem_.items.size(), {});
   for (int item = 0; item < static_cast<int>(problem_.items.size()); ++item) {
     const ResidencyItem& it = problem_.items[item];
@@ -197,9 +198,14 @@ bool ResidencyScheduler::Expand(const ResidencyChoice& choice) {
   // What is taken over in place ends where its successor begins.
   for (Episode& episode : episodes_) {
     const ResidencyItem& item = problem_.items[episode.item];
-    if (item.taken_over_by < 0 || item.uses.empty() || episode.end <= episode.begin || episode.stash_tier >= 0) continue;
+    if (item.taken_over_by < 0 || item.uses.empty() || episode.stash_tier >= 0) continue;
     const Position& at = positions_[episode.end];
-    if (!at.again && at.op == item.uses.back() && problem_.items[item.taken_over_by].made_by == at.op) --episode.end;
+    if (at.again || at.op != item.uses.back() || problem_.items[item.taken_over_by].made_by != at.op) continue;
+    if (episode.end > episode.begin) {
+      --episode.end;
+    } else {
+      shared_.push_back({episode.end, item.bytes});
+    }
   }
   return true;
 }
@@ -226,6 +232,7 @@ void ResidencyScheduler::PlaceFetches() {
   }
   int64_t live = 0;
   for (int p = 0; p < count; ++p) bytes_[p] += live += change[p];
+  for (const auto& [position, bytes] : shared_) bytes_[position] -= bytes;
 
   // When each stash should be through, lane by lane.
   std::vector<int> order(episodes_.size());

@@ -32,9 +32,12 @@ std::vector<Block> BlocksOf(std::span<const TensorType> tensors) {
 // What the updates share: `count` tensors per group of inputs, cut into blocks.
 class BucketKernel : public Kernel {
  public:
-  explicit BucketKernel(const KernelRequest& request)
+  // `piece`: a group that is in pieces where the update has {begin}; the groups in `whole` (bit g) are then whole tensors.
+  BucketKernel(const KernelRequest& request, int piece, unsigned whole)
       : count_(static_cast<int>(request.attributes.Int("count"))),
-        blocks_(BlocksOf(request.inputs.first(count_))),
+        begin_(request.attributes.Has("begin") ? request.attributes.Int("begin") : 0),
+        whole_(whole),
+        blocks_(BlocksOf(request.attributes.Has("begin") ? request.inputs.subspan(piece, 1) : request.inputs.first(count_))),
         threads_(UsefulThreads(request.thread_count, static_cast<int64_t>(blocks_.size()) * kBlockElements)) {}
   std::string_view implementation() const override { return VectorImplementation(); }
 
@@ -44,10 +47,10 @@ class BucketKernel : public Kernel {
     ParallelFor(threads_, static_cast<int64_t>(blocks_.size()), [&](int64_t block) { body(blocks_[block]); });
   }
   const float* In(const KernelArguments& arguments, int group, const Block& block) const {
-    return static_cast<const float*>(arguments.inputs[group * count_ + block.tensor]) + block.begin;
+    return static_cast<const float*>(arguments.inputs[group * count_ + block.tensor]) + block.begin + Shift(group);
   }
   float* Out(const KernelArguments& arguments, int group, const Block& block) const {
-    return static_cast<float*>(arguments.outputs[group * count_ + block.tensor]) + block.begin;
+    return static_cast<float*>(arguments.outputs[group * count_ + block.tensor]) + block.begin + Shift(group);
   }
   // The scalar behind `groups` groups of tensors.
   double Scalar(const KernelArguments& arguments, int groups, int index) const {
@@ -55,7 +58,11 @@ class BucketKernel : public Kernel {
   }
 
  private:
+  int64_t Shift(int group) const { return (whole_ >> group & 1) != 0 ? begin_ : 0; }
+
   const int count_;
+  const int64_t begin_;
+  const unsigned whole_;
   const std::vector<Block> blocks_;
   const int threads_;
 };
@@ -63,7 +70,7 @@ class BucketKernel : public Kernel {
 class AdamKernel final : public BucketKernel {
  public:
   explicit AdamKernel(const KernelRequest& request)
-      : BucketKernel(request),
+      : BucketKernel(request, 1, 0b1001),
         beta1_(request.attributes.Float("beta1")),
         beta2_(request.attributes.Float("beta2")),
         epsilon_(request.attributes.Float("epsilon")),
@@ -99,7 +106,7 @@ class AdamKernel final : public BucketKernel {
 class SgdKernel final : public BucketKernel {
  public:
   explicit SgdKernel(const KernelRequest& request)
-      : BucketKernel(request),
+      : BucketKernel(request, 1, 0b101),
         momentum_(request.attributes.Float("momentum")),
         weight_decay_(request.attributes.Float("weight_decay")),
         dampening_(request.attributes.Float("dampening")),
@@ -132,7 +139,7 @@ class SgdKernel final : public BucketKernel {
 class LerpKernel final : public BucketKernel {
  public:
   explicit LerpKernel(const KernelRequest& request)
-      : BucketKernel(request),
+      : BucketKernel(request, 0, 0b10),
         target_weight_(static_cast<float>(1.0 - request.attributes.Float("weight"))),
         source_weight_(static_cast<float>(request.attributes.Float("weight") * request.attributes.Float("scale"))) {}
   absl::Status Run(const KernelArguments& arguments) override {

@@ -5,7 +5,11 @@
 namespace gantry::reference {
 namespace {
 
+// Where the piece of a tensor begins that an update with {begin} is about; whole tensors are shifted by it.
+int64_t Begin(const KernelRequest& request) { return request.attributes.Has("begin") ? request.attributes.Int("begin") : 0; }
+
 std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
+  const int64_t begin = Begin(request);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double beta1 = request.attributes.Float("beta1"), beta2 = request.attributes.Float("beta2");
   const double epsilon = request.attributes.Float("epsilon"), decay = request.attributes.Float("weight_decay");
@@ -20,14 +24,14 @@ std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
     const auto shrink = static_cast<T>(decoupled ? 1.0 - learning_rate * decay : 1.0);
     const auto added_decay = static_cast<T>(decoupled ? 0.0 : decay);
     for (int tensor = 0; tensor < count; ++tensor) {
-      const T* w = Input<T>(arguments, tensor);
+      const T* w = Input<T>(arguments, tensor) + begin;
       const T* m = Input<T>(arguments, count + tensor);
       const T* v = Input<T>(arguments, 2 * count + tensor);
-      const T* g = Input<T>(arguments, 3 * count + tensor);
-      T* new_w = Output<T>(arguments, tensor);
+      const T* g = Input<T>(arguments, 3 * count + tensor) + begin;
+      T* new_w = Output<T>(arguments, tensor) + begin;
       T* new_m = Output<T>(arguments, count + tensor);
       T* new_v = Output<T>(arguments, 2 * count + tensor);
-      const int64_t elements = op.inputs[tensor].element_count();
+      const int64_t elements = op.inputs[count + tensor].element_count();
       for (int64_t i = 0; i < elements; ++i) {
         const T gradient = g[i] * gradient_scale + added_decay * w[i];
         const T first = static_cast<T>(beta1) * m[i] + static_cast<T>(1.0 - beta1) * gradient;
@@ -43,6 +47,7 @@ std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
 }
 
 std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
+  const int64_t begin = Begin(request);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double momentum = request.attributes.Float("momentum"), decay = request.attributes.Float("weight_decay");
   const double dampening = request.attributes.Float("dampening");
@@ -54,10 +59,10 @@ std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
     const bool first_step = *Input<T>(arguments, groups * count + 1) <= T{1};
     const T gradient_scale = *Input<T>(arguments, groups * count + 2);
     for (int tensor = 0; tensor < count; ++tensor) {
-      const T* w = Input<T>(arguments, tensor);
-      const T* g = Input<T>(arguments, (groups - 1) * count + tensor);
-      T* new_w = Output<T>(arguments, tensor);
-      const int64_t elements = op.inputs[tensor].element_count();
+      const T* w = Input<T>(arguments, tensor) + begin;
+      const T* g = Input<T>(arguments, (groups - 1) * count + tensor) + begin;
+      T* new_w = Output<T>(arguments, tensor) + begin;
+      const int64_t elements = op.inputs[(groups - 2) * count + tensor].element_count();
       for (int64_t i = 0; i < elements; ++i) {
         const T gradient = g[i] * gradient_scale + static_cast<T>(decay) * w[i];
         T direction = gradient;
@@ -76,13 +81,14 @@ std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
 }
 
 std::unique_ptr<Kernel> MakeLerp(const KernelRequest& request) {
+  const int64_t begin = Begin(request);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double weight = request.attributes.Float("weight"), scale = request.attributes.Float("scale");
   return MakeFloatKernel(request, [=](auto zero, const OpInstance& op, const KernelArguments& arguments) {
     using T = decltype(zero);
     for (int tensor = 0; tensor < count; ++tensor) {
       const T* target = Input<T>(arguments, tensor);
-      const T* source = Input<T>(arguments, count + tensor);
+      const T* source = Input<T>(arguments, count + tensor) + begin;
       T* out = Output<T>(arguments, tensor);
       const int64_t elements = op.inputs[tensor].element_count();
       for (int64_t i = 0; i < elements; ++i) {

@@ -31,14 +31,13 @@ uint64_t HashName(std::string_view name) {
   return hash;
 }
 
-absl::Status InitializeState(const State& state, const TensorType& type, uint64_t seed, void* data) {
-  const Initializer& init = state.initializer;
+absl::Status InitializeState(const std::string& name, const Initializer& init, const TensorType& type, uint64_t seed, void* data) {
   const int64_t count = type.element_count();
   if (init.kind == Initializer::Kind::kData && static_cast<int64_t>(init.data.size()) != count) {
-    return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, its initial data has %d elements", state.name,
+    return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, its initial data has %d elements", name,
                                                       type.ToString(), init.data.size()));
   }
-  const uint64_t key = seed ^ HashName(state.name);
+  const uint64_t key = seed ^ HashName(name);
   WithFloats(type.dtype, data, [&](auto* to) {
     switch (init.kind) {
       case Initializer::Kind::kConstant: std::fill(to, to + count, init.a); break;
@@ -93,6 +92,7 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
     GANTRY_ASSIGN_OR_RETURN(plan, ReadPlan(path, program, session->options_.plan));
   }
   GANTRY_ASSIGN_OR_RETURN(session->executor_, Executor::Create(std::move(plan), device));
+  GANTRY_RETURN_IF_ERROR(session->CollectStates(program));
   GANTRY_RETURN_IF_ERROR(session->BindInputs());
   GANTRY_RETURN_IF_ERROR(session->Initialize());
   return session;
@@ -163,24 +163,37 @@ absl::Status GanSession::BindInputs() {
   return absl::OkStatus();
 }
 
+absl::Status GanSession::CollectStates(const Program& program) {
+  for (const State& state : program.states()) {
+    SessionState collected{state.name, program.TypeOf(state.first), state.initializer, {}};
+    for (const State& piece : executor_->program().states()) {
+      if ((piece.whole.empty() ? piece.name : piece.whole) == state.name) collected.pieces.push_back(&piece);
+    }
+    if (collected.pieces.empty()) return absl::InternalError(absl::StrFormat("the plan has no state '%s'", state.name));
+    states_.push_back(std::move(collected));
+  }
+  return absl::OkStatus();
+}
+
+const GanSession::SessionState* GanSession::Find(std::string_view name) const {
+  for (const SessionState& state : states_) {
+    if (state.name == name) return &state;
+  }
+  return nullptr;
+}
+
 absl::Status GanSession::Initialize() {
-  const Program& program = executor_->program();
   std::vector<std::byte> content;
   for (const bool copies : {false, true}) {
-    for (const State& state : program.states()) {
+    for (const SessionState& state : states_) {
       if (copies != (state.initializer.kind == Initializer::Kind::kCopy)) continue;
-      content.resize(program.TypeOf(state.first).size_bytes());
+      content.resize(state.type.size_bytes());
       if (copies) {
-        const State* source = program.FindState(state.initializer.source);
-        if (source == nullptr) {
-          return absl::InternalError(absl::StrFormat("state '%s' copies '%s', which does not exist", state.name,
-                                                     state.initializer.source));
-        }
-        GANTRY_RETURN_IF_ERROR(executor_->ReadState(*source, content));
+        GANTRY_RETURN_IF_ERROR(Annotate(CopyStateOut(state.initializer.source, content), state.name));
       } else {
-        GANTRY_RETURN_IF_ERROR(InitializeState(state, program.TypeOf(state.first), options_.seed, content.data()));
+        GANTRY_RETURN_IF_ERROR(InitializeState(state.name, state.initializer, state.type, options_.seed, content.data()));
       }
-      GANTRY_RETURN_IF_ERROR(executor_->WriteState(state, content));
+      GANTRY_RETURN_IF_ERROR(CopyStateIn(state.name, content));
     }
   }
   return absl::OkStatus();
@@ -282,14 +295,14 @@ std::vector<std::string> GanSession::ScalarNames() const {
 
 std::vector<std::string> GanSession::StateNames() const {
   std::vector<std::string> names;
-  for (const State& state : executor_->program().states()) names.push_back(state.name);
+  for (const SessionState& state : states_) names.push_back(state.name);
   return names;
 }
 
 absl::StatusOr<TensorType> GanSession::StateType(std::string_view name) const {
-  const State* state = executor_->program().FindState(name);
+  const SessionState* state = Find(name);
   if (state == nullptr) return absl::NotFoundError(absl::StrFormat("there is no state '%s'", name));
-  return executor_->program().TypeOf(state->first);
+  return state->type;
 }
 
 absl::Status GanSession::CopyStateOut(std::string_view name, std::span<std::byte> to) const {
@@ -297,7 +310,11 @@ absl::Status GanSession::CopyStateOut(std::string_view name, std::span<std::byte
   if (static_cast<int64_t>(to.size()) != type.size_bytes()) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, the buffer has %d bytes", name, type.ToString(), to.size()));
   }
-  return executor_->ReadState(*executor_->program().FindState(name), to);
+  for (const State* piece : Find(name)->pieces) {
+    const auto bytes = static_cast<size_t>(executor_->program().TypeOf(piece->first).size_bytes());
+    GANTRY_RETURN_IF_ERROR(executor_->ReadState(*piece, to.subspan(static_cast<size_t>(piece->begin) * SizeBytes(type.dtype), bytes)));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status GanSession::CopyStateIn(std::string_view name, std::span<const std::byte> from) {
@@ -305,7 +322,11 @@ absl::Status GanSession::CopyStateIn(std::string_view name, std::span<const std:
   if (static_cast<int64_t>(from.size()) != type.size_bytes()) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, got %d bytes", name, type.ToString(), from.size()));
   }
-  return executor_->WriteState(*executor_->program().FindState(name), from);
+  for (const State* piece : Find(name)->pieces) {
+    const auto bytes = static_cast<size_t>(executor_->program().TypeOf(piece->first).size_bytes());
+    GANTRY_RETURN_IF_ERROR(executor_->WriteState(*piece, from.subspan(static_cast<size_t>(piece->begin) * SizeBytes(type.dtype), bytes)));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status GanSession::ReadState(std::string_view name, std::span<double> to) const {
@@ -341,7 +362,7 @@ absl::StatusOr<std::vector<float>> GanSession::Sample(int64_t count, uint64_t no
   }
   for (const Sampler::StateMemory& state : sampler->States()) {
     for (const std::string& name : state.names) {
-      if (executor_->program().FindState(name) == nullptr) continue;
+      if (Find(name) == nullptr) continue;
       GANTRY_RETURN_IF_ERROR(CopyStateOut(name, state.bytes));
       break;
     }

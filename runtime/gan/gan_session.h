@@ -101,7 +101,18 @@ class GanSession {
     int role = 0;        // index into learning_rates_
   };
 
+  // A state as the step program has it, and where the plan keeps it: in one piece, or in several.
+  struct SessionState {
+    std::string name;
+    TensorType type;
+    Initializer initializer;
+    std::vector<const State*> pieces;  // of the executor's program, in order
+  };
+  const SessionState* Find(std::string_view name) const;
+  absl::Status CollectStates(const Program& program);
+
   GanSessionOptions options_;
+  std::vector<SessionState> states_;
   std::vector<GanRole> generators_, discriminators_;
   std::unique_ptr<Executor> executor_;
   Device* device_ = nullptr;

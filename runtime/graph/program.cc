@@ -79,6 +79,14 @@ ValueId Program::AddState(std::string name, std::string network, StateRole role,
   return value;
 }
 
+ValueId Program::AddStatePiece(std::string name, const State& whole, int64_t begin, TensorType type) {
+  const ValueId value = AddState(std::move(name), whole.network, whole.role, std::move(type), whole.initializer);
+  if (value == kNoValue) return value;
+  states_.back().whole = whole.name;
+  states_.back().begin = begin;
+  return value;
+}
+
 void Program::UpdateState(std::string_view name, ValueId value) {
   for (State& state : states_) {
     if (state.name != name) continue;
@@ -203,7 +211,13 @@ ProgramCopier::ProgramCopier(const Program& source, Program& target)
     map_[input] = target.AddInput(source.values()[input].name, source.values()[input].type);
   }
   for (const State& state : source.states()) {
-    map_[state.first] = target.AddState(state.name, state.network, state.role, source.TypeOf(state.first), state.initializer);
+    if (state.whole.empty()) {
+      map_[state.first] = target.AddState(state.name, state.network, state.role, source.TypeOf(state.first), state.initializer);
+    } else {
+      State whole = state;
+      whole.name = state.whole;
+      map_[state.first] = target.AddStatePiece(state.name, whole, state.begin, source.TypeOf(state.first));
+    }
   }
 }
 

@@ -67,6 +67,9 @@ struct State {
   ValueId first = kNoValue;
   ValueId last = kNoValue;
   Initializer initializer;
+  // Where memory is short, a state may be kept in pieces [n]: `whole` is then its name, `begin` the element where this piece begins.
+  std::string whole;
+  int64_t begin = 0;
 };
 
 struct NamedValue {
@@ -87,6 +90,8 @@ class Program final : public Builder {
   ValueId AddInput(std::string name, TensorType type);
   // The state's first content. The name must be new; otherwise the error sticks and kNoValue comes back.
   ValueId AddState(std::string name, std::string network, StateRole role, TensorType type, Initializer initializer);
+  // A piece of the state `whole`, from element `begin` on; its initializer is that of the whole.
+  ValueId AddStatePiece(std::string name, const State& whole, int64_t begin, TensorType type);
   // `value` is the new content of the state from here on.
   void UpdateState(std::string_view name, ValueId value);
   void AddOutput(std::string name, ValueId value);

@@ -105,8 +105,10 @@ absl::Status TooSmall(const Plan& base, Resider& resider, const PlanOptions& opt
 }
 
 absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
+  // A weight, its gradient and a few pieces on their way in and out should be most of what an update takes.
+  const int64_t piece_bytes = std::max<int64_t>(1, budget / 32);
   Plan base;
-  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, true));
+  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, piece_bytes));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
@@ -114,14 +116,20 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   int64_t target = budget;
   ResidencySolution best;
   int64_t best_bytes = INT64_MAX;
+  int64_t low = 0, high = budget;  // targets between them are open
   for (int round = 0; round < kBudgetRounds && target > 0; ++round) {
     GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute, !options.tiers.empty()));
     if (!solution.fits) {
       if (best_bytes == INT64_MAX) {
         best_bytes = solution.schedule.peak_bytes;
         best = std::move(solution);
+        break;
       }
-      break;
+      // The step back was too long: half of it.
+      low = target;
+      target = low + (high - low) / 2;
+      if (high - low < budget / 256) break;
+      continue;
     }
     GANTRY_ASSIGN_OR_RETURN(ResidentProgram resident, resider.Rewrite(solution));
     Plan plan;
@@ -129,17 +137,18 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
     for (const TierOptions& tier : options.tiers) plan.tiers.push_back({tier});
     GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
     for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
-    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, kRoundLayout).status());
+    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, round < 2 ? kRoundLayout : kBestLayout).status());
     if (plan.arena_bytes > budget) {
       if (plan.arena_bytes < best_bytes) {
         best_bytes = plan.arena_bytes;
         best = std::move(solution);
       }
-      target = std::min(target, solution.schedule.peak_bytes) - (plan.arena_bytes - budget);
+      high = std::min(target, solution.schedule.peak_bytes);
+      target = std::max(high - (plan.arena_bytes - budget), low + (high - low) / 2);
       continue;
     }
     const ResidencySchedule& schedule = solution.schedule;
-    plan.residency = {.used = true, .budget_bytes = budget, .footprint_bytes = footprint, .seconds = schedule.seconds,
+    plan.residency = {.used = true, .budget_bytes = budget, .piece_bytes = piece_bytes, .footprint_bytes = footprint, .seconds = schedule.seconds,
                       .wait_seconds = schedule.wait_seconds, .recompute_seconds = schedule.recompute_seconds,
                       .unlimited_seconds = unlimited, .bound_seconds = solution.bound_seconds};
     for (const ResidencyAction& action : schedule.actions) {
@@ -160,7 +169,8 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
 
 }  // namespace
 
-absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, bool tight) {
+absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, int64_t piece_bytes) {
+  const bool tight = piece_bytes > 0;
   GANTRY_ASSIGN_OR_RETURN(Program result, Simplify(program));
   if (options.fuse) {
     // One update for many weights needs them all at once.
@@ -171,8 +181,9 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
     GANTRY_ASSIGN_OR_RETURN(result, Lower(result, options));
     GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
   }
-  if (tight) return UpdateEarly(result);
-  return result;
+  if (!tight) return result;
+  GANTRY_ASSIGN_OR_RETURN(result, SplitUpdates(result, piece_bytes));
+  return UpdateEarly(result);
 }
 
 std::string Fingerprint(const Program& program) {
@@ -190,7 +201,7 @@ std::string MachineText(const PlanOptions& options) {
 
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options) {
   Plan plan;
-  GANTRY_ASSIGN_OR_RETURN(plan.program, PrepareProgram(program, options, false));
+  GANTRY_ASSIGN_OR_RETURN(plan.program, PrepareProgram(program, options, 0));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
   GANTRY_RETURN_IF_ERROR(LayOut(plan, options, 0, kBestLayout).status());
   const MemoryBudget& memory = options.device_memory;

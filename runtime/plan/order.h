@@ -9,4 +9,8 @@ namespace gantry {
 // all it reads is there and nobody reads the old version any more. The rest keeps its order; bits do not change.
 absl::StatusOr<Program> UpdateEarly(const Program& program);
 
+// Keeps what only updates use (moments, averages) in pieces of about `bytes`, each updated by an op of its own, so that an update does
+// not need all of it at once. Bits do not change. Wants updates of one tensor each (FuseOptions::buckets = false).
+absl::StatusOr<Program> SplitUpdates(const Program& program, int64_t bytes);
+
 }  // namespace gantry

@@ -81,6 +81,7 @@ struct PlannedTier {
 struct PlannedResidency {
   bool used = false;                // false: everything fits, nothing moves
   int64_t budget_bytes = 0;         // 0: none
+  int64_t piece_bytes = 0;          // of states that only updates use, where `used`
   int64_t footprint_bytes = 0;      // arena of the same step with nothing offloaded or made again
   double seconds = 0.0, wait_seconds = 0.0, recompute_seconds = 0.0;  // predicted, of one step
   double unlimited_seconds = 0.0;   // predicted, with nothing offloaded
@@ -116,8 +117,9 @@ struct Plan {
 // names the bytes that are short, what takes the most, and what would help.
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options);
 
-// The program as MakePlan begins with it: simplified, fused, lowered; `tight` as it does where the budget is short.
-absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, bool tight);
+// The program as MakePlan begins with it: simplified, fused, lowered. `piece_bytes` above 0: as it does where the budget is short, with
+// states that only updates use in pieces of about so many bytes.
+absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, int64_t piece_bytes);
 // 64 bits as text: two programs with the same dump have the same.
 std::string Fingerprint(const Program& program);
 // What kernels are chosen for.

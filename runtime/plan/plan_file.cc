@@ -144,6 +144,7 @@ std::string PlanToJson(const Plan& plan) {
   const PlannedResidency& residency = plan.residency;
   json["residency"] = {{"used", residency.used},
                        {"budget_bytes", residency.budget_bytes},
+                       {"piece_bytes", residency.piece_bytes},
                        {"footprint_bytes", residency.footprint_bytes},
                        {"seconds", residency.seconds},
                        {"wait_seconds", residency.wait_seconds},
@@ -233,6 +234,7 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
   PlannedResidency& residency = plan.residency;
   residency.used = reader.Get<bool>(*record, "used", false);
   residency.budget_bytes = reader.Get<int64_t>(*record, "budget_bytes", 0);
+  residency.piece_bytes = reader.Get<int64_t>(*record, "piece_bytes", 0);
   residency.footprint_bytes = reader.Get<int64_t>(*record, "footprint_bytes", 0);
   residency.seconds = reader.Get<double>(*record, "seconds", 0);
   residency.wait_seconds = reader.Get<double>(*record, "wait_seconds", 0);
@@ -262,7 +264,7 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
   if (plan.arena_bytes < 0 || plan.arena_bytes > kMostBytes) return Damaged("the arena's size is impossible");
 
   Plan base;
-  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, residency.used));
+  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, residency.used ? std::max<int64_t>(1, residency.piece_bytes) : 0));
   if (const std::string here = Fingerprint(base.program); here != plan.origin.prepared) {
     return Differs("way of lowering", plan.origin.prepared, here);
   }

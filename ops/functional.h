@@ -182,11 +182,13 @@ ValueId Dropout(Builder& b, ValueId x, ValueId state, int64_t stream, double rat
 //   (1 - weight) * target + weight * scale * source. EMA and running statistics; updates its targets.
 // "sum_squares"(k tensors) -> scalar: the sum of all squares. Differentiable.
 // gradient_scale multiplies every gradient first (clipping, accumulation).
+// With {begin} and one tensor, moments (adam, sgd) or the target (lerp) are a piece [n] of it from element `begin` on, a multiple of
+//   16384; weights, gradients and the source stay whole, and the weights change in that piece only.
 ValueId SumSquares(Builder& b, std::span<const ValueId> tensors);
 
 // --- control.cc -----------------------------------------------------------------------------------------------------
 // x + y where the scalar flag is not 0, else x, without looking at y; same shape. Joins what a conditional phase made.
-// "add_if".
+// "add_if". Only the planner emits "stash" (device -> tier), "fetch" (tier -> device) and "write_back"(old in tier, new on device).
 ValueId AddIf(Builder& b, ValueId x, ValueId y, ValueId flag);
 
 }  // namespace gantry::ops

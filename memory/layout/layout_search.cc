@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include "memory/layout/deep_stack.h"
 #include "memory/layout/layout_failed_states.h"
 
 namespace gantry {
@@ -637,7 +638,11 @@ LayoutSearch::LayoutSearch(const LayoutItems& items, uint64_t seed) : impl_(std:
 LayoutSearch::~LayoutSearch() = default;
 
 SearchOutcome LayoutSearch::Find(int64_t height, int64_t work_limit, int64_t& work, const std::function<bool()>& stop) {
-  return impl_->Find(height, work_limit, work, stop);
+  // The search is as deep as there are items, two calls an item: with sanitizers more than a thread's usual 8 MiB hold.
+  constexpr size_t kStackBytes = size_t{64} << 20;
+  SearchOutcome outcome = SearchOutcome::kGaveUp;
+  if (!CallOnDeepStack(kStackBytes, [&] { outcome = impl_->Find(height, work_limit, work, stop); })) work = std::max(work, work_limit);
+  return outcome;
 }
 
 const std::vector<int64_t>& LayoutSearch::offsets() const { return impl_->offsets(); }

@@ -124,14 +124,8 @@ class Solver {
     ++trials_;
     ResidencySchedule schedule = scheduler_.Run(choice);
     if (!schedule.valid) return false;
-    const int64_t excess = Excess(schedule);
-    const bool better = best_excess_ < 0 || excess < best_excess_ ||
-                        (excess == best_excess_ && schedule.seconds < solution_.schedule.seconds * (1 - 1e-9));
-    if (!better) return false;
-    best_excess_ = excess;
-    solution_.choice = choice;
-    solution_.schedule = std::move(schedule);
-    solution_.fits = excess == 0;
+    if (!Better(schedule)) return false;
+    Keep(choice, std::move(schedule));
     return true;
   }
 
@@ -266,7 +260,7 @@ class Solver {
       const ResidencySchedule schedule = scheduler_.Run(choice);
       if (!schedule.valid) break;
       ++trials_;
-      std::vector<int64_t> bytes = scheduler_.op_bytes();
+      const std::vector<int64_t> bytes = scheduler_.op_bytes();
       if (Better(schedule)) Keep(choice, schedule);
       if (Excess(schedule) == 0) break;
       // How much is over, summed over ops, so that a gap's relief is a difference.
@@ -309,16 +303,18 @@ class Solver {
       std::sort(offers.begin(), offers.end(), [](const Offer& a, const Offer& b) { return a.score > b.score; });
       // As many at once as are certain to be needed.
       int64_t left = worst;
-      bool changed = false;
+      bool progress = false;
       for (const Offer& offer : offers) {
         if (left <= 0) break;
         const Gap& gap = gaps_[offer.gap];
         ResidencyChoice next = choice;
         Set(next, gap, offer.residence);
-        if (offer.residence == Residence::kRecompute || options_.recompute) {
+        // Where things run again, one choice can make another impossible.
+        if (options_.recompute) {
           ++trials_;
           if (!scheduler_.Run(next).valid) {
             refused[offer.gap * (problem_.tiers.size() + 2) + static_cast<size_t>(offer.residence)] = true;
+            progress = true;
             continue;
           }
         }
@@ -330,14 +326,9 @@ class Solver {
         }
         choice = std::move(next);
         left -= problem_.items[gap.item].bytes;
-        changed = true;
-        if (left > 0 && offers.size() > 64) continue;  // big problems: several per schedule
+        progress = true;
       }
-      if (!changed) {
-        bool open = false;
-        for (const Offer& offer : offers) open = open || !Refused(offer.gap, offer.residence);
-        if (!open && offers.empty()) break;
-      }
+      if (!progress) break;
     }
   }
 
@@ -347,10 +338,10 @@ class Solver {
            (excess == best_excess_ && schedule.seconds < solution_.schedule.seconds * (1 - 1e-9));
   }
 
-  void Keep(const ResidencyChoice& choice, const ResidencySchedule& schedule) {
+  void Keep(const ResidencyChoice& choice, ResidencySchedule schedule) {
     best_excess_ = Excess(schedule);
     solution_.choice = choice;
-    solution_.schedule = schedule;
+    solution_.schedule = std::move(schedule);
     solution_.fits = best_excess_ == 0;
   }
 

@@ -14,11 +14,13 @@
 #include <nlohmann/json.hpp>
 
 #include "memory/device.h"
+#include "ops/functional.h"
 #include "ops/philox.h"
 #include "runtime/data/npy.h"
 #include "runtime/gan/families.h"
 #include "runtime/gan/gan_session.h"
 #include "runtime/graph/onnx.h"
+#include "runtime/graph/rewrite.h"
 
 namespace gantry {
 namespace {
@@ -105,9 +107,9 @@ void PrintProfile(Executor& executor, int steps) {
   double total = 0;
   size_t index = 0;
   for (const PlannedOp& step : executor.plan().schedule) {
-    if (step.kernel == nullptr) continue;
     const Op& op = program.ops()[step.op];
-    std::string name = absl::StrFormat("%s (%s) %s", op.definition->name, step.kernel->implementation(),
+    if (op.definition->is_view) continue;
+    std::string name = absl::StrFormat("%s (%s) %s", op.definition->name, step.kernel == nullptr ? "copy" : step.kernel->implementation(),
                                        program.TypeOf(op.outputs[0]).ToString());
     auto& row = rows[name];
     row.first += executor.op_seconds()[index] / steps;
@@ -141,6 +143,44 @@ absl::Status Serve(const Options& options) {
   return absl::OkStatus();
 }
 
+// Multiplications and additions of the step program, convolutions counted as they are defined: a Winograd form does fewer.
+absl::StatusOr<double> StepFlops(const GanSession& session) {
+  GANTRY_ASSIGN_OR_RETURN(const Program built, BuildGanStep(session.options().step, session.generators(), session.discriminators()));
+  GANTRY_ASSIGN_OR_RETURN(const Program program, Simplify(built));
+  double flops = 0;
+  for (const Op& op : program.ops()) {
+    if (op.definition->cost == nullptr) continue;
+    std::vector<TensorType> inputs, outputs;
+    for (ValueId input : op.inputs) inputs.push_back(program.TypeOf(input));
+    for (ValueId output : op.outputs) outputs.push_back(program.TypeOf(output));
+    flops += op.definition->cost(inputs, outputs, op.attributes).flops;
+  }
+  return flops;
+}
+
+// What the machine reaches in a large matrix product, the library's, best of ten.
+absl::StatusOr<double> MatrixPeak(const Options& options) {
+  constexpr int64_t kSize = 1536;
+  Program program;
+  const ValueId a = program.AddInput("a", {DataType::kF32, Shape{kSize, kSize}});
+  const ValueId b = program.AddInput("b", {DataType::kF32, Shape{kSize, kSize}});
+  program.AddOutput("c", ops::Matmul(program, a, b));
+  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, {.thread_count = options.threads}));
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = options.threads});
+  GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<Executor> executor, Executor::Create(std::move(plan), *device));
+  for (const ValueId input : {a, b}) {
+    const std::span<std::byte> data = executor->Data(input);
+    std::fill_n(reinterpret_cast<float*>(data.data()), data.size() / sizeof(float), 0.5f);
+  }
+  double best = 0;
+  for (int i = 0; i < 10; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    GANTRY_RETURN_IF_ERROR(executor->Run());
+    best = std::max(best, 2.0 * kSize * kSize * kSize / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
 absl::Status Measure(const Options& options) {
   GANTRY_ASSIGN_OR_RETURN(Bench bench, MakeTimed(options));
   GANTRY_RETURN_IF_ERROR(bench.Step().status());
@@ -158,16 +198,21 @@ absl::Status Measure(const Options& options) {
   getrusage(RUSAGE_SELF, &usage);
   const double images = static_cast<double>(options.batch) / median;
   const Plan& plan = bench.session->plan();
+  GANTRY_ASSIGN_OR_RETURN(const double flops, StepFlops(*bench.session));
+  GANTRY_ASSIGN_OR_RETURN(const double peak, MatrixPeak(options));
   if (options.json) {
     std::cout << nlohmann::json{{"name", "step"}, {"model", options.model}, {"threads", options.threads}, {"samples_s", samples},
                                 {"images_per_s", images}, {"arena_bytes", plan.arena_bytes},
                                 {"arena_lower_bound_bytes", plan.lower_bound_bytes},
-                                {"peak_rss_bytes", usage.ru_maxrss * 1024}}.dump()
+                                {"peak_rss_bytes", usage.ru_maxrss * 1024},
+                                {"flops", flops}, {"matrix_peak_flops_per_s", peak}, {"share_of_matrix_peak", flops / median / peak}}.dump()
               << std::endl;
   } else {
     std::printf("%s, %d threads: median %.4f s, best %.4f s, %.1f images/s; arena %.1f MB (%.3f x lower bound), peak RSS %.1f MB\n",
                 options.model.c_str(), options.threads, median, sorted[0], images, plan.arena_bytes / 1e6,
                 static_cast<double>(plan.arena_bytes) / static_cast<double>(plan.lower_bound_bytes), usage.ru_maxrss / 1e3);
+    std::printf("%.1f GFLOP a step, %.1f GFLOP/s: %.0f %% of the %.1f GFLOP/s that a matrix product reaches here\n", flops / 1e9,
+                flops / median / 1e9, 100 * flops / median / peak, peak / 1e9);
   }
   return absl::OkStatus();
 }

@@ -72,7 +72,7 @@ constexpr const char* kAttributes[] = {"alpha",    "beta",      "low",         "
                                        "nesterov", "weight",    "scale",       "weight_decay",   "dampening",
                                        "extent",   "strides",   "kernel",      "groups",         "dilations",
                                        "mode",     "eps",       "ceil_mode",   "output_spatial", "coordinates",
-                                       "rounding", "decoupled", "transpose_a", "transpose_b",    "count_include_pad"};
+                                       "rounding", "begin",     "decoupled", "transpose_a", "transpose_b",    "count_include_pad"};
 
 TEST(HostileTest, InferenceRefusesOrStaysWithinLimits) {
   Hostile hostile(1);

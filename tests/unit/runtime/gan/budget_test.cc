@@ -15,6 +15,7 @@ struct Case {
   std::string family = "dcgan";
   GanStepConfig step;
   PlanOptions plan;
+  OptimizerConfig optimizer;
   int64_t size = 32, width = 16, batch = 4;
 };
 
@@ -30,8 +31,8 @@ absl::StatusOr<std::unique_ptr<GanSession>> MakeSession(const Case& setup, Devic
                                                                     .latent_size = 16, .batch = setup.batch,
                                                                     .dtype = setup.step.dtype}));
   std::vector<GanRole> generators, discriminators;
-  generators.push_back({.name = "generator", .model = std::move(family.generator)});
-  discriminators.push_back({.name = "discriminator", .model = std::move(family.discriminator)});
+  generators.push_back({.name = "generator", .model = std::move(family.generator), .optimizer = setup.optimizer});
+  discriminators.push_back({.name = "discriminator", .model = std::move(family.discriminator), .optimizer = setup.optimizer});
   return GanSession::Create({.step = setup.step, .plan = setup.plan, .seed = 11}, std::move(generators), std::move(discriminators),
                             device);
 }
@@ -187,6 +188,74 @@ TEST(BudgetCaseTest, PlanFilesAreCarriedOutToTheBit) {
   EXPECT_EQ(read->offsets, made.offsets);
   options.tiers.clear();
   EXPECT_NE(Message(PlanFromJson(text, *program, options).status()).find("offload"), std::string::npos);
+}
+
+TEST(BudgetCaseTest, MomentsAndAveragesAreInPieces) {
+  Case setup = CaseOf("dcgan");
+  setup.width = 32;
+  const Outcome unlimited = Train(setup, 2);
+  setup.plan.device_memory.fraction = 0.4;
+  setup.plan.tiers = {Host()};
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 1});
+  const auto session = MakeSession(setup, *device);
+  ASSERT_TRUE(session.ok()) << session.status();
+  std::map<std::string, int> pieces;
+  for (const State& state : (*session)->plan().program.states()) {
+    if (!state.whole.empty()) ++pieces[state.whole];
+  }
+  EXPECT_GT(pieces["generator.0.weight.moment1"], 1);
+  EXPECT_GT(pieces["ema.generator.0.weight"], 1);
+  EXPECT_EQ(pieces.count("generator.0.weight"), 0u);
+  EXPECT_TRUE(Train(setup, 2) == unlimited);
+  for (const char* optimizer : {"adamw", "sgd"}) {
+    Case other = CaseOf("dcgan");
+    other.width = 32;
+    other.optimizer.kind = optimizer == std::string("sgd") ? OptimizerConfig::Kind::kSgd : OptimizerConfig::Kind::kAdamW;
+    other.optimizer.momentum = other.optimizer.kind == OptimizerConfig::Kind::kSgd ? 0.9 : 0.0;
+    other.optimizer.weight_decay = 0.01;
+    other.optimizer.clip_norm = 1.0;
+    const Outcome free = Train(other, 2);
+    other.plan.device_memory.fraction = 0.5;
+    other.plan.tiers = {Host()};
+    EXPECT_TRUE(Train(other, 2) == free) << optimizer;
+  }
+}
+
+TEST(BudgetCaseTest, TheVerifierFindsCopiesThatAreUsedTooEarly) {
+  Case setup = CaseOf("dcgan");
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.tiers = {Host()};
+  setup.plan.thread_count = 1;
+  GanSessionOptions options{.step = setup.step, .plan = setup.plan};
+  Family family = *BuildFamily(setup.family, {.image_size = setup.size, .channels = 3, .width = setup.width, .latent_size = 16,
+                                              .batch = setup.batch, .dtype = setup.step.dtype});
+  const GanRole generators[] = {{.name = "generator", .model = std::move(family.generator)}};
+  const GanRole discriminators[] = {{.name = "discriminator", .model = std::move(family.discriminator)}};
+  absl::StatusOr<Program> program = BuildGanStep(setup.step, generators, discriminators);
+  ASSERT_TRUE(program.ok());
+  absl::StatusOr<Plan> plan = MakePlan(*program, setup.plan);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  ASSERT_TRUE(VerifyPlan(*plan).ok());
+  int fetches = 0, overwritten = 0;
+  for (PlannedOp& step : plan->schedule) {
+    if (step.done_by < 0) continue;
+    const int done_by = step.done_by;
+    const bool fetch = plan->program.ops()[step.op].definition->name == "fetch";
+    step.done_by = static_cast<int>(plan->schedule.size());
+    const absl::Status late = VerifyPlan(*plan);
+    if (fetch) {
+      ++fetches;
+      EXPECT_NE(Message(late).find("before its copy is done"), std::string::npos) << late;
+    } else {
+      overwritten += !late.ok();  // where its memory is used again
+    }
+    step.done_by = 0;
+    EXPECT_FALSE(VerifyPlan(*plan).ok());
+    step.done_by = done_by;
+  }
+  EXPECT_TRUE(VerifyPlan(*plan).ok());
+  EXPECT_GT(fetches, 3);
+  EXPECT_GT(overwritten, 0);
 }
 
 TEST(BudgetCaseTest, SlowLinksChangeTheTimeOnly) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -138,6 +139,8 @@ class ResidencyScheduler {
   void Touch(int item, int position);
   void Leave(int item, Residence residence);
   void PlaceFetches();
+  using ByPosition = std::vector<std::vector<int>>;
+  std::pair<ByPosition, ByPosition> CopiesByPosition() const;
   void WalkClock(ResidencySchedule& schedule);
   void Emit(ResidencySchedule& schedule) const;
 

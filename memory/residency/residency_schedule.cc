@@ -282,21 +282,28 @@ void ResidencyScheduler::PlaceFetches() {
   }
 }
 
+// Episodes whose fetch begins at each position, the one that is needed first before the others, and those that are stashed after it.
+std::pair<ResidencyScheduler::ByPosition, ResidencyScheduler::ByPosition> ResidencyScheduler::CopiesByPosition() const {
+  ByPosition issues(positions_.size() + 1), stashes(positions_.size() + 1);
+  for (int index = 0; index < static_cast<int>(episodes_.size()); ++index) {
+    const Episode& episode = episodes_[index];
+    if (episode.fetch_tier >= 0) issues[episode.issue].push_back(index);
+    if (episode.stash_tier >= 0) stashes[episode.end].push_back(index);
+  }
+  for (std::vector<int>& at : issues) {
+    std::stable_sort(at.begin(), at.end(), [&](int a, int b) { return episodes_[a].begin < episodes_[b].begin; });
+  }
+  return {std::move(issues), std::move(stashes)};
+}
+
 // Runs everything on a clock, and settles when the memory under copies out is taken back.
 void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
   const int count = static_cast<int>(positions_.size());
   const size_t tiers = problem_.tiers.size();
-  std::vector<std::vector<int>> issues(count + 1), stashes(count + 1), needs(count + 1);
+  const auto [issues, stashes] = CopiesByPosition();
+  std::vector<std::vector<int>> needs(count + 1);
   for (int index = 0; index < static_cast<int>(episodes_.size()); ++index) {
-    const Episode& episode = episodes_[index];
-    if (episode.fetch_tier >= 0) {
-      issues[episode.issue].push_back(index);
-      needs[episode.begin].push_back(index);
-    }
-    if (episode.stash_tier >= 0) stashes[episode.end].push_back(index);
-  }
-  for (auto& at : issues) {
-    std::stable_sort(at.begin(), at.end(), [&](int a, int b) { return episodes_[a].begin < episodes_[b].begin; });
+    if (episodes_[index].fetch_tier >= 0) needs[episodes_[index].begin].push_back(index);
   }
   std::vector<double> out_free(tiers, 0.0), in_free(tiers, 0.0), finish(episodes_.size(), 0.0), stash_finish(episodes_.size(), 0.0);
   std::vector<int64_t> tier_bytes(tiers, 0), held(problem_.items.size(), 0);
@@ -391,15 +398,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
 
 void ResidencyScheduler::Emit(ResidencySchedule& schedule) const {
   const int count = static_cast<int>(positions_.size());
-  std::vector<std::vector<int>> issues(count + 1), stashes(count + 1);
-  for (int index = 0; index < static_cast<int>(episodes_.size()); ++index) {
-    const Episode& episode = episodes_[index];
-    if (episode.fetch_tier >= 0) issues[episode.issue].push_back(index);
-    if (episode.stash_tier >= 0) stashes[episode.end].push_back(index);
-  }
-  for (auto& at : issues) {
-    std::stable_sort(at.begin(), at.end(), [&](int a, int b) { return episodes_[a].begin < episodes_[b].begin; });
-  }
+  const auto [issues, stashes] = CopiesByPosition();
   std::vector<int> first_action(count + 1), run_action(count + 1);
   int next = 0;
   for (int p = 0; p < count; ++p) {

@@ -14,10 +14,6 @@ struct gantry_plan_file {
   std::string text;
 };
 
-namespace {
-constexpr uint64_t kMaxPlanFileBytes = uint64_t{1} << 30;
-}  // namespace
-
 namespace gantry::c_api {
 
 absl::Status WritePlan(const std::string& path, const Plan& plan) {

@@ -12,8 +12,6 @@
 namespace gantry {
 namespace {
 
-constexpr uint64_t kMaxPlanFileBytes = uint64_t{1} << 30;
-
 // Calls `function` with a pointer of the right float type.
 template <typename Function>
 void WithFloats(DataType type, void* data, Function function) {

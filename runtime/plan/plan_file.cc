@@ -15,7 +15,6 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int64_t kMostBytes = int64_t{1} << 40;  // of a buffer or slab: sums of them are no overflow
-constexpr size_t kMaxPlanBytes = size_t{1} << 30;
 constexpr std::string_view kActionNames[] = {"run", "again", "fetch", "stash"};
 
 absl::Status Damaged(std::string_view what) {
@@ -95,7 +94,7 @@ class Reader {
 };
 
 absl::StatusOr<Json> Parse(std::string_view text) {
-  if (text.size() > kMaxPlanBytes) return Damaged("it is larger than 1 GiB");
+  if (text.size() > kMaxPlanFileBytes) return Damaged("it is larger than 1 GiB");
   // Depth is bounded before the parser recurses.
   int depth = 0;
   for (const char c : text) {
@@ -128,6 +127,28 @@ bool ReadBuffer(Reader& reader, const Json& json, PlannedBuffer& buffer) {
     reader.Fail(absl::StrFormat("buffer '%s' has an impossible place, size or life", buffer.name));
   }
   return reader.status().ok();
+}
+
+PlannedResidency ReadResidency(Reader& reader, const Json& json) {
+  PlannedResidency residency;
+  const auto found = json.find("residency");
+  if (found == json.end()) {
+    reader.Fail("'residency' is missing");
+    return residency;
+  }
+  residency.used = reader.Get<bool>(*found, "used", false);
+  residency.budget_bytes = reader.Get<int64_t>(*found, "budget_bytes", 0);
+  residency.piece_bytes = reader.Get<int64_t>(*found, "piece_bytes", 0);
+  residency.footprint_bytes = reader.Get<int64_t>(*found, "footprint_bytes", 0);
+  residency.seconds = reader.Get<double>(*found, "seconds", 0);
+  residency.wait_seconds = reader.Get<double>(*found, "wait_seconds", 0);
+  residency.recompute_seconds = reader.Get<double>(*found, "recompute_seconds", 0);
+  residency.unlimited_seconds = reader.Get<double>(*found, "unlimited_seconds", 0);
+  residency.bound_seconds = reader.Get<double>(*found, "bound_seconds", 0);
+  residency.stashes = reader.Get<int>(*found, "stashes", 0);
+  residency.fetches = reader.Get<int>(*found, "fetches", 0);
+  residency.repeats = reader.Get<int>(*found, "repeats", 0);
+  return residency;
 }
 
 }  // namespace
@@ -229,21 +250,8 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
     return Differs("model, batch or loss", absl::StrCat("step program ", plan.origin.program), here);
   }
   if (const std::string here = MachineText(options); here != plan.origin.machine) return Differs("machine", plan.origin.machine, here);
-  const auto record = json.find("residency");
-  if (record == json.end()) return Damaged("'residency' is missing");
-  PlannedResidency& residency = plan.residency;
-  residency.used = reader.Get<bool>(*record, "used", false);
-  residency.budget_bytes = reader.Get<int64_t>(*record, "budget_bytes", 0);
-  residency.piece_bytes = reader.Get<int64_t>(*record, "piece_bytes", 0);
-  residency.footprint_bytes = reader.Get<int64_t>(*record, "footprint_bytes", 0);
-  residency.seconds = reader.Get<double>(*record, "seconds", 0);
-  residency.wait_seconds = reader.Get<double>(*record, "wait_seconds", 0);
-  residency.recompute_seconds = reader.Get<double>(*record, "recompute_seconds", 0);
-  residency.unlimited_seconds = reader.Get<double>(*record, "unlimited_seconds", 0);
-  residency.bound_seconds = reader.Get<double>(*record, "bound_seconds", 0);
-  residency.stashes = reader.Get<int>(*record, "stashes", 0);
-  residency.fetches = reader.Get<int>(*record, "fetches", 0);
-  residency.repeats = reader.Get<int>(*record, "repeats", 0);
+  plan.residency = ReadResidency(reader, json);
+  const PlannedResidency& residency = plan.residency;
   plan.arena_bytes = reader.Get<int64_t>("arena_bytes", 0);
   plan.lower_bound_bytes = reader.Get<int64_t>("lower_bound_bytes", 0);
   plan.layout_method = reader.Get<std::string>("layout_method", "");
@@ -344,14 +352,7 @@ absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text) {
   plan.machine = reader.Get<std::string>("machine", "");
   plan.arena_bytes = reader.Get<int64_t>("arena_bytes", 0);
   plan.lower_bound_bytes = reader.Get<int64_t>("lower_bound_bytes", 0);
-  const auto record = json.find("residency");
-  if (record == json.end()) return Damaged("'residency' is missing");
-  plan.budget_bytes = reader.Get<int64_t>(*record, "budget_bytes", 0);
-  plan.footprint_bytes = reader.Get<int64_t>(*record, "footprint_bytes", 0);
-  plan.seconds = reader.Get<double>(*record, "seconds", 0);
-  plan.stashes = reader.Get<int>(*record, "stashes", 0);
-  plan.fetches = reader.Get<int>(*record, "fetches", 0);
-  plan.repeats = reader.Get<int>(*record, "repeats", 0);
+  plan.residency = ReadResidency(reader, json);
   plan.ops = static_cast<int>(reader.Array("schedule").size());
   for (const Json& entry : reader.Array("tiers")) {
     plan.tiers.push_back({reader.Get<std::string>(entry, "name", ""), reader.Get<int64_t>(entry, "bytes", 0)});
@@ -366,9 +367,9 @@ absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text) {
 }
 
 absl::Status CheckSummary(const PlanSummary& plan) {
-  if (plan.budget_bytes > 0 && plan.arena_bytes > plan.budget_bytes) {
+  if (plan.residency.budget_bytes > 0 && plan.arena_bytes > plan.residency.budget_bytes) {
     return absl::FailedPreconditionError(
-        absl::StrFormat("the arena takes %d bytes, the budget is %d", plan.arena_bytes, plan.budget_bytes));
+        absl::StrFormat("the arena takes %d bytes, the budget is %d", plan.arena_bytes, plan.residency.budget_bytes));
   }
   for (int tier = kDeviceTier; tier < static_cast<int>(plan.tiers.size()); ++tier) {
     LayoutProblem problem;
@@ -401,11 +402,11 @@ std::string Describe(const PlanSummary& plan) {
   std::string text = absl::StrFormat(
       "version        %s\nprogram        %s\nmachine        %s\nops            %d\narena          %d bytes (lower bound %d)\n", plan.version,
       plan.program, plan.machine, plan.ops, plan.arena_bytes, plan.lower_bound_bytes);
-  if (plan.budget_bytes > 0) absl::StrAppend(&text, absl::StrFormat("budget         %d bytes\n", plan.budget_bytes));
-  absl::StrAppend(&text, absl::StrFormat("footprint      %d bytes with nothing offloaded\n", plan.footprint_bytes));
+  if (plan.residency.budget_bytes > 0) absl::StrAppend(&text, absl::StrFormat("budget         %d bytes\n", plan.residency.budget_bytes));
+  absl::StrAppend(&text, absl::StrFormat("footprint      %d bytes with nothing offloaded\n", plan.residency.footprint_bytes));
   for (const PlanSummary::Tier& tier : plan.tiers) absl::StrAppend(&text, absl::StrFormat("tier %-9s %d bytes\n", tier.name, tier.bytes));
   absl::StrAppend(&text, absl::StrFormat("residency      %d copies out, %d in, %d ops run again\npredicted      %.4g s a step\n",
-                                         plan.stashes, plan.fetches, plan.repeats, plan.seconds));
+                                         plan.residency.stashes, plan.residency.fetches, plan.residency.repeats, plan.residency.seconds));
   return text;
 }
 
@@ -418,13 +419,13 @@ std::string DescribeDifference(const PlanSummary& from, const PlanSummary& to) {
   if (from.program != to.program) absl::StrAppend(&text, "program        ", from.program, " -> ", to.program, "\n");
   if (from.machine != to.machine) absl::StrAppend(&text, "machine        ", from.machine, " -> ", to.machine, "\n");
   Number("arena", from.arena_bytes, to.arena_bytes);
-  Number("budget", from.budget_bytes, to.budget_bytes);
-  Number("footprint", from.footprint_bytes, to.footprint_bytes);
+  Number("budget", from.residency.budget_bytes, to.residency.budget_bytes);
+  Number("footprint", from.residency.footprint_bytes, to.residency.footprint_bytes);
   Number("ops", from.ops, to.ops);
-  Number("copies out", from.stashes, to.stashes);
-  Number("copies in", from.fetches, to.fetches);
-  Number("run again", from.repeats, to.repeats);
-  if (from.seconds != to.seconds) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s -> %.4g s\n", from.seconds, to.seconds));
+  Number("copies out", from.residency.stashes, to.residency.stashes);
+  Number("copies in", from.residency.fetches, to.residency.fetches);
+  Number("run again", from.residency.repeats, to.residency.repeats);
+  if (from.residency.seconds != to.residency.seconds) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s -> %.4g s\n", from.residency.seconds, to.residency.seconds));
   // Buffers have no identity of their own: those of the same name and place in the step are compared by their number and bytes.
   struct Sum {
     int count = 0;

@@ -10,6 +10,7 @@
 namespace gantry {
 
 inline constexpr std::string_view kPlanFormat = "gantry-plan-1";
+inline constexpr size_t kMaxPlanFileBytes = size_t{1} << 30;
 
 std::string PlanToJson(const Plan& plan);
 
@@ -20,9 +21,9 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
 // What can be said of a plan file without its program.
 struct PlanSummary {
   std::string version, program, machine;
-  int64_t arena_bytes = 0, lower_bound_bytes = 0, budget_bytes = 0, footprint_bytes = 0;
-  double seconds = 0.0;
-  int ops = 0, stashes = 0, fetches = 0, repeats = 0;
+  int64_t arena_bytes = 0, lower_bound_bytes = 0;
+  PlannedResidency residency;
+  int ops = 0;
   struct Tier {
     std::string name;
     int64_t bytes = 0;

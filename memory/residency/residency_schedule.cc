@@ -306,7 +306,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
     if (episodes_[index].fetch_tier >= 0) needs[episodes_[index].begin].push_back(index);
   }
   std::vector<double> out_free(tiers, 0.0), in_free(tiers, 0.0), finish(episodes_.size(), 0.0), stash_finish(episodes_.size(), 0.0);
-  std::vector<int64_t> tier_bytes(tiers, 0), held(problem_.items.size(), 0);
+  std::vector<int64_t> tier_bytes(tiers, 0);
   schedule.tier_peak_bytes.assign(tiers, 0);
   schedule.out_bytes.assign(tiers, 0);
   schedule.in_bytes.assign(tiers, 0);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 
 #include "memory/status.h"
 
@@ -95,17 +94,13 @@ class Solver {
     std::vector<Residence>& gaps = choice[gap.item];
     gaps[gap.index] = residence;
     if (!problem_.items[gap.item].wraps) return;
-    if (gap.index == 0) {
-      gaps.back() = residence;
-      if (residence == Residence::kKeep) std::fill(gaps.begin(), gaps.end(), Residence::kKeep);
-      for (Residence& other : gaps) {
-        if (other != Residence::kKeep) other = residence;
-      }
-    } else if (residence != Residence::kKeep) {
-      gaps.front() = gaps.back() = residence;
-      for (Residence& other : gaps) {
-        if (other != Residence::kKeep) other = residence;
-      }
+    if (residence == Residence::kKeep) {
+      if (gap.index == 0) std::fill(gaps.begin(), gaps.end(), Residence::kKeep);
+      return;
+    }
+    gaps.front() = gaps.back() = residence;
+    for (Residence& other : gaps) {
+      if (other != Residence::kKeep) other = residence;
     }
   }
 
@@ -163,10 +158,7 @@ class Solver {
       double over = static_cast<double>(kept_bytes[op] - problem_.budget_bytes);
       std::vector<std::pair<double, double>> offers;  // seconds of recompute per byte, bytes
       for (const Gap& gap : gaps_) {
-        const bool covers = problem_.items[gap.item].wraps && gap.index == 0
-                                ? op < gap.to || op > (problem_.items[gap.item].uses.empty() ? -1 : problem_.items[gap.item].uses.back())
-                                : gap.from < op && op < gap.to;
-        if (!covers) continue;
+        if (!Covers(gap, op)) continue;
         const double bytes = static_cast<double>(problem_.items[gap.item].bytes);
         bool again = false;
         for (Residence residence : Choices(gap.item, gap.index)) again = again || residence == Residence::kRecompute;
@@ -192,7 +184,7 @@ class Solver {
         if (share < bytes) break;
       }
       const double lane = over > 0 && in_rate > 0 ? over / in_rate : 0.0;
-      bound = std::max(bound, std::max(compute + again_seconds, std::min(lane, kInfinity)));
+      bound = std::max(bound, std::max(compute + again_seconds, lane));
     }
     return bound;
   }

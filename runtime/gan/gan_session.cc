@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "absl/strings/str_join.h"
+#include "memory/hash.h"
 #include "runtime/data/file.h"
 #include "runtime/gan/fill_random.h"
 #include "runtime/plan/plan_file.h"
@@ -22,20 +23,14 @@ void WithFloats(DataType type, void* data, Function function) {
   }
 }
 
-// FNV-1a, 64 bits: states draw their first values by name, so that their order does not matter.
-uint64_t HashName(std::string_view name) {
-  uint64_t hash = 0xcbf29ce484222325u;
-  for (char c : name) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return hash;
-}
-
 absl::Status InitializeState(const std::string& name, const Initializer& init, const TensorType& type, uint64_t seed, void* data) {
   const int64_t count = type.element_count();
   if (init.kind == Initializer::Kind::kData && static_cast<int64_t>(init.data.size()) != count) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, its initial data has %d elements", name,
                                                       type.ToString(), init.data.size()));
   }
-  const uint64_t key = seed ^ HashName(name);
+  // Drawn by name, so that the order of states does not matter.
+  const uint64_t key = seed ^ HashText(name);
   WithFloats(type.dtype, data, [&](auto* to) {
     switch (init.kind) {
       case Initializer::Kind::kConstant: std::fill(to, to + count, init.a); break;

@@ -6,6 +6,10 @@
 
 namespace gantry {
 
+int UpdateCount(const Op& op) {
+  return op.definition->updates == nullptr ? 0 : op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
+}
+
 void Program::Fail(absl::Status error) {
   if (status_.ok()) status_ = std::move(error);
 }

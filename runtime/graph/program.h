@@ -46,6 +46,9 @@ struct Op {
   ValueId condition = kNoValue;
 };
 
+// Outputs [0, n) of the op are new versions of its inputs [0, n), in the same memory: that n. 0: it updates nothing.
+int UpdateCount(const Op& op);
+
 // How the first content of a state is made. Random draws depend on the run's seed and the state's name only.
 struct Initializer {
   enum class Kind : uint8_t { kConstant, kNormal, kUniform, kData, kCopy };

@@ -35,11 +35,6 @@ std::vector<int> CountUses(const Program& program) {
   return uses;
 }
 
-bool Updates(const Op& op) {
-  return op.definition->updates != nullptr &&
-         op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes) > 0;
-}
-
 absl::StatusOr<Program> Checked(Program program) {
   GANTRY_RETURN_IF_ERROR(program.status());
   return program;
@@ -127,7 +122,7 @@ class Fuser {
   // which reads what another writes.
   OpId BucketEnd(OpId id) const {
     const Op& first = program_.ops()[id];
-    if (!Updates(first) || !first.attributes.Has("count")) return id;
+    if (UpdateCount(first) == 0 || !first.attributes.Has("count")) return id;
     OpId end = id + 1;
     for (; end < static_cast<OpId>(program_.ops().size()); ++end) {
       const Op& next = program_.ops()[end];
@@ -201,7 +196,7 @@ absl::StatusOr<Program> Simplify(const Program& program) {
   for (OpId id = 0; id < static_cast<OpId>(program.ops().size()); ++id) {
     if (!live[id]) continue;
     const Op& op = program.ops()[id];
-    if (!Updates(op)) {
+    if (UpdateCount(op) == 0) {
       std::vector<ValueId> inputs;
       for (ValueId input : op.inputs) inputs.push_back(copier.Mapped(input));
       const auto [place, is_new] = seen.try_emplace({op.definition, std::move(inputs), op.attributes.ToString()}, id);

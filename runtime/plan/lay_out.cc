@@ -84,9 +84,7 @@ class LayoutMaker {
     for (const PlannedOp& step : plan_.schedule) {
       const Op& op = program_.ops()[step.op];
       if (op.definition->is_view) Join(op.outputs[0], op.inputs[0]);
-      if (op.definition->updates == nullptr) continue;
-      const int updates = op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
-      for (int i = 0; i < updates; ++i) Join(op.outputs[i], op.inputs[i]);
+      for (int i = 0; i < UpdateCount(op); ++i) Join(op.outputs[i], op.inputs[i]);
     }
     if (!options_.in_place) return;
     for (int time = 0; time < End(); ++time) {

@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "absl/strings/str_join.h"
+#include "memory/hash.h"
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/plan/lay_out.h"
@@ -27,7 +28,7 @@ double ComputeSeconds(const Program& program, const PlanOptions& options) {
 
 std::string Bytes(int64_t bytes) { return absl::StrFormat("%d bytes (%.1f MiB)", bytes, static_cast<double>(bytes) / 1048576.0); }
 
-// The largest buffers live at the arena's fullest moment, joined by what they are.
+// The largest buffers live at the arena's fullest moment.
 std::vector<const PlannedBuffer*> LargestAtPeak(const Plan& plan, size_t count) {
   std::vector<int64_t> change(plan.schedule.size() + 2, 0);
   for (const PlannedBuffer& buffer : plan.buffers) {
@@ -76,23 +77,17 @@ absl::Status TooSmall(const Plan& base, Resider& resider, const PlanOptions& opt
     double seconds;
   };
   std::vector<Fix> fixes;
-  const auto Try = [&](std::string_view what, bool recompute, bool tiers) {
-    const auto solution = resider.Solve(budget, recompute, tiers);
+  const auto Try = [&](std::string_view what, Resider& with, bool recompute) {
+    const auto solution = with.Solve(budget, recompute);
     if (solution.ok() && solution->fits) fixes.push_back({std::string(what), solution->schedule.peak_bytes, solution->schedule.seconds});
   };
-  if (!options.recompute) Try("let ops run again (memory.recompute = true)", true, !options.tiers.empty());
+  if (!options.recompute) Try("let ops run again (memory.recompute = true)", resider, true);
   if (options.tiers.empty()) {
     PlanOptions with_host = options;
     with_host.tiers = {TierOptions{.name = "host"}};
     Resider other(base, {}, with_host);
-    for (const bool recompute : {false, true}) {
-      if (recompute && !options.recompute && !fixes.empty()) continue;
-      const auto solution = other.Solve(budget, recompute, true);
-      if (solution.ok() && solution->fits) {
-        fixes.push_back({recompute ? "offload to the host and let ops run again (--offload host)" : "offload to the host (--offload host)",
-                         solution->schedule.peak_bytes, solution->schedule.seconds});
-      }
-    }
+    Try("offload to the host (--offload host)", other, false);
+    if (options.recompute || fixes.empty()) Try("offload to the host and let ops run again (--offload host)", other, true);
   }
   fixes.push_back({absl::StrFormat("give the device this much (--device-memory %d)", need), need, best.schedule.seconds});
   std::stable_sort(fixes.begin(), fixes.end(), [](const Fix& a, const Fix& b) { return a.seconds < b.seconds; });
@@ -118,7 +113,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   int64_t best_bytes = INT64_MAX;
   int64_t low = 0, high = budget;  // targets between them are open
   for (int round = 0; round < kBudgetRounds && target > 0; ++round) {
-    GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute, !options.tiers.empty()));
+    GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute));
     if (!solution.fits) {
       if (best_bytes == INT64_MAX) {
         best_bytes = solution.schedule.peak_bytes;
@@ -187,9 +182,7 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
 }
 
 std::string Fingerprint(const Program& program) {
-  uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
-  for (const char c : program.Dump()) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
-  return absl::StrFormat("%016x", hash);
+  return absl::StrFormat("%016x", HashText(program.Dump()));
 }
 
 std::string MachineText(const PlanOptions& options) {

@@ -9,13 +9,9 @@ namespace {
 
 constexpr int64_t kSmallBytes = 4096;
 
-bool Updates(const Op& op) {
-  return op.definition->updates != nullptr && op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes) > 0;
-}
-
 bool IsEager(const Program& program, const Op& op) {
   if (op.definition->is_view) return false;
-  if (Updates(op)) return true;
+  if (UpdateCount(op) > 0) return true;
   int64_t made = 0;
   for (ValueId output : op.outputs) made += program.TypeOf(output).size_bytes();
   return made <= kSmallBytes;
@@ -40,11 +36,8 @@ absl::StatusOr<Program> UpdateEarly(const Program& program) {
     const Op& op = program.ops()[id];
     if (op.definition->is_view) base[op.outputs[0]] = base[op.inputs[0]];
     for (ValueId input : op.inputs) Precede(program.values()[input].producer, id);
-    if (op.definition->updates != nullptr) {
-      const int updates = op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
-      for (int i = 0; i < updates; ++i) {
-        for (OpId reader : readers[base[op.inputs[i]]]) Precede(reader, id);
-      }
+    for (int i = 0; i < UpdateCount(op); ++i) {
+      for (OpId reader : readers[base[op.inputs[i]]]) Precede(reader, id);
     }
     for (ValueId input : op.inputs) readers[base[input]].push_back(id);
   }

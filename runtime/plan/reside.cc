@@ -13,12 +13,6 @@ constexpr double kReferenceSlowdown = 40.0;
 // Buffers begin at multiples of 64 bytes.
 int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
-int Updates(const Op& op) {
-  return op.definition->updates == nullptr
-             ? 0
-             : op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
-}
-
 }  // namespace
 
 double EstimateSeconds(const Program& program, OpId id, const PlanOptions& options) {
@@ -91,7 +85,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
     cost.scratch_bytes = base_.schedule[step].kernel != nullptr
                              ? Aligned(static_cast<int64_t>(base_.schedule[step].kernel->scratch_bytes()))
                              : 0;
-    const int updates = Updates(op);
+    const int updates = UpdateCount(op);
     cost.repeatable = updates == 0;
     const auto Read = [&](ValueId value) {
       const int item = item_of_[value];
@@ -186,9 +180,9 @@ absl::Status CheckActions(const ResidencyProblem& problem, int tier_count, const
   return absl::OkStatus();
 }
 
-absl::StatusOr<ResidencySolution> Resider::Solve(int64_t budget_bytes, bool recompute, bool tiers) {
+absl::StatusOr<ResidencySolution> Resider::Solve(int64_t budget_bytes, bool recompute) {
   problem_.budget_bytes = budget_bytes;
-  return SolveResidency(problem_, {.recompute = recompute, .tiers = tiers && !problem_.tiers.empty()});
+  return SolveResidency(problem_, {.recompute = recompute});
 }
 
 namespace {

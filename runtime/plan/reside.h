@@ -28,7 +28,7 @@ class Resider {
 
   const ResidencyProblem& problem() const { return problem_; }
   // For a budget of the device: which may be lower than the real one, to leave room for gaps between buffers.
-  absl::StatusOr<ResidencySolution> Solve(int64_t budget_bytes, bool recompute, bool tiers);
+  absl::StatusOr<ResidencySolution> Solve(int64_t budget_bytes, bool recompute);
   absl::StatusOr<ResidentProgram> Rewrite(const ResidencySolution& solution) const;
   // The base program's op behind an op of the problem.
   OpId OpOf(int problem_op) const { return op_of_[problem_op]; }

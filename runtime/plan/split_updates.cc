@@ -70,9 +70,7 @@ class Splitter {
     }
     for (const Op& op : source_.ops()) {
       const std::vector<int> pieces = PieceInputs(op);
-      const int updates = op.definition->updates == nullptr
-                              ? 0
-                              : op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
+      const int updates = UpdateCount(op);
       for (int i = 0; i < static_cast<int>(op.inputs.size()); ++i) {
         const int state = state_of[op.inputs[i]];
         if (state < 0) continue;

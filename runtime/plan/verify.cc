@@ -223,9 +223,7 @@ class Verifier {
     const auto scratch = static_cast<int64_t>(step.kernel->scratch_bytes());
     if (scratch > 0) GANTRY_RETURN_IF_ERROR(CheckRange(kDeviceTier, step.scratch_offset, scratch, "scratch"));
     // Scratch must spare what the op reads and writes; outputs must spare inputs but where the op allows it.
-    const int updates = op.definition->updates == nullptr
-                            ? 0
-                            : op.definition->updates(static_cast<int>(op.inputs.size()), op.attributes);
+    const int updates = UpdateCount(op);
     for (size_t i = 0; i < op.inputs.size(); ++i) {
       const int64_t begin = plan_.offsets[op.inputs[i]];
       const int64_t end = begin + program_.TypeOf(op.inputs[i]).size_bytes();

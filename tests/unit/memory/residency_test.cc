@@ -75,11 +75,8 @@ void CheckSchedule(const ResidencyProblem& problem, const ResidencyChoice& choic
     const Residence home = choice[i].front();
     (IsTier(home) ? tiers[i][TierOf(home)] : device[i]) = {true, truth[i], -1};
   }
-  std::vector<size_t> next_op;
   int expected_op = 0;
-  std::vector<size_t> last_access(problem.items.size(), 0);
   const auto& actions = schedule.actions;
-  // When each item on the device is needed for the last time before it goes.
   const auto Compute = [&](int op, int at, const std::vector<int>* only) {
     uint64_t result = static_cast<uint64_t>(op) + 77;
     for (int item : problem.ops[op].reads) {

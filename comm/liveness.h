@@ -1,0 +1,47 @@
+// Who is alive. One monitor thread a process watches the links (hang-up), the processes of this node (pidfd) and heartbeats, and
+// passes on what other ranks have seen, so that every wait of every rank ends with the name of the rank that is lost.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "comm/links.h"
+#include "memory/status.h"
+
+namespace gantry {
+
+struct LivenessOptions {
+  // A rank that gives no sign of life for so long is lost. Zero: never (for a debugger).
+  absl::Duration heartbeat_timeout = absl::Seconds(1);
+};
+
+// Thread-safe.
+class Liveness {
+ public:
+  // `links` must outlive it.
+  static absl::StatusOr<std::unique_ptr<Liveness>> Watch(Links& links, const LivenessOptions& options);
+  virtual ~Liveness() = default;
+
+  // Counts losses; never goes down. A load is cheap enough for a spin loop: whoever waits looks at it beside what it waits for.
+  const std::atomic<uint32_t>& losses() const { return losses_; }
+  virtual bool lost(int rank) const = 0;
+  // OK, or kUnavailable: "rank 3 (host b, pid 71) is lost: killed by signal 9", the first loss first. `pending` says what waited.
+  virtual absl::Status status(std::string_view pending = {}) const = 0;
+  // As if it had been noticed: an error seen on another path (a transport), or a rank that gives up. All ranks learn it.
+  virtual void Report(int rank, std::string_view why) = 0;
+  // Called on the monitor's thread at each loss, e.g. to wake sleepers. The number that Forget takes.
+  virtual int OnLoss(std::function<void(int rank)> call) = 0;
+  virtual void Forget(int number) = 0;
+  // A rank that leaves in order says so first; its hang-up is then no loss, but waiting for it is an error that says "has left".
+  virtual void Leave() = 0;
+
+ protected:
+  std::atomic<uint32_t> losses_{0};
+};
+
+}  // namespace gantry

@@ -1,5 +1,6 @@
 // Who is alive. One monitor thread a process watches the links (hang-up), the processes of this node (pidfd) and heartbeats, and
 // passes on what other ranks have seen, so that every wait of every rank ends with the name of the rank that is lost.
+// A rank that a debugger holds (on the same machine) is not lost: its heart may stand still.
 #pragma once
 
 #include <atomic>
@@ -18,6 +19,9 @@ namespace gantry {
 struct LivenessOptions {
   // A rank that gives no sign of life for so long is lost. Zero: never (for a debugger).
   absl::Duration heartbeat_timeout = absl::Seconds(1);
+
+  // GANTRY_HEARTBEAT_TIMEOUT, seconds: "2.5", "0" for never.
+  static absl::StatusOr<LivenessOptions> FromEnvironment();
 };
 
 // Thread-safe.
@@ -27,11 +31,16 @@ class Liveness {
   static absl::StatusOr<std::unique_ptr<Liveness>> Watch(Links& links, const LivenessOptions& options);
   virtual ~Liveness() = default;
 
-  // Counts losses; never goes down. A load is cheap enough for a spin loop: whoever waits looks at it beside what it waits for.
+  // Counts losses and departures; never goes down. A load is cheap enough for a spin loop: whoever waits looks at it beside what it
+  // waits for, and when it has changed asks lost() of those that it waits for.
   const std::atomic<uint32_t>& losses() const { return losses_; }
+  // Nothing more comes from this rank: it is lost, or it has left. Cheap. Of the own rank: the others have given it up.
   virtual bool lost(int rank) const = 0;
-  // OK, or kUnavailable: "rank 3 (host b, pid 71) is lost: killed by signal 9", the first loss first. `pending` says what waited.
+  // OK, or kUnavailable: "rank 3 (host b, pid 71) is lost: killed by signal 9", the first loss first. Ranks that left are no loss.
+  // `pending` says what waited: "all_reduce of 'discriminator.3.weight gradient'".
   virtual absl::Status status(std::string_view pending = {}) const = 0;
+  // OK, or kUnavailable: why nothing more comes from `rank`, departures too.
+  virtual absl::Status StatusOf(int rank, std::string_view pending = {}) const = 0;
   // As if it had been noticed: an error seen on another path (a transport), or a rank that gives up. All ranks learn it.
   virtual void Report(int rank, std::string_view why) = 0;
   // Called on the monitor's thread at each loss, e.g. to wake sleepers. The number that Forget takes.

@@ -1,0 +1,63 @@
+// Starts the ranks of a job on this machine, relays what they print, and leaves nothing behind.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "memory/status.h"
+
+namespace gantry {
+
+struct LaunchOptions {
+  std::vector<std::string> program;      // argv; found through PATH
+  int ranks = 1;
+  std::vector<std::string> environment;  // NAME=VALUE, beyond the caller's own
+  // Each whole line that a rank prints, without its end; a line above 64 KiB comes in pieces. On the thread that is in Wait.
+  std::function<void(int rank, bool is_error, std::string_view line)> on_line;
+  // Cores and memory of each rank's part of the machine. False: every rank may run everywhere.
+  bool bind = true;
+  // How long the other ranks may go on after one has failed, before SIGTERM; then as long again before SIGKILL.
+  absl::Duration grace = absl::Seconds(5);
+  absl::Duration timeout = absl::InfiniteDuration();  // for the whole job; then it is killed
+  // Take in processes that ranks leave behind, and kill them at the end. Changes the calling process (PR_SET_CHILD_SUBREAPER).
+  bool reap_orphans = false;
+};
+
+struct RankEnd {
+  pid_t pid = 0;
+  int wait_status = 0;
+  bool by_launcher = false;  // killed because another one failed, or time was over
+};
+
+struct LaunchResult {
+  std::vector<RankEnd> ranks;
+  int first_failed = -1;  // by time; -1: all ended with 0
+  bool timed_out = false;
+  // "rank 2 (pid 71) was killed by signal 9 (Killed)"; empty where all is well.
+  std::string reason;
+  // 0, the exit code of the rank that failed first, or 128 plus the signal that killed it.
+  int exit_code = 0;
+};
+
+// The ranks are connected before they start (GANTRY_LINK_FDS), get a key of their own (GANTRY_KEY_FD) and a socket to the launcher
+// (GANTRY_LAUNCHER_FD); nothing of it has a name in the file system. They die with the thread that called Start: it must stay.
+class Launcher {
+ public:
+  // Errors: kNotFound where there is no such program, kResourceExhausted where descriptors or processes are short. No rank is left then.
+  static absl::StatusOr<std::unique_ptr<Launcher>> Start(LaunchOptions options);
+  virtual ~Launcher() = default;  // kills what still runs
+
+  virtual pid_t pid(int rank) const = 0;
+  // To one rank and the processes of its group; -1: to all. Thread-safe; no effect on those that ended.
+  virtual void Signal(int rank, int number) = 0;
+  // Until all have ended. Once.
+  virtual LaunchResult Wait() = 0;
+};
+
+}  // namespace gantry

@@ -1,0 +1,427 @@
+#include "comm/links.h"
+
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <deque>
+#include <fstream>
+#include <map>
+#include <utility>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "comm/channels.h"
+#include "comm/frame.h"
+#include "comm/meeting.h"
+
+namespace gantry {
+namespace {
+
+constexpr int64_t kMaxUnread = int64_t{128} << 20;   // a peer whose messages nobody takes is not read further
+constexpr int64_t kMaxUnsent = int64_t{128} << 20;   // a sender waits while so much is on its way to one peer
+constexpr absl::Duration kSendTime = absl::Seconds(30);
+constexpr absl::Duration kFlushTime = absl::Seconds(2);
+constexpr size_t kMaxNameBytes = 256;
+
+std::string Namespace(const char* kind) {
+  char name[64] = "";
+  (void)!readlink(absl::StrCat("/proc/self/ns/", kind).c_str(), name, sizeof(name) - 1);
+  return name;
+}
+
+// Two ranks with the same text run under one kernel and one network stack, and may connect through UNIX sockets.
+std::string MachineIdentity() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const char* node = std::getenv("GANTRY_NODE");  // tells ranks apart that share a machine, to try a job of several nodes on one
+  return absl::StrCat(boot, " ", Namespace("net"), " ", node != nullptr ? node : "");
+}
+
+std::string HostName() {
+  char name[HOST_NAME_MAX + 1] = "";
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+class SocketLinks final : public Links {
+ public:
+  SocketLinks(Job job, std::vector<Descriptor> sockets) : job_(std::move(job)), peers_(job_.size) {
+    for (int rank = 0; rank < job_.size; ++rank) {
+      links_.push_back(std::make_unique<Link>());
+      links_[rank]->socket = std::move(sockets[rank]);
+      peers_[rank].rank = rank;
+    }
+  }
+
+  ~SocketLinks() override {
+    for (int rank = 0; rank < size(); ++rank) {
+      Link& link = *links_[rank];
+      absl::MutexLock lock(&link.mutex);
+      const absl::Time deadline = absl::Now() + kFlushTime;
+      while (!link.output.empty() && !link.closed) {
+        if (link.changed.WaitWithDeadline(&link.mutex, deadline)) break;
+      }
+    }
+    reactor_.reset();
+  }
+
+  absl::Status Start(absl::Time deadline) {
+    GANTRY_ASSIGN_OR_RETURN(reactor_, Reactor::Start());
+    for (int rank = 0; rank < size(); ++rank) {
+      if (rank == this->rank()) continue;
+      GANTRY_RETURN_IF_ERROR(reactor_->Add(links_[rank]->socket.get(), EPOLLIN, [this, rank](uint32_t events) { OnEvents(rank, events); }));
+    }
+    return ExchangeMembers(deadline);
+  }
+
+  const Job& job() const override { return job_; }
+  const Peer& peer(int rank) const override { return peers_[rank]; }
+  int descriptor(int rank) const override { return links_[rank]->socket.get(); }
+  Reactor& reactor() override { return *reactor_; }
+
+  absl::Status Send(int to, uint32_t channel, std::span<const std::byte> bytes, std::span<const int> descriptors) override {
+    GANTRY_RETURN_IF_ERROR(CheckPeer(to));
+    if (static_cast<int64_t>(bytes.size()) > kMaxMessageBytes) {
+      return absl::InvalidArgumentError(absl::StrFormat("a message of %d bytes to rank %d; links carry %d at most", bytes.size(), to, kMaxMessageBytes));
+    }
+    if (descriptors.size() > kMaxFrameDescriptors) {
+      return absl::InvalidArgumentError(absl::StrFormat("%d descriptors in one message; %d are possible", descriptors.size(), kMaxFrameDescriptors));
+    }
+    Link& link = *links_[to];
+    if (!descriptors.empty() && !IsUnixSocket(link.socket.get())) {
+      return absl::FailedPreconditionError(absl::StrFormat("descriptors cannot be sent to %s, which is on another machine", Name(to)));
+    }
+    const auto header = EncodeFrameHeader({.channel = channel, .descriptor_count = static_cast<uint32_t>(descriptors.size()), .bytes = bytes.size()});
+    absl::MutexLock lock(&link.mutex);
+    const absl::Time deadline = absl::Now() + kSendTime;
+    while (!link.closed && link.unsent_bytes > kMaxUnsent && !reactor_->OnOwnThread()) {
+      if (link.changed.WaitWithDeadline(&link.mutex, deadline) && link.unsent_bytes > kMaxUnsent) {
+        return absl::DeadlineExceededError(absl::StrFormat("%s has not read its messages for %s", Name(to), absl::FormatDuration(kSendTime)));
+      }
+    }
+    if (link.closed) return ClosedError(to, link);
+    size_t sent = 0;
+    if (link.output.empty()) {
+      absl::StatusOr<size_t> count = SendSome(link.socket.get(), header, bytes, descriptors);
+      if (!count.ok()) {  // the reader learns it as well and tells the monitor
+        return absl::UnavailableError(absl::StrFormat("%s cannot be reached: %s", Name(to), std::string(Message(count.status()))));
+      }
+      sent = *count;
+      if (sent == header.size() + bytes.size()) return absl::OkStatus();
+    }
+    Output& output = link.output.emplace_back();
+    output.bytes.reserve(header.size() + bytes.size() - sent);
+    if (sent < header.size()) output.bytes.insert(output.bytes.end(), header.begin() + sent, header.end());
+    const size_t content_sent = sent < header.size() ? 0 : sent - header.size();
+    output.bytes.insert(output.bytes.end(), bytes.begin() + content_sent, bytes.end());
+    if (sent == 0) {
+      for (int descriptor : descriptors) output.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    }
+    link.unsent_bytes += static_cast<int64_t>(output.bytes.size());
+    UpdateEvents(link);
+    return absl::OkStatus();
+  }
+
+  absl::StatusOr<LinkMessage> Receive(int from, uint32_t channel, absl::Duration timeout) override {
+    GANTRY_RETURN_IF_ERROR(CheckPeer(from));
+    Link& link = *links_[from];
+    const absl::Time deadline = absl::Now() + timeout;
+    absl::MutexLock lock(&link.mutex);
+    std::deque<LinkMessage>& queue = link.messages[channel];
+    while (queue.empty()) {
+      if (link.closed) return ClosedError(from, link);
+      if (link.changed.WaitWithDeadline(&link.mutex, deadline) && queue.empty() && !link.closed) {
+        return absl::DeadlineExceededError(absl::StrFormat("%s sent nothing on channel %d within %s", Name(from), channel, absl::FormatDuration(timeout)));
+      }
+    }
+    LinkMessage message = std::move(queue.front());
+    queue.pop_front();
+    link.unread_bytes -= static_cast<int64_t>(message.bytes.size());
+    UpdateEvents(link);
+    return message;
+  }
+
+  void HandleChannel(uint32_t channel, std::function<void(int, LinkMessage)> call) override {
+    RunOnReactor([&] {
+      if (call == nullptr) {
+        handlers_.erase(channel);
+        return;
+      }
+      handlers_[channel] = call;
+      for (int rank = 0; rank < size(); ++rank) {
+        std::deque<LinkMessage> waiting;
+        {
+          absl::MutexLock lock(&links_[rank]->mutex);
+          waiting.swap(links_[rank]->messages[channel]);
+          for (const LinkMessage& message : waiting) links_[rank]->unread_bytes -= static_cast<int64_t>(message.bytes.size());
+        }
+        for (LinkMessage& message : waiting) call(rank, std::move(message));
+      }
+    });
+  }
+
+  void OnClosed(std::function<void(int, std::string_view)> call) override {
+    RunOnReactor([&] {
+      on_closed_ = call;
+      if (call == nullptr) return;
+      for (int rank = 0; rank < size(); ++rank) {  // those that ended before anybody asked
+        std::string why;
+        {
+          absl::MutexLock lock(&links_[rank]->mutex);
+          if (!links_[rank]->closed || !links_[rank]->closed_by_peer) continue;
+          why = links_[rank]->why;
+        }
+        call(rank, why);
+      }
+    });
+  }
+
+  void ReadNow(int rank) override {
+    if (rank != this->rank()) ReadAll(rank);
+  }
+
+  void Close(int rank, std::string_view why) override {
+    if (rank == this->rank()) return;
+    Link& link = *links_[rank];
+    absl::MutexLock lock(&link.mutex);
+    if (link.closed) return;
+    link.closed = true;
+    link.why = std::string(why);
+    shutdown(link.socket.get(), SHUT_WR);  // what the kernel has taken still arrives
+    reactor_->Post([this, rank] { reactor_->Remove(links_[rank]->socket.get()); });
+    link.changed.SignalAll();
+  }
+
+ private:
+  struct Output {
+    std::vector<std::byte> bytes;
+    std::vector<Descriptor> descriptors;
+  };
+  struct Link {
+    Descriptor socket;
+    absl::Mutex mutex;
+    absl::CondVar changed;
+    std::map<uint32_t, std::deque<LinkMessage>> messages ABSL_GUARDED_BY(mutex);
+    int64_t unread_bytes ABSL_GUARDED_BY(mutex) = 0;
+    std::deque<Output> output ABSL_GUARDED_BY(mutex);
+    size_t output_offset ABSL_GUARDED_BY(mutex) = 0;  // of the first
+    int64_t unsent_bytes ABSL_GUARDED_BY(mutex) = 0;
+    uint32_t events ABSL_GUARDED_BY(mutex) = EPOLLIN;
+    bool closed ABSL_GUARDED_BY(mutex) = false;
+    bool closed_by_peer ABSL_GUARDED_BY(mutex) = false;
+    std::string why ABSL_GUARDED_BY(mutex);
+    FrameReader reader;  // the reactor's thread only
+  };
+
+  std::string Name(int rank) const { return peers_[rank].Name(); }
+
+  absl::Status CheckPeer(int rank) const {
+    if (rank >= 0 && rank < size() && rank != this->rank()) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrFormat("rank %d has no link to rank %d; the job has %d ranks", this->rank(), rank, size()));
+  }
+
+  absl::Status ClosedError(int rank, const Link& link) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(link.mutex) {
+    return absl::UnavailableError(absl::StrFormat("%s is lost: %s", Name(rank), link.why));
+  }
+
+  void UpdateEvents(Link& link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(link.mutex) {
+    if (link.closed) return;
+    uint32_t events = 0;
+    if (link.unread_bytes <= kMaxUnread) events |= EPOLLIN;
+    if (!link.output.empty()) events |= EPOLLOUT;
+    if (events == link.events) return;
+    link.events = events;
+    reactor_->Modify(link.socket.get(), events);
+  }
+
+  // Runs `call` on the reactor's thread and waits for it.
+  void RunOnReactor(const std::function<void()>& call) {
+    if (reactor_->OnOwnThread()) return call();
+    absl::Mutex mutex;
+    bool done = false;
+    reactor_->Post([&] {
+      call();
+      absl::MutexLock lock(&mutex);
+      done = true;
+    });
+    absl::MutexLock lock(&mutex);
+    mutex.Await(absl::Condition(&done));
+  }
+
+  void OnEvents(int rank, uint32_t events) {
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) ReadAll(rank);
+    if ((events & EPOLLOUT) != 0) Flush(rank);
+  }
+
+  void ReadAll(int rank) {
+    Link& link = *links_[rank];
+    std::string why;
+    for (;;) {
+      {
+        absl::MutexLock lock(&link.mutex);
+        if (link.closed || link.unread_bytes > kMaxUnread) return;
+      }
+      std::vector<Descriptor> descriptors;
+      const absl::StatusOr<Received> got = ReceiveSome(link.socket.get(), buffer_, descriptors);
+      if (!got.ok()) {
+        why = std::string(Message(got.status()));
+        break;
+      }
+      if (got->would_block) return;
+      if (got->closed) {
+        why = "its connection ended";
+        break;
+      }
+      if (const absl::Status status = link.reader.Append(std::span(buffer_).first(got->bytes), std::move(descriptors)); !status.ok()) {
+        why = std::string(Message(status));
+        break;
+      }
+      Deliver(rank, link);
+    }
+    {
+      absl::MutexLock lock(&link.mutex);
+      link.closed = link.closed_by_peer = true;
+      link.why = why;
+      link.output.clear();
+      link.changed.SignalAll();
+    }
+    reactor_->Remove(link.socket.get());
+    if (on_closed_ != nullptr) on_closed_(rank, why);
+  }
+
+  void Deliver(int rank, Link& link) {
+    while (std::optional<Frame> frame = link.reader.Next()) {
+      LinkMessage message{std::move(frame->bytes), std::move(frame->descriptors)};
+      if (const auto handler = handlers_.find(frame->channel); handler != handlers_.end()) {
+        handler->second(rank, std::move(message));
+        continue;
+      }
+      absl::MutexLock lock(&link.mutex);
+      link.unread_bytes += static_cast<int64_t>(message.bytes.size());
+      link.messages[frame->channel].push_back(std::move(message));
+      UpdateEvents(link);
+      link.changed.SignalAll();
+    }
+  }
+
+  void Flush(int rank) {
+    Link& link = *links_[rank];
+    absl::MutexLock lock(&link.mutex);
+    while (!link.output.empty() && !link.closed) {
+      Output& output = link.output.front();
+      std::vector<int> numbers;
+      if (link.output_offset == 0) {
+        for (const Descriptor& descriptor : output.descriptors) numbers.push_back(descriptor.get());
+      }
+      const absl::StatusOr<size_t> count = SendSome(link.socket.get(), std::span(output.bytes).subspan(link.output_offset), {}, numbers);
+      if (!count.ok() || *count == 0) break;  // an error shows when reading, too
+      link.output_offset += *count;
+      link.unsent_bytes -= static_cast<int64_t>(*count);
+      if (link.output_offset < output.bytes.size()) continue;
+      link.output.pop_front();
+      link.output_offset = 0;
+    }
+    UpdateEvents(link);
+    link.changed.SignalAll();
+  }
+
+  absl::Status ExchangeMembers(absl::Time deadline) {
+    WireWriter mine;
+    const std::string machine = MachineIdentity();
+    mine.U64(static_cast<uint64_t>(getpid()));
+    mine.Text(HostName());
+    mine.Text(machine);
+    const std::string processes = Namespace("pid");
+    mine.Text(processes);
+    for (int rank = 0; rank < size(); ++rank) {
+      if (rank != this->rank()) GANTRY_RETURN_IF_ERROR(Send(rank, kMemberChannel, mine.bytes(), {}));
+    }
+    std::vector<std::string> machines;
+    for (int rank = 0; rank < size(); ++rank) {
+      Peer& peer = peers_[rank];
+      std::string its_machine = machine;
+      if (rank == this->rank()) {
+        peer.pid = getpid();
+        peer.host = HostName();
+        peer.visible = true;
+      } else {
+        GANTRY_ASSIGN_OR_RETURN(const LinkMessage message, Receive(rank, kMemberChannel, deadline - absl::Now()));
+        WireReader reader(message.bytes);
+        peer.pid = static_cast<int64_t>(reader.U64());
+        peer.host = reader.Text(kMaxNameBytes);
+        its_machine = reader.Text(kMaxNameBytes);
+        peer.visible = its_machine == machine && reader.Text(kMaxNameBytes) == processes;
+        if (!reader.ok()) return absl::DataLossError(absl::StrFormat("what rank %d says about itself is damaged", rank));
+      }
+      const auto known = std::find(machines.begin(), machines.end(), its_machine);
+      peer.node = static_cast<int>(known - machines.begin());
+      if (known == machines.end()) machines.push_back(its_machine);
+    }
+    job_.local_rank = job_.local_size = 0;
+    for (const Peer& peer : peers_) {
+      if (peer.node != peers_[rank()].node) continue;
+      ++job_.local_size;
+      if (peer.rank < rank()) ++job_.local_rank;
+    }
+    return absl::OkStatus();
+  }
+
+  Job job_;
+  std::vector<Peer> peers_;
+  std::vector<std::unique_ptr<Link>> links_;
+  std::unique_ptr<Reactor> reactor_;
+  // The reactor's thread only:
+  std::map<uint32_t, std::function<void(int, LinkMessage)>> handlers_;
+  std::function<void(int, std::string_view)> on_closed_;
+  std::vector<std::byte> buffer_ = std::vector<std::byte>(size_t{64} << 10);
+};
+
+}  // namespace
+
+std::string Peer::Name() const {
+  if (pid == 0) return absl::StrFormat("rank %d", rank);
+  return absl::StrFormat("rank %d (host %s, pid %d)", rank, host, pid);
+}
+
+absl::StatusOr<std::unique_ptr<Links>> Links::Connect(Job job, absl::Duration timeout) {
+  const absl::Time deadline = absl::Now() + timeout;
+  if (job.size < 1 || job.rank < 0 || job.rank >= job.size) {
+    return absl::InvalidArgumentError(absl::StrFormat("rank %d of a job with %d ranks", job.rank, job.size));
+  }
+  const std::string context = absl::StrFormat("rank %d of %d", job.rank, job.size);
+  absl::StatusOr<std::vector<Descriptor>> sockets = MeetOthers(job, deadline);
+  if (!sockets.ok()) return Annotate(sockets.status(), context);
+  auto links = std::make_unique<SocketLinks>(std::move(job), *std::move(sockets));
+  GANTRY_RETURN_IF_ERROR(Annotate(links->Start(deadline), context));
+  return links;
+}
+
+absl::StatusOr<std::vector<LinkMessage>> Links::Gather(std::span<const int> ranks, uint32_t channel, std::span<const std::byte> mine,
+                                                       absl::Duration timeout, std::span<const int> descriptors) {
+  const absl::Time deadline = absl::Now() + timeout;
+  if (std::find(ranks.begin(), ranks.end(), rank()) == ranks.end()) {
+    return absl::InvalidArgumentError(absl::StrFormat("rank %d gathers among ranks that it is not one of", rank()));
+  }
+  for (int to : ranks) {
+    if (to != rank()) GANTRY_RETURN_IF_ERROR(Send(to, channel, mine, descriptors));
+  }
+  std::vector<LinkMessage> messages;
+  for (int from : ranks) {
+    if (from == rank()) {
+      LinkMessage& own = messages.emplace_back();
+      own.bytes.assign(mine.begin(), mine.end());
+      for (int descriptor : descriptors) own.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    } else {
+      GANTRY_ASSIGN_OR_RETURN(LinkMessage message, Receive(from, channel, deadline - absl::Now()));
+      messages.push_back(std::move(message));
+    }
+  }
+  return messages;
+}
+
+}  // namespace gantry

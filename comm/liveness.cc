@@ -1,0 +1,387 @@
+#include "comm/liveness.h"
+
+#include <fcntl.h>
+#include <sys/epoll.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <map>
+#include <utility>
+
+#include "absl/strings/numbers.h"
+#include "absl/synchronization/mutex.h"
+#include "comm/channels.h"
+#include "comm/frame.h"
+#include "comm/process.h"
+
+namespace gantry {
+namespace {
+
+enum class Notice : uint32_t { kHeart = 1, kBeat = 2, kLost = 3, kLeave = 4 };
+constexpr size_t kMaxWhyBytes = 1024;
+constexpr int64_t kBeatsPerTimeout = 10;
+constexpr absl::Duration kLongestPeriod = absl::Milliseconds(125);
+
+int64_t MonotonicNs() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+}
+
+// One page of shared memory with a counter, which its rank moves on.
+class Heart {
+ public:
+  Heart() = default;
+  Heart(const Heart&) = delete;
+  ~Heart() {
+    if (word_ != nullptr) munmap(word_, kBytes);
+  }
+  absl::Status Map(int descriptor, int protection) {
+    void* memory = mmap(nullptr, kBytes, protection, MAP_SHARED, descriptor, 0);
+    if (memory == MAP_FAILED) return SystemError(errno, "mapping a heartbeat page");
+    word_ = static_cast<std::atomic<uint64_t>*>(memory);
+    return absl::OkStatus();
+  }
+  bool mapped() const { return word_ != nullptr; }
+  void Beat() { word_->fetch_add(1, std::memory_order_relaxed); }
+  uint64_t count() const { return word_->load(std::memory_order_relaxed); }
+
+  static constexpr size_t kBytes = 4096;
+
+ private:
+  std::atomic<uint64_t>* word_ = nullptr;
+};
+
+class Monitor final : public Liveness {
+ public:
+  Monitor(Links& links, const LivenessOptions& options)
+      : links_(links), timeout_ns_(absl::ToInt64Nanoseconds(options.heartbeat_timeout)), ranks_(links.size()) {
+    for (auto& rank : ranks_) rank = std::make_unique<Rank>();
+  }
+
+  ~Monitor() override {
+    links_.OnClosed(nullptr);
+    links_.HandleChannel(kLivenessChannel, nullptr);
+    if (timer_ != 0) links_.reactor().Cancel(timer_);
+    for (const auto& rank : ranks_) {
+      if (rank->process.valid()) links_.reactor().Remove(rank->process.get());
+    }
+    if (links_.job().launcher >= 0) links_.reactor().Remove(links_.job().launcher);
+  }
+
+  absl::Status Start() {
+    GANTRY_RETURN_IF_ERROR(MakeHeart());
+    const absl::Duration period = std::min(timeout_ns_ > 0 ? absl::Nanoseconds(timeout_ns_) / kBeatsPerTimeout : kLongestPeriod, kLongestPeriod);
+    period_ns_ = std::max<int64_t>(absl::ToInt64Nanoseconds(period), 1'000'000);
+    last_tick_ns_ = MonotonicNs();
+    for (auto& rank : ranks_) rank->last_sign_ns = last_tick_ns_;
+    for (int rank = 0; rank < links_.size(); ++rank) {
+      if (rank == links_.rank() || !links_.peer(rank).visible) continue;
+      WatchProcess(rank);
+    }
+    links_.HandleChannel(kLivenessChannel, [this](int from, LinkMessage message) { OnNotice(from, std::move(message)); });
+    links_.OnClosed([this](int rank, std::string_view why) { OnHangUp(rank, why); });
+    if (const int launcher = links_.job().launcher; launcher >= 0) {
+      (void)links_.reactor().Add(launcher, EPOLLIN, [this, launcher](uint32_t) { ReadLauncher(launcher); });
+    }
+    timer_ = links_.reactor().Every(absl::Nanoseconds(period_ns_), [this] { Tick(); });
+    return absl::OkStatus();
+  }
+
+  bool lost(int rank) const override { return ranks_[rank]->gone.load(std::memory_order_acquire); }
+
+  absl::Status status(std::string_view pending) const override {
+    int first = -1;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (order_.empty()) return absl::OkStatus();
+      first = order_.front();
+    }
+    return StatusOf(first, pending);
+  }
+
+  absl::Status StatusOf(int rank, std::string_view pending) const override {
+    const Rank& it = *ranks_[rank];
+    if (!lost(rank)) return absl::OkStatus();
+    std::string why;
+    bool left;
+    {
+      absl::MutexLock lock(&mutex_);
+      why = it.why;
+      left = it.left;
+    }
+    std::string text = left ? absl::StrCat(links_.peer(rank).Name(), " has left the job") : absl::StrCat(links_.peer(rank).Name(), " is lost: ", why);
+    if (!pending.empty()) absl::StrAppend(&text, "; waited in ", ToAbsl(pending));
+    return absl::UnavailableError(text);
+  }
+
+  void Report(int rank, std::string_view why) override { Lose(rank, std::string(why), /*tell=*/true, /*sure=*/false); }
+
+  int OnLoss(std::function<void(int)> call) override {
+    absl::MutexLock lock(&mutex_);
+    calls_[++last_call_] = std::make_shared<std::function<void(int)>>(std::move(call));
+    return last_call_;
+  }
+
+  void Forget(int number) override {
+    absl::MutexLock lock(&mutex_);
+    calls_.erase(number);
+    if (links_.reactor().OnOwnThread()) return;
+    while (running_ == number) idle_.Wait(&mutex_);
+  }
+
+  void Leave() override {
+    if (leaving_.exchange(true)) return;
+    WireWriter notice;
+    notice.U32(static_cast<uint32_t>(Notice::kLeave));
+    SendToAll(notice, -1);
+  }
+
+ private:
+  struct Rank {
+    std::atomic<bool> gone{false};
+    bool left = false;        // mutex_
+    bool why_is_sure = false; // mutex_: from its exit status
+    std::string why;          // mutex_
+    // The reactor's thread only:
+    Descriptor process;
+    Heart heart;
+    uint64_t last_count = 0;
+    int64_t last_sign_ns = 0;
+  };
+
+  absl::Status MakeHeart() {
+    Descriptor memory(memfd_create("gantry-heart", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+    if (!memory.valid() || ftruncate(memory.get(), Heart::kBytes) != 0 || fcntl(memory.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+      return SystemError(errno, "making a heartbeat page");
+    }
+    GANTRY_RETURN_IF_ERROR(heart_.Map(memory.get(), PROT_READ | PROT_WRITE));
+    WireWriter notice;
+    notice.U32(static_cast<uint32_t>(Notice::kHeart));
+    const int descriptor = memory.get();
+    for (int rank = 0; rank < links_.size(); ++rank) {
+      // One that cannot be reached any more shows in its hang-up.
+      if (rank != links_.rank() && links_.SameNode(rank)) (void)links_.Send(rank, kLivenessChannel, notice.bytes(), std::span(&descriptor, 1));
+    }
+    return absl::OkStatus();
+  }
+
+  void WatchProcess(int rank) {
+    Rank& it = *ranks_[rank];
+    it.process.Reset(static_cast<int>(syscall(SYS_pidfd_open, links_.peer(rank).pid, 0)));
+    if (!it.process.valid()) return;  // ended already, which its hang-up shows, or a kernel before 5.3
+    (void)links_.reactor().Add(it.process.get(), EPOLLIN, [this, rank](uint32_t) { OnProcessEnded(rank); });
+  }
+
+  void OnProcessEnded(int rank) {
+    Rank& it = *ranks_[rank];
+    links_.reactor().Remove(it.process.get());
+    links_.ReadNow(rank);  // its last words may be that it leaves
+    const std::string how = HowProcessEnded(it.process.get());
+    Lose(rank, how.empty() ? "its process ended" : how, /*tell=*/true, /*sure=*/!how.empty());
+  }
+
+  void OnHangUp(int rank, std::string_view why) {
+    const std::string how = ranks_[rank]->process.valid() ? HowProcessEnded(ranks_[rank]->process.get()) : "";
+    Lose(rank, how.empty() ? std::string(why) : how, /*tell=*/true, /*sure=*/!how.empty());
+  }
+
+  void OnNotice(int from, LinkMessage message) {
+    Rank& it = *ranks_[from];
+    if (it.gone.load(std::memory_order_relaxed)) return;  // one that was given up accuses nobody
+    it.last_sign_ns = MonotonicNs();
+    WireReader reader(message.bytes);
+    switch (static_cast<Notice>(reader.U32())) {
+      case Notice::kHeart:
+        if (message.descriptors.size() != 1 || it.heart.mapped()) break;
+        if (fcntl(message.descriptors[0].get(), F_GET_SEALS) < (F_SEAL_SHRINK | F_SEAL_GROW)) break;
+        if (lseek(message.descriptors[0].get(), 0, SEEK_END) < static_cast<off_t>(Heart::kBytes)) break;
+        (void)it.heart.Map(message.descriptors[0].get(), PROT_READ);  // without it, its process and hang-up are still watched
+        break;
+      case Notice::kBeat:
+        break;
+      case Notice::kLost: {
+        const uint32_t rank = reader.U32();
+        const bool sure = reader.U32() != 0;
+        const std::string why = reader.Text(kMaxWhyBytes);
+        if (!reader.ok() || rank >= ranks_.size()) break;
+        if (static_cast<int>(rank) == links_.rank()) {
+          Lose(links_.rank(), absl::StrFormat("rank %d has given it up: %s", from, why), /*tell=*/false, /*sure=*/true);
+        } else {
+          Lose(static_cast<int>(rank), why, /*tell=*/true, sure);
+        }
+        break;
+      }
+      case Notice::kLeave: {
+        {
+          absl::MutexLock lock(&mutex_);
+          it.left = true;
+        }
+        if (it.gone.exchange(true, std::memory_order_acq_rel)) break;
+        links_.Close(from, "it has left the job");
+        losses_.fetch_add(1, std::memory_order_acq_rel);
+        CallAll(from);
+        break;
+      }
+    }
+  }
+
+  // The launcher sees how a rank ended before anybody else.
+  void ReadLauncher(int launcher) {
+    for (;;) {
+      std::byte buffer[4096];
+      std::vector<Descriptor> unwanted;
+      const absl::StatusOr<Received> got = ReceiveSome(launcher, buffer, unwanted);
+      if (got.ok() && got->would_block) return;
+      if (!got.ok() || got->closed || !launcher_frames_.Append(std::span(buffer).first(got->bytes), {}).ok()) {
+        links_.reactor().Remove(launcher);
+        return;
+      }
+      while (std::optional<Frame> frame = launcher_frames_.Next()) {
+        if (frame->channel != kRankEndedChannel) continue;
+        WireReader reader(frame->bytes);
+        const uint32_t rank = reader.U32();
+        const std::string how = reader.Text(kMaxWhyBytes);
+        if (!reader.ok() || rank >= ranks_.size() || static_cast<int>(rank) == links_.rank()) continue;
+        links_.ReadNow(static_cast<int>(rank));
+        Lose(static_cast<int>(rank), how, /*tell=*/false, /*sure=*/true);
+      }
+    }
+  }
+
+  // The one place where a rank becomes lost. Any thread. `sure`: the reason is its exit status.
+  void Lose(int rank, std::string why, bool tell, bool sure) {
+    if (leaving_.load()) return;
+    Rank& it = *ranks_[rank];
+    // The others end their links to a rank that they have given up: what it sees then says nothing about them.
+    if (rank != links_.rank() && lost(links_.rank())) tell = false;
+    bool first = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (it.left) return;
+      first = it.why.empty();
+      if (first || (sure && !it.why_is_sure)) {
+        it.why = why;
+        it.why_is_sure = sure;
+      }
+      if (first) order_.push_back(rank);
+    }
+    if (!first) return;
+    it.gone.store(true, std::memory_order_release);
+    losses_.fetch_add(1, std::memory_order_acq_rel);
+    if (tell) {
+      WireWriter notice;
+      notice.U32(static_cast<uint32_t>(Notice::kLost));
+      notice.U32(static_cast<uint32_t>(rank));
+      notice.U32(sure ? 1 : 0);
+      notice.Text(why.substr(0, kMaxWhyBytes));
+      SendToAll(notice, -1);  // also to the lost one, which may only have been stopped
+    }
+    if (rank != links_.rank()) links_.Close(rank, why);
+    CallAll(rank);
+  }
+
+  void SendToAll(const WireWriter& notice, int except) {
+    for (int rank = 0; rank < links_.size(); ++rank) {
+      // One that cannot be reached shows in its hang-up.
+      if (rank != links_.rank() && rank != except) (void)links_.Send(rank, kLivenessChannel, notice.bytes());
+    }
+  }
+
+  void CallAll(int rank) {
+    if (!links_.reactor().OnOwnThread()) {
+      links_.reactor().Post([this, rank] { CallAll(rank); });
+      return;
+    }
+    int after = 0;
+    for (;;) {
+      std::shared_ptr<std::function<void(int)>> call;
+      {
+        absl::MutexLock lock(&mutex_);
+        const auto next = calls_.upper_bound(after);
+        if (next == calls_.end()) return;
+        after = running_ = next->first;
+        call = next->second;
+      }
+      (*call)(rank);
+      absl::MutexLock lock(&mutex_);
+      running_ = 0;
+      idle_.SignalAll();
+    }
+  }
+
+  void Tick() {
+    heart_.Beat();
+    const int64_t now = MonotonicNs();
+    // Who stood still itself cannot say how long the others did.
+    const bool stalled = now - last_tick_ns_ > 3 * period_ns_;
+    last_tick_ns_ = now;
+    WireWriter beat;
+    beat.U32(static_cast<uint32_t>(Notice::kBeat));
+    for (int rank = 0; rank < links_.size(); ++rank) {
+      Rank& it = *ranks_[rank];
+      if (rank == links_.rank() || it.gone.load(std::memory_order_relaxed)) continue;
+      if (!links_.SameNode(rank) && !leaving_.load()) (void)links_.Send(rank, kLivenessChannel, beat.bytes());
+      if (it.heart.mapped()) {
+        const uint64_t count = it.heart.count();
+        if (count != it.last_count) it.last_sign_ns = now;
+        it.last_count = count;
+      }
+      if (stalled) it.last_sign_ns = now;
+      // Noticed within the time-out: after it less two periods, one for the other's clock and one for ours.
+      const int64_t silent_ns = now - it.last_sign_ns;
+      if (timeout_ns_ == 0 || silent_ns < timeout_ns_ - 2 * period_ns_) continue;
+      const Peer& peer = links_.peer(rank);
+      const char state = peer.visible ? ProcessState(peer.pid) : '?';
+      if (state == 't') continue;  // a debugger holds it
+      Lose(rank, absl::StrFormat("no sign of life for %.2f s%s", static_cast<double>(silent_ns) * 1e-9, state == 'T' ? ", its process is stopped" : ""),
+           /*tell=*/true, /*sure=*/false);
+    }
+  }
+
+  Links& links_;
+  const int64_t timeout_ns_;
+  int64_t period_ns_ = 0;
+  int timer_ = 0;
+  std::vector<std::unique_ptr<Rank>> ranks_;
+  Heart heart_;
+  std::atomic<bool> leaving_{false};
+  int64_t last_tick_ns_ = 0;     // the reactor's thread only
+  FrameReader launcher_frames_;  // the reactor's thread only
+  mutable absl::Mutex mutex_;
+  absl::CondVar idle_;
+  std::vector<int> order_ ABSL_GUARDED_BY(mutex_);  // lost ranks, the first first
+  std::map<int, std::shared_ptr<std::function<void(int)>>> calls_ ABSL_GUARDED_BY(mutex_);
+  int last_call_ ABSL_GUARDED_BY(mutex_) = 0;
+  int running_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<LivenessOptions> LivenessOptions::FromEnvironment() {
+  LivenessOptions options;
+  const char* text = std::getenv("GANTRY_HEARTBEAT_TIMEOUT");
+  if (text == nullptr) return options;
+  double seconds = 0;
+  if (!absl::SimpleAtod(text, &seconds) || !(seconds >= 0 && seconds <= 1e6) || (seconds > 0 && seconds < 0.02)) {
+    return absl::InvalidArgumentError(absl::StrFormat("GANTRY_HEARTBEAT_TIMEOUT is '%s'; it takes seconds from 0.02, or 0 for never", text));
+  }
+  options.heartbeat_timeout = absl::Seconds(seconds);
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<Liveness>> Liveness::Watch(Links& links, const LivenessOptions& options) {
+  auto monitor = std::make_unique<Monitor>(links, options);
+  GANTRY_RETURN_IF_ERROR(monitor->Start());
+  return monitor;
+}
+
+}  // namespace gantry

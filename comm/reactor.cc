@@ -1,0 +1,206 @@
+#include "comm/reactor.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <csignal>
+#include <map>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "comm/socket.h"
+
+namespace gantry {
+namespace {
+
+class EpollReactor final : public Reactor {
+ public:
+  absl::Status Open() {
+    epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
+    wake_.Reset(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+    if (!epoll_.valid() || !wake_.valid()) return SystemError(errno, "starting the thread that watches links");
+    epoll_event event{.events = EPOLLIN, .data = {.fd = wake_.get()}};
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0) return SystemError(errno, "watching an eventfd");
+    // Signals are for the threads of the program, not for this one.
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    thread_ = std::thread([this] { Loop(); });
+    pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    return absl::OkStatus();
+  }
+
+  ~EpollReactor() override {
+    {
+      absl::MutexLock lock(&mutex_);
+      stopping_ = true;
+    }
+    Wake();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  absl::Status Add(int descriptor, uint32_t events, std::function<void(uint32_t)> call) override {
+    absl::MutexLock lock(&mutex_);
+    watches_[descriptor] = std::make_shared<Watch>(Watch{std::move(call)});
+    epoll_event event{.events = events, .data = {.fd = descriptor}};
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) != 0) {
+      watches_.erase(descriptor);
+      return SystemError(errno, "watching a descriptor");
+    }
+    return absl::OkStatus();
+  }
+
+  void Modify(int descriptor, uint32_t events) override {
+    epoll_event event{.events = events, .data = {.fd = descriptor}};
+    epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, descriptor, &event);
+  }
+
+  void Remove(int descriptor) override {
+    absl::MutexLock lock(&mutex_);
+    if (watches_.erase(descriptor) == 0) return;
+    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor, nullptr);
+    WaitWhile(running_descriptor_, descriptor);
+  }
+
+  int Every(absl::Duration period, std::function<void()> call) override {
+    absl::MutexLock lock(&mutex_);
+    timers_[++last_timer_] = Timer{period, absl::Now() + period, std::make_shared<std::function<void()>>(std::move(call))};
+    Wake();
+    return last_timer_;
+  }
+
+  void Cancel(int timer) override {
+    absl::MutexLock lock(&mutex_);
+    timers_.erase(timer);
+    WaitWhile(running_timer_, timer);
+  }
+
+  void Post(std::function<void()> call) override {
+    absl::MutexLock lock(&mutex_);
+    posted_.push_back(std::move(call));
+    Wake();
+  }
+
+  bool OnOwnThread() const override { return std::this_thread::get_id() == thread_.get_id(); }
+
+ private:
+  struct Watch {
+    std::function<void(uint32_t)> call;
+  };
+  struct Timer {
+    absl::Duration period;
+    absl::Time due;
+    std::shared_ptr<std::function<void()>> call;
+  };
+
+  void Wake() {
+    const uint64_t one = 1;
+    (void)!write(wake_.get(), &one, sizeof(one));
+  }
+
+  // Until the call of `which` that runs is over.
+  void WaitWhile(const int& running, int which) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (OnOwnThread()) return;
+    while (running == which) idle_.Wait(&mutex_);
+  }
+
+  void Loop() {
+    prctl(PR_SET_NAME, "gantry-links");
+    std::vector<epoll_event> events(64);
+    for (;;) {
+      absl::Time due = absl::InfiniteFuture();
+      {
+        absl::MutexLock lock(&mutex_);
+        if (stopping_) return;
+        for (const auto& [number, timer] : timers_) due = std::min(due, timer.due);
+        if (!posted_.empty()) due = absl::InfinitePast();
+      }
+      const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), PollTimeout(due));
+      for (int i = 0; i < count; ++i) {
+        if (events[i].data.fd == wake_.get()) {
+          uint64_t ignored;
+          (void)!read(wake_.get(), &ignored, sizeof(ignored));
+        } else {
+          RunWatch(events[i].data.fd, events[i].events);
+        }
+      }
+      RunTimers();
+      RunPosted();
+    }
+  }
+
+  void RunWatch(int descriptor, uint32_t events) {
+    std::shared_ptr<Watch> watch;
+    {
+      absl::MutexLock lock(&mutex_);
+      const auto found = watches_.find(descriptor);
+      if (found == watches_.end() || stopping_) return;
+      watch = found->second;
+      running_descriptor_ = descriptor;
+    }
+    watch->call(events);
+    absl::MutexLock lock(&mutex_);
+    running_descriptor_ = -1;
+    idle_.SignalAll();
+  }
+
+  void RunTimers() {
+    const absl::Time now = absl::Now();
+    int after = 0;
+    for (;;) {
+      std::shared_ptr<std::function<void()>> call;
+      {
+        absl::MutexLock lock(&mutex_);
+        auto timer = timers_.upper_bound(after);
+        while (timer != timers_.end() && timer->second.due > now) ++timer;
+        if (timer == timers_.end() || stopping_) return;
+        after = timer->first;
+        timer->second.due = now + timer->second.period;
+        call = timer->second.call;
+        running_timer_ = after;
+      }
+      (*call)();
+      absl::MutexLock lock(&mutex_);
+      running_timer_ = -1;
+      idle_.SignalAll();
+    }
+  }
+
+  void RunPosted() {
+    std::vector<std::function<void()>> calls;
+    {
+      absl::MutexLock lock(&mutex_);
+      calls.swap(posted_);
+    }
+    for (const std::function<void()>& call : calls) call();
+  }
+
+  Descriptor epoll_, wake_;
+  std::thread thread_;
+  absl::Mutex mutex_;
+  absl::CondVar idle_;
+  std::map<int, std::shared_ptr<Watch>> watches_ ABSL_GUARDED_BY(mutex_);
+  std::map<int, Timer> timers_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::function<void()>> posted_ ABSL_GUARDED_BY(mutex_);
+  int last_timer_ ABSL_GUARDED_BY(mutex_) = 0;
+  int running_descriptor_ ABSL_GUARDED_BY(mutex_) = -1;
+  int running_timer_ ABSL_GUARDED_BY(mutex_) = -1;
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Reactor>> Reactor::Start() {
+  auto reactor = std::make_unique<EpollReactor>();
+  GANTRY_RETURN_IF_ERROR(reactor->Open());
+  return reactor;
+}
+
+}  // namespace gantry

@@ -313,6 +313,7 @@ class LocalLauncher final : public Launcher {
     if (failed && result_.first_failed < 0 && !rank.by_launcher) result_.first_failed = number;
     WireWriter notice;
     notice.U32(static_cast<uint32_t>(number));
+    notice.U32(failed ? 1 : 0);
     notice.Text(DescribeWaitStatus(wait_status));
     const auto header = EncodeFrameHeader({.channel = kRankEndedChannel, .bytes = notice.bytes().size()});
     for (const auto& other : ranks_) {

@@ -123,7 +123,7 @@ class Monitor final : public Liveness {
     return absl::UnavailableError(text);
   }
 
-  void Report(int rank, std::string_view why) override { Lose(rank, std::string(why), /*tell=*/true, /*sure=*/false); }
+  void Report(int rank, std::string_view why) override { Lose(rank, std::string(why), /*tell=*/true, /*is_cause=*/true); }
 
   int OnLoss(std::function<void(int)> call) override {
     absl::MutexLock lock(&mutex_);
@@ -139,7 +139,7 @@ class Monitor final : public Liveness {
   }
 
   void Leave() override {
-    if (leaving_.exchange(true)) return;
+    if (leaving_.exchange(true) || lost(links_.rank())) return;  // one that was given up does not leave, it is lost
     WireWriter notice;
     notice.U32(static_cast<uint32_t>(Notice::kLeave));
     SendToAll(notice, -1);
@@ -149,7 +149,7 @@ class Monitor final : public Liveness {
   struct Rank {
     std::atomic<bool> gone{false};
     bool left = false;        // mutex_
-    bool why_is_sure = false; // mutex_: from its exit status
+    bool why_is_cause = false;  // mutex_: `why` is no mere symptom
     std::string why;          // mutex_
     // The reactor's thread only:
     Descriptor process;
@@ -185,13 +185,15 @@ class Monitor final : public Liveness {
     Rank& it = *ranks_[rank];
     links_.reactor().Remove(it.process.get());
     links_.ReadNow(rank);  // its last words may be that it leaves
-    const std::string how = HowProcessEnded(it.process.get());
-    Lose(rank, how.empty() ? "its process ended" : how, /*tell=*/true, /*sure=*/!how.empty());
+    LoseEnded(rank, "its process ended");
   }
 
-  void OnHangUp(int rank, std::string_view why) {
-    const std::string how = ranks_[rank]->process.valid() ? HowProcessEnded(ranks_[rank]->process.get()) : "";
-    Lose(rank, how.empty() ? std::string(why) : how, /*tell=*/true, /*sure=*/!how.empty());
+  void OnHangUp(int rank, std::string_view why) { LoseEnded(rank, std::string(why)); }
+
+  void LoseEnded(int rank, std::string symptom) {
+    const int wait_status = ranks_[rank]->process.valid() ? WaitStatusOf(ranks_[rank]->process.get()) : -1;
+    // Exit code 0 explains nothing: it may have ended because it was given up.
+    Lose(rank, wait_status == -1 ? std::move(symptom) : DescribeWaitStatus(wait_status), /*tell=*/true, /*is_cause=*/wait_status > 0);
   }
 
   void OnNotice(int from, LinkMessage message) {
@@ -210,13 +212,13 @@ class Monitor final : public Liveness {
         break;
       case Notice::kLost: {
         const uint32_t rank = reader.U32();
-        const bool sure = reader.U32() != 0;
+        const bool is_cause = reader.U32() != 0;
         const std::string why = reader.Text(kMaxWhyBytes);
         if (!reader.ok() || rank >= ranks_.size()) break;
         if (static_cast<int>(rank) == links_.rank()) {
-          Lose(links_.rank(), absl::StrFormat("rank %d has given it up: %s", from, why), /*tell=*/false, /*sure=*/true);
+          Lose(links_.rank(), absl::StrFormat("rank %d has given it up: %s", from, why), /*tell=*/false, /*is_cause=*/true);
         } else {
-          Lose(static_cast<int>(rank), why, /*tell=*/true, sure);
+          Lose(static_cast<int>(rank), why, /*tell=*/true, is_cause);
         }
         break;
       }
@@ -249,16 +251,18 @@ class Monitor final : public Liveness {
         if (frame->channel != kRankEndedChannel) continue;
         WireReader reader(frame->bytes);
         const uint32_t rank = reader.U32();
+        const bool is_cause = reader.U32() != 0;
         const std::string how = reader.Text(kMaxWhyBytes);
         if (!reader.ok() || rank >= ranks_.size() || static_cast<int>(rank) == links_.rank()) continue;
         links_.ReadNow(static_cast<int>(rank));
-        Lose(static_cast<int>(rank), how, /*tell=*/false, /*sure=*/true);
+        Lose(static_cast<int>(rank), how, /*tell=*/false, is_cause);
       }
     }
   }
 
-  // The one place where a rank becomes lost. Any thread. `sure`: the reason is its exit status.
-  void Lose(int rank, std::string why, bool tell, bool sure) {
+  // The one place where a rank becomes lost. Any thread. `is_cause`: how it ended, or why it was given up; otherwise a symptom (its
+  // connection ended), in whose place a cause may be put later.
+  void Lose(int rank, std::string why, bool tell, bool is_cause) {
     if (leaving_.load()) return;
     Rank& it = *ranks_[rank];
     // The others end their links to a rank that they have given up: what it sees then says nothing about them.
@@ -268,9 +272,9 @@ class Monitor final : public Liveness {
       absl::MutexLock lock(&mutex_);
       if (it.left) return;
       first = it.why.empty();
-      if (first || (sure && !it.why_is_sure)) {
+      if (first || (is_cause && !it.why_is_cause)) {
         it.why = why;
-        it.why_is_sure = sure;
+        it.why_is_cause = is_cause;
       }
       if (first) order_.push_back(rank);
     }
@@ -281,12 +285,20 @@ class Monitor final : public Liveness {
       WireWriter notice;
       notice.U32(static_cast<uint32_t>(Notice::kLost));
       notice.U32(static_cast<uint32_t>(rank));
-      notice.U32(sure ? 1 : 0);
+      notice.U32(is_cause ? 1 : 0);
       notice.Text(why.substr(0, kMaxWhyBytes));
       SendToAll(notice, -1);  // also to the lost one, which may only have been stopped
     }
-    if (rank != links_.rank()) links_.Close(rank, why);
-    CallAll(rank);
+    const auto end = [this, rank, why] {
+      links_.ReadNow(rank);  // what it said before is still to be had
+      links_.Close(rank, why);
+      CallAll(rank);
+    };
+    if (links_.reactor().OnOwnThread()) {
+      end();
+    } else {
+      links_.reactor().Post(end);
+    }
   }
 
   void SendToAll(const WireWriter& notice, int except) {
@@ -296,11 +308,8 @@ class Monitor final : public Liveness {
     }
   }
 
+  // On the reactor's thread.
   void CallAll(int rank) {
-    if (!links_.reactor().OnOwnThread()) {
-      links_.reactor().Post([this, rank] { CallAll(rank); });
-      return;
-    }
     int after = 0;
     for (;;) {
       std::shared_ptr<std::function<void(int)>> call;
@@ -343,7 +352,7 @@ class Monitor final : public Liveness {
       const char state = peer.visible ? ProcessState(peer.pid) : '?';
       if (state == 't') continue;  // a debugger holds it
       Lose(rank, absl::StrFormat("no sign of life for %.2f s%s", static_cast<double>(silent_ns) * 1e-9, state == 'T' ? ", its process is stopped" : ""),
-           /*tell=*/true, /*sure=*/false);
+           /*tell=*/true, /*is_cause=*/true);
     }
   }
 

@@ -33,10 +33,10 @@ std::string DescribeWaitStatus(int wait_status) {
   return absl::StrFormat("ended with exit code %d", WEXITSTATUS(wait_status));
 }
 
-std::string HowProcessEnded(int pidfd) {
+int WaitStatusOf(int pidfd) {
   PidfdInfo info{.mask = kWithExit};
-  if (ioctl(pidfd, kGetInfo, &info) != 0 || (info.mask & kWithExit) == 0) return {};
-  return DescribeWaitStatus(info.exit_code);
+  if (ioctl(pidfd, kGetInfo, &info) != 0 || (info.mask & kWithExit) == 0) return -1;
+  return info.exit_code;
 }
 
 char ProcessState(int64_t pid) {

@@ -67,7 +67,7 @@ class SocketLinks final : public Links {
         if (link.changed.WaitWithDeadline(&link.mutex, deadline)) break;
       }
     }
-    reactor_.reset();
+    if (reactor_ != nullptr) reactor_->Stop();
   }
 
   absl::Status Start(absl::Time deadline) {

@@ -37,7 +37,9 @@ class EpollReactor final : public Reactor {
     return absl::OkStatus();
   }
 
-  ~EpollReactor() override {
+  ~EpollReactor() override { Stop(); }
+
+  void Stop() override {
     {
       absl::MutexLock lock(&mutex_);
       stopping_ = true;

@@ -14,7 +14,9 @@ namespace gantry {
 class Reactor {
  public:
   static absl::StatusOr<std::unique_ptr<Reactor>> Start();
-  virtual ~Reactor() = default;  // waits for the call that runs; no other follows
+  virtual ~Reactor() = default;  // stops it
+  // Waits for the call that runs; no other follows.
+  virtual void Stop() = 0;
 
   // `events` as epoll's (EPOLLIN, EPOLLOUT, ...), level-triggered. One entry a descriptor.
   virtual absl::Status Add(int descriptor, uint32_t events, std::function<void(uint32_t events)> call) = 0;

@@ -1,4 +1,4 @@
-// Who uses which channel of the links. Users above comm/ take numbers from kFirstFreeChannel on.
+// Who uses which channel of the links. Users above comm/ take numbers from kFirstFreeChannel up to kFirstGroupChannel.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,11 @@ constexpr uint32_t kMemberChannel = 0;     // who is who, once, at the start
 constexpr uint32_t kLivenessChannel = 1;   // hearts, beats, losses, departures
 constexpr uint32_t kRecorderChannel = 2;   // a rank's recorder, for its peers and the launcher
 constexpr uint32_t kRankEndedChannel = 3;  // from the launcher: rank u32, failed u32, how it ended
+constexpr uint32_t kPoolChannel = 4;       // which regions a rank shares, with their descriptors
+constexpr uint32_t kNodeChannel = 5;       // the doorbells of a node
 constexpr uint32_t kFirstFreeChannel = 16;
+constexpr uint32_t kFirstGroupChannel = 0x80000000u;
+// The memory of a group, by the group's number.
+constexpr uint32_t GroupChannel(uint64_t group) { return kFirstGroupChannel | static_cast<uint32_t>(group & 0x7fffffffu); }
 
 }  // namespace gantry

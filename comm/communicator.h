@@ -5,36 +5,44 @@
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <string>
-#include <vector>
+#include <string_view>
 
+#include "comm/element_type.h"
 #include "comm/transport.h"
 #include "memory/status.h"
 
 namespace gantry {
 
-enum class ElementType : uint8_t { kF32, kF64, kBf16, kF16, kI8, kU8, kI32, kI64 };
-enum class ReduceOp : uint8_t { kSum, kMin, kMax };
-int64_t SizeBytes(ElementType type);
-
 struct CollectiveOptions {
   std::string_view name = {};  // of what is exchanged, for errors and the recorder: "discriminator.3.weight gradient"
-  int priority = 0;            // higher goes first where several wait for a link; results do not depend on it
+  int priority = 0;            // higher goes first among groups whose operations wait for the lane; results do not depend on it
+  // Whether the operation is carried on while the caller computes. True: the lane, a thread of this process, moves it, at the price of
+  // being woken. False: it moves in the calls that start it and wait for it, or for any other operation, without a hand-over.
+  bool in_background = false;
+  // Since the start. When it is over the operation fails on all ranks of the group, naming those that have not come, and the group is of
+  // no more use: what was awaited may still come at some ranks.
   absl::Duration timeout = Pending::kDefaultTimeout;
 };
 
-// A halo exchange in one dimension of a mesh: what goes to, and comes from, the neighbour before and behind. Empty: none.
+// A halo exchange in one dimension of a mesh: what goes to, and comes from, the neighbour before and behind. What a rank sends to the one
+// before it arrives there as `from_behind` of the same dimension. All dimensions move at once, so that corners do not travel; where they
+// should, each dimension is a call of its own. A rank may be its own neighbour (a ring of one).
 struct HaloExchange {
-  int before = -1, behind = -1;  // ranks of the group; -1: the edge
+  int before = -1, behind = -1;  // ranks of the group; -1: the edge, where nothing is sent
   std::span<const std::byte> to_before, to_behind;
   std::span<std::byte> from_before, from_behind;
 };
 
 // Every rank of the group calls the same collectives in the same order, which is checked: a mismatch (another collective, type, count) is
-// kFailedPrecondition on all ranks and names both. Memory in a shared region moves without a copy beyond the algorithm's; other memory is
-// staged. Memory must stay as it is until the Pending is done. Starting is thread-safe.
+// kFailedPrecondition on all ranks and names both. Operations of one group take effect in the order of their starts; different groups do
+// not wait for each other, in whatever order their operations are started. Memory in a shared region moves without a copy beyond the
+// algorithm's; other memory is staged, or read by the kernel's cross-memory calls where those work. Memory must stay as it is until the
+// Pending is done; after a failure, until Shrink returns, for other ranks may still be writing to it. Once an operation failed on all
+// ranks (a loss, a mismatch, a timeout) every later one fails with the same status. Starting is thread-safe and allocates nothing.
 class Communicator {
  public:
+  static constexpr int kMaxInFlight = 64;  // operations that are started and whose Pending is there; more are kResourceExhausted
+
   virtual ~Communicator() = default;
   virtual int rank() const = 0;  // in the group
   virtual int size() const = 0;
@@ -49,7 +57,7 @@ class Communicator {
   virtual Pending AllGather(const void* from, void* to, std::span<const int64_t> bytes, const CollectiveOptions& options = {}) = 0;
   virtual Pending Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options = {}) = 0;
   virtual Pending Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root, const CollectiveOptions& options = {}) = 0;
-  // Bytes to and from each rank, one behind the other.
+  // Bytes to and from each rank, one behind the other. `from` and `to` do not overlap.
   virtual Pending AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to, std::span<const int64_t> to_bytes,
                            const CollectiveOptions& options = {}) = 0;
   virtual Pending ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options = {}) = 0;

@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 
 #include "absl/time/time.h"
 #include "memory/status.h"
@@ -23,18 +24,24 @@ struct GlobalAddress {
 // An operation in flight. Move-only; waits when it goes. One thread at a time.
 class [[nodiscard]] Pending {
  public:
+  // Lies in a place that its maker keeps for it, so that starting an operation allocates nothing.
   class Work {
    public:
-    virtual ~Work() = default;
     virtual bool done() const = 0;
-    virtual absl::Status Wait(absl::Time deadline) = 0;
+    // The operation's status, or kDeadlineExceeded where it goes on. Does not block once the operation is done.
+    virtual absl::Status Wait(absl::Duration timeout) = 0;
+    // It is done and nobody will ask again: its place may be used for another.
+    virtual void Release() = 0;
+
+   protected:
+    ~Work() = default;
   };
 
   Pending() = default;  // done, OK
   explicit Pending(absl::Status status) : status_(std::move(status)) {}
-  explicit Pending(std::unique_ptr<Work> work) : work_(std::move(work)) {}
-  Pending(Pending&&) noexcept = default;
-  Pending& operator=(Pending&&) noexcept;
+  explicit Pending(Work& work) : work_(&work) {}
+  Pending(Pending&& from) noexcept : work_(std::exchange(from.work_, nullptr)), status_(std::move(from.status_)) {}
+  Pending& operator=(Pending&& from) noexcept;
   ~Pending();
 
   bool done() const { return work_ == nullptr || work_->done(); }
@@ -45,11 +52,11 @@ class [[nodiscard]] Pending {
   static constexpr absl::Duration kDefaultTimeout = absl::Minutes(5);
 
  private:
-  std::unique_ptr<Work> work_;
+  Work* work_ = nullptr;
   absl::Status status_;
 };
 
-// Thread-safe. Ranges outside the region are kInvalidArgument before anything moves.
+// Thread-safe. Ranges outside the region are kInvalidArgument before anything moves, and so is writing to a region lent to be read.
 class Transport {
  public:
   virtual ~Transport() = default;
@@ -65,8 +72,8 @@ class Transport {
   virtual absl::StatusOr<uint64_t> CompareSwap(GlobalAddress word, uint64_t expected, uint64_t desired) = 0;
   // Sets a word of the peer's region (adds `add`) after all puts before it, and wakes who waits for it.
   virtual Pending Signal(GlobalAddress word, uint64_t add) = 0;
-  // Until a word of this rank's own region is at least `value`.
-  virtual absl::Status WaitSignal(int region, int64_t offset, uint64_t value, absl::Duration timeout) = 0;
+  // Until a word of this rank's own region is at least `value`. `from`: the rank that will see to it; kUnavailable if that is lost.
+  virtual absl::Status WaitSignal(int from, int region, int64_t offset, uint64_t value, absl::Duration timeout) = 0;
 };
 
 }  // namespace gantry

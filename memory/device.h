@@ -17,6 +17,9 @@ class Slab {
   // 4096-byte aligned; null for a slab of 0 bytes. Readable and writable where the device's kernels run.
   virtual std::byte* data() const = 0;
   virtual int64_t size_bytes() const = 0;
+  // A file of at least size_bytes() bytes, sealed against changes of its size, that other ranks of the node map to reach this memory;
+  // open as long as the slab. -1 where this memory is not shared that way, or for 0 bytes.
+  virtual int descriptor() const { return -1; }
 };
 
 // Thread-safe.

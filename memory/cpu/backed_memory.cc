@@ -37,6 +37,22 @@ int64_t AvailableBytes() {
   return available;
 }
 
+// 0, or the error. Every page of `file`, mapped at `data`, is there afterwards.
+int Populate(int file, void* data, size_t bytes) {
+#if defined(MADV_POPULATE_WRITE)
+  // Only faults make huge pages of shared memory, and only where asked for; a lack of memory is an error here too, not a signal.
+  madvise(data, bytes, MADV_HUGEPAGE);
+  if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) return 0;
+  if (errno != EINVAL) return errno == EFAULT ? ENOMEM : errno;
+#endif
+  int error = 0;  // kernels before 5.14
+  do {
+    error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
+  } while (error == EINTR);
+  if (error == 0) madvise(data, bytes, MADV_WILLNEED);
+  return error;
+}
+
 }  // namespace
 
 absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t bytes, std::string_view advice) {
@@ -50,34 +66,51 @@ absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t b
         absl::StrFormat("%s: %d bytes asked for, the machine has %d available: %d short; %s", owner, mapped, available,
                         mapped - available, advice));
   }
-  const int file = memfd_create("gantry-arena", MFD_CLOEXEC);
+  const int file = memfd_create("gantry-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (file < 0) return SystemError(owner, "memfd_create", mapped, errno, advice);
-  int error = 0;
-  do {
-    error = posix_fallocate(file, 0, mapped);
-  } while (error == EINTR);
-  if (error != 0) {
+  if (ftruncate(file, mapped) != 0) {
+    const int error = errno;
     close(file);
-    return SystemError(owner, "posix_fallocate", mapped, error, advice);
+    return SystemError(owner, "ftruncate", mapped, error, advice);
   }
-  void* data = mmap(nullptr, static_cast<size_t>(mapped), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, file, 0);
-  error = errno;
-  close(file);
-  if (data == MAP_FAILED) return SystemError(owner, "mmap", mapped, error, advice);
-  return BackedMemory(static_cast<std::byte*>(data), mapped);
+  const size_t size = static_cast<size_t>(mapped);
+  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  if (data == MAP_FAILED) {
+    const int error = errno;
+    close(file);
+    return SystemError(owner, "mmap", mapped, error, advice);
+  }
+  if (const int error = Populate(file, data, size); error != 0) {
+    munmap(data, size);
+    close(file);
+    return SystemError(owner, "backing with memory", mapped, error, advice);
+  }
+  // Whoever maps it may rely on its size: no SIGBUS.
+  if (fcntl(file, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) {
+    const int error = errno;
+    munmap(data, size);
+    close(file);
+    return SystemError(owner, "sealing", mapped, error, advice);
+  }
+  return BackedMemory(static_cast<std::byte*>(data), mapped, file);
 }
 
 BackedMemory::BackedMemory(BackedMemory&& from) noexcept
-    : data_(std::exchange(from.data_, nullptr)), mapped_bytes_(std::exchange(from.mapped_bytes_, 0)) {}
+    : data_(std::exchange(from.data_, nullptr)),
+      mapped_bytes_(std::exchange(from.mapped_bytes_, 0)),
+      descriptor_(std::exchange(from.descriptor_, -1)) {}
 
 BackedMemory& BackedMemory::operator=(BackedMemory&& from) noexcept {
   std::swap(data_, from.data_);
   std::swap(mapped_bytes_, from.mapped_bytes_);
+  std::swap(descriptor_, from.descriptor_);
   return *this;
 }
 
 BackedMemory::~BackedMemory() {
-  if (data_ != nullptr) munmap(data_, static_cast<size_t>(mapped_bytes_));
+  if (data_ == nullptr) return;
+  munmap(data_, static_cast<size_t>(mapped_bytes_));
+  close(descriptor_);
 }
 
 }  // namespace gantry

@@ -10,8 +10,9 @@
 
 namespace gantry {
 
-// Owns an anonymous shared mapping (memfd), so that it can be mapped by other ranks and nothing is left when a process
-// dies. Move-only; zero-filled, 4096-byte aligned, data() is null for 0 bytes.
+// Owns an anonymous shared mapping (memfd, sealed against changes of its size), so that it can be mapped by other ranks and nothing is
+// left when a process dies. Huge pages where the machine gives them to shared memory on request. Move-only; zero-filled, 4096-byte
+// aligned, data() is null for 0 bytes.
 class BackedMemory {
  public:
   static constexpr int64_t kPageBytes = 4096;
@@ -27,12 +28,16 @@ class BackedMemory {
 
   std::byte* data() const { return data_; }
   int64_t mapped_bytes() const { return mapped_bytes_; }
+  // The memfd, of mapped_bytes() bytes, open as long as this object; -1 for 0 bytes.
+  int descriptor() const { return descriptor_; }
 
  private:
-  BackedMemory(std::byte* data, int64_t mapped_bytes) : data_(data), mapped_bytes_(mapped_bytes) {}
+  BackedMemory(std::byte* data, int64_t mapped_bytes, int descriptor)
+      : data_(data), mapped_bytes_(mapped_bytes), descriptor_(descriptor) {}
 
   std::byte* data_ = nullptr;
   int64_t mapped_bytes_ = 0;
+  int descriptor_ = -1;
 };
 
 }  // namespace gantry

@@ -33,6 +33,7 @@ class CpuSlab final : public Slab {
   }
   std::byte* data() const override { return memory_.data(); }
   int64_t size_bytes() const override { return bytes_; }
+  int descriptor() const override { return memory_.descriptor(); }
 
  private:
   BackedMemory memory_;

@@ -22,6 +22,7 @@ class HostSlab final : public TierSlab {
 
   int64_t size_bytes() const override { return bytes_; }
   std::byte* data() const override { return memory_.data(); }
+  int descriptor() const override { return memory_.descriptor(); }
   absl::Status Write(int64_t offset, std::span<const std::byte> from) override {
     GANTRY_RETURN_IF_ERROR(CheckTierRange(*this, "write", offset, from.size()));
     if (!from.empty()) StreamCopy(memory_.data() + offset, from.data(), from.size());

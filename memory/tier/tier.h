@@ -47,6 +47,8 @@ class TierSlab {
   virtual int64_t size_bytes() const = 0;
   // Null where the tier is not addressable (kFile), or where it has 0 bytes.
   virtual std::byte* data() const = 0;
+  // As Slab::descriptor (memory/device.h); -1 where the tier is not addressable, or has 0 bytes.
+  virtual int descriptor() const { return -1; }
   // Blocking; they allocate nothing unless they fail. The memory need not be aligned.
   // kInvalidArgument  the range is not inside the slab, or does not start at a block
   // kUnavailable      (Write) a transfer failed or came out short, and did so again when it was retried

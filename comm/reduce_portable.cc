@@ -1,0 +1,2 @@
+#define GANTRY_REDUCE_KERNELS kPortable
+#include "comm/reduce_loops.inc"

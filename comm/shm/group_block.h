@@ -1,0 +1,94 @@
+// What the ranks of a group on one node share beside their data: one block of memory, mapped by all, made of plain atomic words. It lies
+// in a SharedRegion, all zero to begin with. Each rank writes to its own lines and reads those of the others.
+//
+// An operation begins when a rank publishes an entry: what it calls, and where its memory is. An entry's `sequence` is stored last, so
+// that whoever sees it may read the rest. It also serves as the first arrival; later ones are counted in `arrived`.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace gantry::shm {
+
+inline constexpr int kMaxRanks = 64;
+inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each dimension
+inline constexpr int kNameWords = 10;
+inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool
+
+enum class Collective : uint8_t {
+  kNone, kBarrier, kAllReduce, kReduceScatter, kAllGather, kBroadcast, kReduce, kAllToAll, kExchangeHalo, kSendReceive
+};
+
+// Where the memory is that an operation's peers read or write.
+enum class MemoryKind : uint8_t {
+  kPool,    // `place` is region << 48 | offset
+  kStaged,  // in the rank's slot, a piece at a time
+  kProcess,  // `place` is an address in the rank's process, for process_vm_readv
+  kNothing   // there are no bytes
+};
+
+struct Entry {
+  std::atomic<uint64_t> sequence;  // of the operation in the group, from 1
+  std::atomic<uint64_t> what;      // Collective | type << 8 | op << 16 | MemoryKind << 24 | root << 32 (SendReceive: from, and to << 48)
+  std::atomic<uint64_t> count;     // elements, or bytes
+  std::atomic<uint64_t> parts;     // a hash of the parts that all ranks must give alike; 0 where there are none
+  std::atomic<uint64_t> place;
+  std::atomic<uint64_t> largest_part;  // AllToAll: bytes, of this rank's
+  std::atomic<uint64_t> name[kNameWords];      // the operation's, zero-padded; read for errors alone
+};
+static_assert(sizeof(Entry) == 128);
+
+// A message between two ranks within an operation that not all ranks take part in. The sender makes pieces ready, the receiver says how
+// many it has taken; both count from 1 within `sequence << 20`.
+struct MessageOut {
+  std::atomic<uint64_t> to_and_tag;  // receiver << 8 | tag
+  std::atomic<uint64_t> bytes;
+  std::atomic<uint64_t> kind;        // MemoryKind
+  std::atomic<uint64_t> place;
+  std::atomic<uint64_t> ready;
+};
+
+struct RankLines {
+  // Entries of operations that every rank takes part in, by turns: no rank is two such operations ahead of another.
+  alignas(128) Entry full[2];
+  alignas(128) std::atomic<uint64_t> arrived;
+  // Of operations that only neighbours take part in.
+  alignas(128) Entry partial;
+  alignas(128) MessageOut out[kMaxMessages];
+  alignas(128) std::atomic<uint64_t> taken[kMaxMessages];  // of what this rank receives, by tag
+  // AllToAll: bytes to each rank, by turns as `full`.
+  alignas(128) std::atomic<int64_t> part_bytes[2][kMaxRanks];
+  // Shrink: not 0 once this rank touches nothing of the group, and none of its peers' memory for it, any more.
+  alignas(128) std::atomic<uint64_t> came_to_shrink;
+};
+
+enum class Breach : uint32_t { kNone, kWriting, kMismatch, kTimeout };
+
+struct GroupBlock {
+  // Set once, when ranks differ about an operation, or one has waited too long: who, and what each of the two has called.
+  struct Broken {
+    std::atomic<uint32_t> breach;  // Breach
+    std::atomic<uint32_t> rank[2];
+    std::atomic<uint64_t> late;  // kTimeout: ranks that had not come, as bits
+    Entry entry[2];              // kTimeout: the first alone
+  };
+  alignas(128) Broken broken;
+  // Of Shrink: the ranks of the next group, as bits, by the first to decide; 0: nobody has yet.
+  alignas(128) std::atomic<uint64_t> survivors;
+  RankLines ranks[kMaxRanks];  // as many as the group has
+};
+
+// A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and a slot for each rank.
+constexpr int kGenerations = 8;
+constexpr int64_t LinesBytes(int ranks) {
+  return static_cast<int64_t>(sizeof(GroupBlock)) - (kMaxRanks - ranks) * static_cast<int64_t>(sizeof(RankLines));
+}
+constexpr int64_t BlockOffset(int ranks, int generation) { return generation * LinesBytes(ranks); }
+constexpr int64_t SlotOffset(int ranks, int rank) {
+  return (BlockOffset(ranks, kGenerations) + 4095) / 4096 * 4096 + rank * kSlotBytes;
+}
+constexpr int64_t RegionBytes(int ranks) { return SlotOffset(ranks, ranks); }
+
+static_assert(std::atomic<uint64_t>::is_always_lock_free);
+
+}  // namespace gantry::shm

@@ -27,6 +27,7 @@ Mover::Result ShmCommunicator::StepPartial(Operation& operation, bool looks_clos
     return Result::kMoved;
   }
   if (!operation.is_published) {
+    if (IsBroken(operation, false)) return Result::kIdle;
     PublishPartial(operation);
     return Result::kMoved;
   }

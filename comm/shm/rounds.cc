@@ -36,6 +36,7 @@ int64_t Before(const int64_t* parts, int rank) {
 
 Mover::Result ShmCommunicator::StepFull(Operation& operation, bool looks_closely) {
   if (!operation.is_published) {
+    if (IsBroken(operation, false)) return Result::kIdle;  // others have given up, and this rank is late
     Publish(operation);
     return Result::kMoved;
   }

@@ -1,9 +1,5 @@
 #include "comm/pool.h"
 
-#include <fcntl.h>
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstring>
 #include <utility>
 
@@ -45,12 +41,12 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const 
   const std::span<const std::byte> bytes = std::as_bytes(std::span(announcements));
   for (int peer = 0; peer < links.size(); ++peer) {
     if (peer == links.rank()) continue;
-    GANTRY_RETURN_IF_ERROR(links.Send(peer, channels::kPool, bytes, links.SameNode(peer) ? descriptors : std::vector<int>()));
+    GANTRY_RETURN_IF_ERROR(links.Send(peer, kPoolChannel, bytes, links.SameNode(peer) ? descriptors : std::vector<int>()));
   }
   const absl::Time deadline = absl::Now() + timeout;
   for (int peer = 0; peer < links.size(); ++peer) {
     if (peer == links.rank()) continue;
-    GANTRY_ASSIGN_OR_RETURN(LinkMessage message, links.Receive(peer, channels::kPool, deadline - absl::Now()));
+    GANTRY_ASSIGN_OR_RETURN(LinkMessage message, links.Receive(peer, kPoolChannel, deadline - absl::Now()));
     const size_t count = message.bytes.size() / sizeof(Announcement);
     std::vector<Announcement> theirs(count);
     if (count > 0) std::memcpy(theirs.data(), message.bytes.data(), count * sizeof(Announcement));
@@ -62,7 +58,7 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const 
         const std::string owner = absl::StrFormat("region %d of rank %d", region, peer);
         absl::StatusOr<SharedRegion> mapping =
             next < message.descriptors.size()
-                ? SharedRegion::Map(owner, std::exchange(message.descriptors[next], -1), mapped.bytes, mapped.access)
+                ? SharedRegion::Map(owner, std::move(message.descriptors[next]), mapped.bytes, mapped.access)
                 : absl::StatusOr<SharedRegion>(absl::DataLossError(absl::StrCat(owner, " came without its descriptor")));
         ++next;
         if (mapping.ok()) {
@@ -73,9 +69,6 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const 
         }
       }
       pool->ranks_[peer].push_back(std::move(mapped));
-    }
-    for (const int left : message.descriptors) {
-      if (left >= 0) close(left);
     }
     GANTRY_RETURN_IF_ERROR(status);
   }

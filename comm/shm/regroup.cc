@@ -1,7 +1,5 @@
 // Groups come into being: at the start, by Split, and by Shrink after a loss.
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -35,16 +33,15 @@ absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Create(ShmNode& n
     const int descriptor = region.descriptor();
     for (const int rank : ranks) {
       if (rank == self) continue;
-      GANTRY_RETURN_IF_ERROR(node.links().Send(rank, channels::Group(id), std::as_bytes(std::span(&id, 1)), std::span(&descriptor, 1)));
+      GANTRY_RETURN_IF_ERROR(node.links().Send(rank, GroupChannel(id), std::as_bytes(std::span(&id, 1)), std::span(&descriptor, 1)));
     }
   } else {
-    GANTRY_ASSIGN_OR_RETURN(LinkMessage message, node.links().Receive(ranks.front(), channels::Group(id), timeout));
+    GANTRY_ASSIGN_OR_RETURN(LinkMessage message, node.links().Receive(ranks.front(), GroupChannel(id), timeout));
     if (message.descriptors.size() != 1 || message.bytes.size() != sizeof(id) ||
         std::memcmp(message.bytes.data(), &id, sizeof(id)) != 0) {
-      for (const int left : message.descriptors) close(left);
       return absl::DataLossError(absl::StrFormat("%s: rank %d sent something else than the group's memory", owner, ranks.front()));
     }
-    GANTRY_ASSIGN_OR_RETURN(region, SharedRegion::Map(owner, message.descriptors.front(), RegionBytes(count), Access::kReadWrite));
+    GANTRY_ASSIGN_OR_RETURN(region, SharedRegion::Map(owner, std::move(message.descriptors.front()), RegionBytes(count), Access::kReadWrite));
   }
   std::vector<int> slots(ranks.size());
   for (int rank = 0; rank < count; ++rank) slots[rank] = rank;

@@ -98,9 +98,7 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
   if (const uint32_t losses = node_.liveness().losses().load(std::memory_order_seq_cst); losses != losses_seen_) {
     for (const int rank : ranks_) {
       if (!node_.liveness().lost(rank)) continue;
-      absl::Status status = node_.liveness().status(DescribeWait(operation));
-      if (status.ok()) status = absl::UnavailableError(absl::StrFormat("rank %d is lost; %s", rank, DescribeWait(operation)));
-      FailAll(status);
+      FailAll(node_.liveness().StatusOf(rank, DescribeWait(operation)));
       return true;
     }
     losses_seen_ = losses;

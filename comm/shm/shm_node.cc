@@ -78,33 +78,32 @@ absl::Status ShmNode::Join(const NodeOptions& options, absl::Duration timeout) {
   };
   const int descriptor = region_.descriptor();
   GANTRY_RETURN_IF_ERROR(others([&](int rank) {
-    return links_.Send(rank, channels::kNode, std::as_bytes(std::span(&mine, 1)),
+    return links_.Send(rank, kNodeChannel, std::as_bytes(std::span(&mine, 1)),
                        first ? std::span(&descriptor, 1) : std::span<const int>());
   }));
   CoreSet cores = mine.cores;
   uint8_t all_read = options.cross_memory ? 1 : 0;
   GANTRY_RETURN_IF_ERROR(others([&](int rank) -> absl::Status {
-    GANTRY_ASSIGN_OR_RETURN(LinkMessage message, links_.Receive(rank, channels::kNode, deadline - absl::Now()));
+    GANTRY_ASSIGN_OR_RETURN(LinkMessage message, links_.Receive(rank, kNodeChannel, deadline - absl::Now()));
     const bool brings_bells = rank == ranks_.front();
     Hello hello;
     if (message.bytes.size() != sizeof(hello) || message.descriptors.size() != (brings_bells ? 1u : 0u)) {
-      for (const int left : message.descriptors) close(left);
       return absl::DataLossError(absl::StrFormat("rank %d introduced itself with %d bytes and %d descriptors", rank,
                                                  message.bytes.size(), message.descriptors.size()));
     }
     std::memcpy(&hello, message.bytes.data(), sizeof(hello));
     process_ids_[rank] = hello.process_id;
     cores.Add(hello.cores);
-    if (all_read != 0 && !CanRead(hello)) all_read = 0;
+    if (all_read != 0 && !(links_.peer(rank).visible && CanRead(hello))) all_read = 0;
     if (!brings_bells) return absl::OkStatus();
-    GANTRY_ASSIGN_OR_RETURN(region_, SharedRegion::Map("doorbells", message.descriptors.front(), bytes, Access::kReadWrite));
+    GANTRY_ASSIGN_OR_RETURN(region_, SharedRegion::Map("doorbells", std::move(message.descriptors.front()), bytes, Access::kReadWrite));
     return absl::OkStatus();
   }));
   // Whether cross-memory calls are used is the same for all.
-  GANTRY_RETURN_IF_ERROR(others([&](int rank) { return links_.Send(rank, channels::kNode, std::as_bytes(std::span(&all_read, 1))); }));
+  GANTRY_RETURN_IF_ERROR(others([&](int rank) { return links_.Send(rank, kNodeChannel, std::as_bytes(std::span(&all_read, 1))); }));
   cross_memory_ = all_read != 0;
   GANTRY_RETURN_IF_ERROR(others([&](int rank) -> absl::Status {
-    GANTRY_ASSIGN_OR_RETURN(const LinkMessage message, links_.Receive(rank, channels::kNode, deadline - absl::Now()));
+    GANTRY_ASSIGN_OR_RETURN(const LinkMessage message, links_.Receive(rank, kNodeChannel, deadline - absl::Now()));
     if (message.bytes.size() != 1 || message.bytes.front() != std::byte{1}) cross_memory_ = false;
     return absl::OkStatus();
   }));

@@ -83,8 +83,7 @@ absl::Status ShmTransport::WaitSignal(int from, int region, int64_t offset, uint
   });
   if (!ready) return absl::DeadlineExceededError(absl::StrCat(describe(), "; it did not come in ", absl::FormatDuration(timeout)));
   if (!lost || word.load(std::memory_order_seq_cst) >= value) return absl::OkStatus();
-  const absl::Status status = node_.liveness().status(describe());
-  return status.ok() ? absl::UnavailableError(absl::StrFormat("rank %d is lost; %s", from, describe())) : status;
+  return node_.liveness().StatusOf(from, describe());
 }
 
 }  // namespace gantry::shm

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <thread>
 
 namespace gantry {
@@ -13,7 +14,7 @@ class ThreadLinks final : public Links {
   ThreadLinks(ThreadJob& shared, int rank) : shared_(shared) {
     job_.rank = rank;
     job_.size = shared.size();
-    for (int peer = 0; peer < shared.size(); ++peer) peers_.push_back({.rank = peer, .node = 0, .pid = getpid(), .host = "threads"});
+    for (int peer = 0; peer < shared.size(); ++peer) peers_.push_back({.rank = peer, .node = 0, .pid = getpid(), .host = "threads", .visible = true});
   }
   const Job& job() const override { return job_; }
   const Peer& peer(int rank) const override { return peers_[rank]; }
@@ -21,12 +22,19 @@ class ThreadLinks final : public Links {
 
   absl::Status Send(int to, uint32_t channel, std::span<const std::byte> bytes, std::span<const int> descriptors) override {
     LinkMessage message{.bytes = std::vector<std::byte>(bytes.begin(), bytes.end())};
-    for (const int descriptor : descriptors) message.descriptors.push_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    for (const int descriptor : descriptors) message.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
     const std::lock_guard lock(shared_.mutex_);
     shared_.queues_[{job_.rank, to, channel}].push_back(std::move(message));
     shared_.arrived_.notify_all();
     return absl::OkStatus();
   }
+
+  // For monitors alone, of which there is none here.
+  Reactor& reactor() override { std::abort(); }
+  void HandleChannel(uint32_t, std::function<void(int, LinkMessage)>) override {}
+  void OnClosed(std::function<void(int, std::string_view)>) override {}
+  void ReadNow(int) override {}
+  void Close(int, std::string_view) override {}
 
   absl::StatusOr<LinkMessage> Receive(int from, uint32_t channel, absl::Duration timeout) override {
     std::unique_lock lock(shared_.mutex_);
@@ -55,6 +63,11 @@ class ThreadLiveness final : public Liveness {
     const std::lock_guard lock(mutex_);
     if (lost_.empty()) return absl::OkStatus();
     return absl::UnavailableError(absl::StrFormat("rank %d (threads) is lost: %s; %s", first_, lost_.at(first_), pending));
+  }
+  absl::Status StatusOf(int rank, std::string_view pending) const override {
+    const std::lock_guard lock(mutex_);
+    if (!lost_.contains(rank)) return absl::OkStatus();
+    return absl::UnavailableError(absl::StrFormat("rank %d (threads) is lost: %s; %s", rank, lost_.at(rank), pending));
   }
   void Report(int rank, std::string_view why) override {
     std::vector<std::function<void(int)>> calls;
@@ -90,14 +103,6 @@ ThreadJob::ThreadJob(int size) : size_(size) {
   for (int rank = 0; rank < size; ++rank) {
     links_.push_back(std::make_unique<ThreadLinks>(*this, rank));
     liveness_.push_back(std::make_unique<ThreadLiveness>());
-  }
-}
-
-ThreadJob::~ThreadJob() {
-  for (auto& [key, queue] : queues_) {
-    for (const LinkMessage& message : queue) {
-      for (const int descriptor : message.descriptors) close(descriptor);
-    }
   }
 }
 

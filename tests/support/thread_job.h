@@ -22,7 +22,6 @@ namespace gantry {
 class ThreadJob {
  public:
   explicit ThreadJob(int size);
-  ~ThreadJob();
   int size() const { return size_; }
   Links& links(int rank) { return *links_[rank]; }
   Liveness& liveness(int rank) { return *liveness_[rank]; }

@@ -1,0 +1,218 @@
+// Communicators between processes: the contract's checks, random operations on several groups at once, and ranks that are killed.
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <time.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "tests/support/collective_check.h"
+#include "tests/support/run_ranks.h"
+#include "tests/support/thread_job.h"
+
+namespace gantry {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int64_t kArenaBytes = int64_t{8} << 20;
+
+// GANTRY_TEST_SECONDS makes the random tests as long as one likes; 10 minutes is the mode that docs/measurements/comm.md speaks of.
+double Seconds(double usual) {
+  const char* text = std::getenv("GANTRY_TEST_SECONDS");
+  return text != nullptr ? std::atof(text) : usual;
+}
+
+int64_t NowNanoseconds() {
+  timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * int64_t{1'000'000'000} + time.tv_nsec;
+}
+
+Rank Open(Links& links, Liveness& liveness, const FabricOptions& options = {}) {
+  static const std::unique_ptr<Device> device = MakeCpuDevice({});
+  absl::StatusOr<Rank> rank = OpenRank(links, liveness, *device, kArenaBytes, options);
+  EXPECT_TRUE(rank.ok()) << Message(rank.status());
+  if (!rank.ok()) std::exit(1);
+  return *std::move(rank);
+}
+
+class CommunicatorProcessTest : public testing::TestWithParam<int> {};
+
+TEST_P(CommunicatorProcessTest, RandomOperations) {
+  RunRanks(GetParam(), [](Links& links, Liveness& liveness) {
+    Rank rank = Open(links, liveness, {.cross_memory = links.size() != 3});
+    CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(rank.arena_bytes)});
+    std::mt19937_64 shared(links.size());
+    for (int operation = 0; operation < 400; ++operation) {
+      const absl::Status status = check.Random(rank.fabric->world(), shared, operation % 50 == 0 ? 3 << 20 : 60000);
+      ASSERT_TRUE(status.ok()) << "operation " << operation << ": " << Message(status);
+    }
+  });
+}
+
+TEST_P(CommunicatorProcessTest, ThreeCommunicatorsUnderRandomDelays) {
+  RunRanksOptions options;
+  options.timeout = absl::Seconds(120 + 2 * Seconds(2));
+  RunRanks(GetParam(), [](Links& links, Liveness& liveness) {
+    Rank rank = Open(links, liveness);
+    Communicator& world = rank.fabric->world();
+    const int64_t end = NowNanoseconds() + static_cast<int64_t>(Seconds(2) * 1e9);
+    std::mt19937_64 shared(17 * links.size());
+    int64_t operations = 0;
+    // New groups again and again, drawn alike on all ranks; whether to go on is rank 0's word.
+    for (int64_t go_on = 1;;) {
+      if (rank.rank == 0) go_on = NowNanoseconds() < end ? 1 : 0;
+      absl::Status status = world.Broadcast(&go_on, sizeof(go_on), 0).Wait();
+      ASSERT_TRUE(status.ok()) << Message(status);
+      if (go_on == 0) break;
+      std::vector<std::unique_ptr<Communicator>> groups;
+      for (int i = 0; i < 3; ++i) {
+        std::vector<int> colors(links.size());
+        for (int& color : colors) color = static_cast<int>(shared() % 3) - (shared() % 8 == 0 ? 1 : 0);
+        absl::StatusOr<std::unique_ptr<Communicator>> group =
+            world.Split(std::max(-1, colors[rank.rank]), static_cast<int>(shared() % 5) * rank.rank % 3, absl::StrCat("random ", i));
+        ASSERT_TRUE(group.ok()) << Message(group.status());
+        groups.push_back(*std::move(group));
+      }
+      const uint64_t seed = shared();
+      std::vector<std::thread> threads;
+      for (int i = 0; i < 3; ++i) {
+        if (groups[i] == nullptr) continue;
+        threads.emplace_back([&, i] {
+          const size_t bytes = static_cast<size_t>(rank.arena_bytes) / 3 / 64 * 64;
+          CollectiveCheck check(rank.rank, {rank.arena + i * bytes, bytes});
+          std::mt19937_64 group_random(seed + 1000 * i + groups[i]->ranks()[0]), own(seed + 77 * rank.rank + i);
+          for (int operation = 0; operation < 60; ++operation) {
+            if (own() % 10 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
+            const absl::Status done = check.Random(*groups[i], group_random, operation % 20 == 0 ? 1 << 20 : 30000);
+            ASSERT_TRUE(done.ok()) << groups[i]->name() << ", operation " << operation << ": " << Message(done);
+          }
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+      operations += 180;
+    }
+    if (rank.rank == 0) std::printf("%d ranks: about %d operations\n", links.size(), static_cast<int>(operations));
+  }, options);
+}
+
+// One rank ends at a random moment of random operations. The others learn who it was, regroup, and go on.
+TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
+  if (GetParam() < 2) return;
+  const int rounds = std::max(3, static_cast<int>(Seconds(3)));
+  for (int round = 0; round < rounds; ++round) {
+    std::mt19937_64 plan(round * 100 + GetParam());
+    const int victim = static_cast<int>(plan() % GetParam());
+    const int64_t after_microseconds = static_cast<int64_t>(plan() % 30000);
+    const bool asleep = round % 3 == 1;  // the others wait for it, long enough to sleep
+    RunRanks(GetParam(), [&](Links& links, Liveness& liveness) {
+      Rank rank = Open(links, liveness);
+      Communicator& world = rank.fabric->world();
+      // The last bytes of each arena tell when its rank died.
+      const int64_t clock_place = rank.arena_bytes - 64;
+      std::memset(rank.arena + clock_place, 0, 64);
+      ASSERT_TRUE(world.Barrier().ok());
+      if (links.rank() == victim) {
+        std::thread([&] {
+          std::this_thread::sleep_for(std::chrono::microseconds(after_microseconds + (asleep ? 150000 : 0)));
+          const int64_t now = NowNanoseconds();
+          std::memcpy(rank.arena + clock_place, &now, sizeof(now));
+          Die();
+        }).detach();
+        if (asleep) std::this_thread::sleep_for(std::chrono::seconds(30));
+      }
+      std::mt19937_64 shared(round);
+      CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(clock_place)});
+      absl::Status status;
+      while (status.ok()) status = check.Random(world, shared, 200000);
+      const int64_t noticed = NowNanoseconds();
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << Message(status);
+      EXPECT_THAT(std::string(Message(status)), HasSubstr(absl::StrFormat("rank %d", victim)));
+      EXPECT_THAT(std::string(Message(status)), HasSubstr("group \"world\", operation"));
+      absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(absl::Seconds(10));
+      const int64_t regrouped = NowNanoseconds();
+      ASSERT_TRUE(rest.ok()) << Message(rest.status());
+      EXPECT_EQ((*rest)->size(), links.size() - 1);
+      std::mt19937_64 again(round + 1);
+      for (int operation = 0; operation < 50; ++operation) {
+        const absl::Status done = check.Random(**rest, again, 100000);
+        ASSERT_TRUE(done.ok()) << "after the loss, operation " << operation << ": " << Message(done);
+      }
+      int64_t died = 0;
+      std::memcpy(&died, rank.fabric->pool().data(victim, 0) + clock_place, sizeof(died));
+      // Loose: the machine may be busy. What is measured is printed.
+      EXPECT_LT(noticed - died, 1'000'000'000);
+      EXPECT_LT(regrouped - noticed, 1'000'000'000);
+      std::printf("noticed after %.2f ms, regrouped after %.2f ms more\n", 1e-6 * static_cast<double>(noticed - died),
+                  1e-6 * static_cast<double>(regrouped - noticed));
+      EXPECT_TRUE((*rest)->Barrier().ok());
+    });
+  }
+}
+
+TEST(TransportProcessTest, ReadOnlyMemoryCannotBeWritten) {
+  RunRanks(2, [](Links& links, Liveness& liveness) {
+    const std::unique_ptr<Device> device = MakeCpuDevice({});
+    absl::StatusOr<std::unique_ptr<Slab>> slab = device->Reserve(8192);
+    ASSERT_TRUE(slab.ok());
+    const PoolRegion region{.name = "lent", .data = (*slab)->data(), .bytes = 8192, .descriptor = (*slab)->descriptor(), .others = Access::kRead};
+    absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(links, liveness, std::span(&region, 1), {});
+    ASSERT_TRUE(fabric.ok()) << Message(fabric.status());
+    const int peer = 1 - links.rank();
+    Transport& transport = (*fabric)->transport(peer);
+    (*slab)->data()[100] = static_cast<std::byte>(links.rank() + 1);
+    ASSERT_TRUE((*fabric)->world().Barrier().ok());
+    std::byte got[8] = {};
+    EXPECT_TRUE(transport.Get(got, {peer, 0, 100}).Wait().ok());
+    EXPECT_EQ(got[0], static_cast<std::byte>(peer + 1));
+    EXPECT_EQ(transport.Put({peer, 0, 100}, got).Wait().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(transport.FetchAdd({peer, 0, 104}, 1).status().code(), absl::StatusCode::kInvalidArgument);
+    // The kernel holds the same opinion.
+    const std::byte* theirs = (*fabric)->pool().data(peer, 0);
+    EXPECT_EXIT(const_cast<std::byte*>(theirs)[0] = std::byte{1}, testing::KilledBySignal(SIGSEGV), "");
+    EXPECT_TRUE((*fabric)->world().Barrier().ok());
+  });
+}
+
+TEST(TransportProcessTest, PutsSignalsAndAtomics) {
+  RunRanks(3, [](Links& links, Liveness& liveness) {
+    Rank rank = Open(links, liveness);
+    const int next = (rank.rank + 1) % 3, before = (rank.rank + 2) % 3;
+    Transport& transport = rank.fabric->transport(next);
+    std::memset(rank.arena, 0, 4096);
+    ASSERT_TRUE(rank.fabric->world().Barrier().ok());
+    std::vector<uint64_t> block(1000);
+    for (uint64_t round = 1; round <= 500; ++round) {
+      std::fill(block.begin(), block.end(), round * 10 + rank.rank);
+      EXPECT_TRUE(transport.Put({next, 0, 4096}, std::as_bytes(std::span(block))).Wait().ok());
+      EXPECT_TRUE(transport.Signal({next, 0, 64}, 1).Wait().ok());
+      const absl::Status came = transport.WaitSignal(before, 0, 64, round, absl::Seconds(20));
+      ASSERT_TRUE(came.ok()) << Message(came);
+      const auto* got = reinterpret_cast<const uint64_t*>(rank.arena + 4096);
+      EXPECT_TRUE(std::all_of(got, got + 1000, [&](uint64_t value) { return value == round * 10 + before; }));
+      EXPECT_TRUE(transport.Signal({before, 0, 128}, 1).Wait().ok());  // it may put again
+      ASSERT_TRUE(transport.WaitSignal(next, 0, 128, round, absl::Seconds(20)).ok());
+      EXPECT_TRUE(transport.FetchAdd({0, 0, 192}, 3).ok());
+    }
+    ASSERT_TRUE(rank.fabric->world().Barrier().ok());
+    EXPECT_EQ(*transport.FetchAdd({0, 0, 192}, 0), 3u * 3 * 500);
+    const absl::StatusOr<uint64_t> before_swap = transport.CompareSwap({rank.rank, 0, 256}, 0, 7);
+    EXPECT_EQ(*before_swap, 0u);
+    EXPECT_EQ(*transport.CompareSwap({rank.rank, 0, 256}, 0, 8), 7u);
+    EXPECT_EQ(transport.Put({next, 0, kArenaBytes - 8}, std::as_bytes(std::span(block))).Wait().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(transport.Put({next, 1, 0}, std::as_bytes(std::span(block))).Wait().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(transport.FetchAdd({next, 0, 3}, 1).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(transport.WaitSignal(before, 0, 320, 1, absl::Milliseconds(5)).code(), absl::StatusCode::kDeadlineExceeded);
+    ASSERT_TRUE(rank.fabric->world().Barrier().ok());
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorProcessTest, testing::Values(2, 3, 4, 8));
+
+}  // namespace
+}  // namespace gantry

@@ -56,6 +56,7 @@ absl::Status FrameReader::Append(std::span<const std::byte> bytes, std::vector<D
         return header.status();
       }
       header_ = *header;
+      content_.reserve(header_.bytes);  // address space: pages come as they are written
     }
     const size_t count = std::min<size_t>(header_.bytes - content_.size(), bytes.size());
     content_.insert(content_.end(), bytes.begin(), bytes.begin() + count);

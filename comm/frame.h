@@ -34,7 +34,7 @@ struct Frame {
   std::vector<Descriptor> descriptors;
 };
 
-// Frames out of a stream that comes in pieces of any size. Memory grows with what has come, not with what a header promises.
+// Frames out of a stream that comes in pieces of any size. A header's promise takes address space, memory comes with the content.
 class FrameReader {
  public:
   // kDataLoss where the stream is not one of frames; it takes nothing after that.

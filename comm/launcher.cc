@@ -15,9 +15,9 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 
 #include "absl/strings/str_join.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "comm/channels.h"
 #include "comm/frame.h"
@@ -133,7 +133,7 @@ class LocalLauncher final : public Launcher {
   pid_t pid(int rank) const override { return ranks_[rank]->pid; }
 
   void Signal(int rank, int number) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     for (int i = 0; i < options_.ranks; ++i) {
       Rank& it = *ranks_[i];
       if ((rank != -1 && rank != i) || it.pid <= 0) continue;
@@ -276,7 +276,7 @@ class LocalLauncher final : public Launcher {
     }
     setpgid(child, child);
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       rank.pid = child;
     }
     for (Descriptor& link : links) link.Reset();
@@ -302,7 +302,7 @@ class LocalLauncher final : public Launcher {
     // Its other processes go with it; its number is still its own until it is reaped.
     kill(-rank.pid, SIGKILL);
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       if (waitpid(rank.pid, &wait_status, WNOHANG) != rank.pid) return false;
       rank.ended = true;
     }
@@ -406,7 +406,7 @@ class LocalLauncher final : public Launcher {
   std::vector<std::unique_ptr<Rank>> ranks_;
   Descriptor epoll_;
   LaunchResult result_;
-  absl::Mutex mutex_;
+  std::mutex mutex_;
 };
 
 }  // namespace

@@ -7,13 +7,14 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
+#include <condition_variable>
 #include <deque>
 #include <fstream>
+#include <limits>
 #include <map>
+#include <mutex>
 #include <utility>
 
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "comm/channels.h"
 #include "comm/frame.h"
@@ -26,6 +27,7 @@ constexpr int64_t kMaxUnread = int64_t{128} << 20;   // a peer whose messages no
 constexpr int64_t kMaxUnsent = int64_t{128} << 20;   // a sender waits while so much is on its way to one peer
 constexpr absl::Duration kSendTime = absl::Seconds(30);
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
+constexpr size_t kReadAtOnce = size_t{1} << 20;
 constexpr size_t kMaxNameBytes = 256;
 
 std::string Namespace(const char* kind) {
@@ -48,6 +50,13 @@ std::string HostName() {
   return name;
 }
 
+// Whether `ready` holds before `deadline`.
+template <typename Ready>
+bool WaitUntil(std::unique_lock<std::mutex>& lock, std::condition_variable& changed, absl::Time deadline, const Ready& ready) {
+  const absl::Time latest = absl::Now() + absl::Hours(24 * 365);  // the clock's arithmetic does not know infinity
+  return changed.wait_until(lock, absl::ToChronoTime(std::min(deadline, latest)), ready);
+}
+
 class SocketLinks final : public Links {
  public:
   SocketLinks(Job job, std::vector<Descriptor> sockets) : job_(std::move(job)), peers_(job_.size) {
@@ -61,11 +70,8 @@ class SocketLinks final : public Links {
   ~SocketLinks() override {
     for (int rank = 0; rank < size(); ++rank) {
       Link& link = *links_[rank];
-      absl::MutexLock lock(&link.mutex);
-      const absl::Time deadline = absl::Now() + kFlushTime;
-      while (!link.output.empty() && !link.closed) {
-        if (link.changed.WaitWithDeadline(&link.mutex, deadline)) break;
-      }
+      std::unique_lock lock(link.mutex);
+      link.changed.wait_for(lock, absl::ToChronoMilliseconds(kFlushTime), [&] { return link.output.empty() || link.closed; });
     }
     if (reactor_ != nullptr) reactor_->Stop();
   }
@@ -97,10 +103,10 @@ class SocketLinks final : public Links {
       return absl::FailedPreconditionError(absl::StrFormat("descriptors cannot be sent to %s, which is on another machine", Name(to)));
     }
     const auto header = EncodeFrameHeader({.channel = channel, .descriptor_count = static_cast<uint32_t>(descriptors.size()), .bytes = bytes.size()});
-    absl::MutexLock lock(&link.mutex);
-    const absl::Time deadline = absl::Now() + kSendTime;
-    while (!link.closed && link.unsent_bytes > kMaxUnsent && !reactor_->OnOwnThread()) {
-      if (link.changed.WaitWithDeadline(&link.mutex, deadline) && link.unsent_bytes > kMaxUnsent) {
+    std::unique_lock lock(link.mutex);
+    if (!reactor_->OnOwnThread()) {
+      const auto room = [&] { return link.closed || link.unsent_bytes <= kMaxUnsent; };
+      if (!WaitUntil(lock, link.changed, absl::Now() + kSendTime, room)) {
         return absl::DeadlineExceededError(absl::StrFormat("%s has not read its messages for %s", Name(to), absl::FormatDuration(kSendTime)));
       }
     }
@@ -131,14 +137,12 @@ class SocketLinks final : public Links {
     GANTRY_RETURN_IF_ERROR(CheckPeer(from));
     Link& link = *links_[from];
     const absl::Time deadline = absl::Now() + timeout;
-    absl::MutexLock lock(&link.mutex);
+    std::unique_lock lock(link.mutex);
     std::deque<LinkMessage>& queue = link.messages[channel];
-    while (queue.empty()) {
-      if (link.closed) return ClosedError(from, link);
-      if (link.changed.WaitWithDeadline(&link.mutex, deadline) && queue.empty() && !link.closed) {
-        return absl::DeadlineExceededError(absl::StrFormat("%s sent nothing on channel %d within %s", Name(from), channel, absl::FormatDuration(timeout)));
-      }
+    if (!WaitUntil(lock, link.changed, deadline, [&] { return link.closed || !queue.empty(); })) {
+      return absl::DeadlineExceededError(absl::StrFormat("%s sent nothing on channel %d within %s", Name(from), channel, absl::FormatDuration(timeout)));
     }
+    if (queue.empty()) return ClosedError(from, link);
     LinkMessage message = std::move(queue.front());
     queue.pop_front();
     link.unread_bytes -= static_cast<int64_t>(message.bytes.size());
@@ -156,7 +160,7 @@ class SocketLinks final : public Links {
       for (int rank = 0; rank < size(); ++rank) {
         std::deque<LinkMessage> waiting;
         {
-          absl::MutexLock lock(&links_[rank]->mutex);
+          std::unique_lock lock(links_[rank]->mutex);
           waiting.swap(links_[rank]->messages[channel]);
           for (const LinkMessage& message : waiting) links_[rank]->unread_bytes -= static_cast<int64_t>(message.bytes.size());
         }
@@ -172,7 +176,7 @@ class SocketLinks final : public Links {
       for (int rank = 0; rank < size(); ++rank) {  // those that ended before anybody asked
         std::string why;
         {
-          absl::MutexLock lock(&links_[rank]->mutex);
+          std::unique_lock lock(links_[rank]->mutex);
           if (!links_[rank]->closed || !links_[rank]->closed_by_peer) continue;
           why = links_[rank]->why;
         }
@@ -182,19 +186,19 @@ class SocketLinks final : public Links {
   }
 
   void ReadNow(int rank) override {
-    if (rank != this->rank()) ReadAll(rank);
+    if (rank != this->rank()) ReadAll(rank, std::numeric_limits<size_t>::max());
   }
 
   void Close(int rank, std::string_view why) override {
     if (rank == this->rank()) return;
     Link& link = *links_[rank];
-    absl::MutexLock lock(&link.mutex);
+    std::unique_lock lock(link.mutex);
     if (link.closed) return;
     link.closed = true;
     link.why = std::string(why);
     shutdown(link.socket.get(), SHUT_WR);  // what the kernel has taken still arrives
     reactor_->Post([this, rank] { reactor_->Remove(links_[rank]->socket.get()); });
-    link.changed.SignalAll();
+    link.changed.notify_all();
   }
 
  private:
@@ -204,17 +208,17 @@ class SocketLinks final : public Links {
   };
   struct Link {
     Descriptor socket;
-    absl::Mutex mutex;
-    absl::CondVar changed;
-    std::map<uint32_t, std::deque<LinkMessage>> messages ABSL_GUARDED_BY(mutex);
-    int64_t unread_bytes ABSL_GUARDED_BY(mutex) = 0;
-    std::deque<Output> output ABSL_GUARDED_BY(mutex);
-    size_t output_offset ABSL_GUARDED_BY(mutex) = 0;  // of the first
-    int64_t unsent_bytes ABSL_GUARDED_BY(mutex) = 0;
-    uint32_t events ABSL_GUARDED_BY(mutex) = EPOLLIN;
-    bool closed ABSL_GUARDED_BY(mutex) = false;
-    bool closed_by_peer ABSL_GUARDED_BY(mutex) = false;
-    std::string why ABSL_GUARDED_BY(mutex);
+    std::mutex mutex;  // of all below, but for `reader`
+    std::condition_variable changed;
+    std::map<uint32_t, std::deque<LinkMessage>> messages;
+    int64_t unread_bytes = 0;
+    std::deque<Output> output;
+    size_t output_offset = 0;  // of the first
+    int64_t unsent_bytes = 0;
+    uint32_t events = EPOLLIN;
+    bool closed = false;
+    bool closed_by_peer = false;
+    std::string why;
     FrameReader reader;  // the reactor's thread only
   };
 
@@ -225,11 +229,11 @@ class SocketLinks final : public Links {
     return absl::InvalidArgumentError(absl::StrFormat("rank %d has no link to rank %d; the job has %d ranks", this->rank(), rank, size()));
   }
 
-  absl::Status ClosedError(int rank, const Link& link) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(link.mutex) {
+  absl::Status ClosedError(int rank, const Link& link) const {
     return absl::UnavailableError(absl::StrFormat("%s is lost: %s", Name(rank), link.why));
   }
 
-  void UpdateEvents(Link& link) ABSL_EXCLUSIVE_LOCKS_REQUIRED(link.mutex) {
+  void UpdateEvents(Link& link) {
     if (link.closed) return;
     uint32_t events = 0;
     if (link.unread_bytes <= kMaxUnread) events |= EPOLLIN;
@@ -242,28 +246,32 @@ class SocketLinks final : public Links {
   // Runs `call` on the reactor's thread and waits for it.
   void RunOnReactor(const std::function<void()>& call) {
     if (reactor_->OnOwnThread()) return call();
-    absl::Mutex mutex;
+    std::mutex mutex;
+    std::condition_variable changed;
     bool done = false;
     reactor_->Post([&] {
       call();
-      absl::MutexLock lock(&mutex);
+      std::unique_lock lock(mutex);
       done = true;
+      changed.notify_one();  // under the lock: what waits frees both
     });
-    absl::MutexLock lock(&mutex);
-    mutex.Await(absl::Condition(&done));
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [&] { return done; });
   }
 
   void OnEvents(int rank, uint32_t events) {
-    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) ReadAll(rank);
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) ReadAll(rank, kReadAtOnce);
     if ((events & EPOLLOUT) != 0) Flush(rank);
   }
 
-  void ReadAll(int rank) {
+  // At most about `limit` bytes: what is left calls again, after the timers and the other links had their turn.
+  void ReadAll(int rank, size_t limit) {
     Link& link = *links_[rank];
     std::string why;
-    for (;;) {
+    for (size_t count = 0;;) {
+      if (count >= limit) return;
       {
-        absl::MutexLock lock(&link.mutex);
+        std::unique_lock lock(link.mutex);
         if (link.closed || link.unread_bytes > kMaxUnread) return;
       }
       std::vector<Descriptor> descriptors;
@@ -282,13 +290,14 @@ class SocketLinks final : public Links {
         break;
       }
       Deliver(rank, link);
+      count += got->bytes;
     }
     {
-      absl::MutexLock lock(&link.mutex);
+      std::unique_lock lock(link.mutex);
       link.closed = link.closed_by_peer = true;
       link.why = why;
       link.output.clear();
-      link.changed.SignalAll();
+      link.changed.notify_all();
     }
     reactor_->Remove(link.socket.get());
     if (on_closed_ != nullptr) on_closed_(rank, why);
@@ -301,17 +310,17 @@ class SocketLinks final : public Links {
         handler->second(rank, std::move(message));
         continue;
       }
-      absl::MutexLock lock(&link.mutex);
+      std::unique_lock lock(link.mutex);
       link.unread_bytes += static_cast<int64_t>(message.bytes.size());
       link.messages[frame->channel].push_back(std::move(message));
       UpdateEvents(link);
-      link.changed.SignalAll();
+      link.changed.notify_all();
     }
   }
 
   void Flush(int rank) {
     Link& link = *links_[rank];
-    absl::MutexLock lock(&link.mutex);
+    std::unique_lock lock(link.mutex);
     while (!link.output.empty() && !link.closed) {
       Output& output = link.output.front();
       std::vector<int> numbers;
@@ -327,7 +336,7 @@ class SocketLinks final : public Links {
       link.output_offset = 0;
     }
     UpdateEvents(link);
-    link.changed.SignalAll();
+    link.changed.notify_all();
   }
 
   absl::Status ExchangeMembers(absl::Time deadline) {

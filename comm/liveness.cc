@@ -13,11 +13,12 @@
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <utility>
 
 #include "absl/strings/numbers.h"
-#include "absl/synchronization/mutex.h"
 #include "comm/channels.h"
 #include "comm/frame.h"
 #include "comm/process.h"
@@ -101,7 +102,7 @@ class Monitor final : public Liveness {
   absl::Status status(std::string_view pending) const override {
     int first = -1;
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       if (order_.empty()) return absl::OkStatus();
       first = order_.front();
     }
@@ -114,7 +115,7 @@ class Monitor final : public Liveness {
     std::string why;
     bool left;
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       why = it.why;
       left = it.left;
     }
@@ -126,16 +127,15 @@ class Monitor final : public Liveness {
   void Report(int rank, std::string_view why) override { Lose(rank, std::string(why), /*tell=*/true, /*is_cause=*/true); }
 
   int OnLoss(std::function<void(int)> call) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     calls_[++last_call_] = std::make_shared<std::function<void(int)>>(std::move(call));
     return last_call_;
   }
 
   void Forget(int number) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     calls_.erase(number);
-    if (links_.reactor().OnOwnThread()) return;
-    while (running_ == number) idle_.Wait(&mutex_);
+    if (!links_.reactor().OnOwnThread()) idle_.wait(lock, [&] { return running_ != number; });
   }
 
   void Leave() override {
@@ -224,7 +224,7 @@ class Monitor final : public Liveness {
       }
       case Notice::kLeave: {
         {
-          absl::MutexLock lock(&mutex_);
+          std::unique_lock lock(mutex_);
           it.left = true;
         }
         if (it.gone.exchange(true, std::memory_order_acq_rel)) break;
@@ -269,7 +269,7 @@ class Monitor final : public Liveness {
     if (rank != links_.rank() && lost(links_.rank())) tell = false;
     bool first = false;
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       if (it.left) return;
       first = it.why.empty();
       if (first || (is_cause && !it.why_is_cause)) {
@@ -314,16 +314,16 @@ class Monitor final : public Liveness {
     for (;;) {
       std::shared_ptr<std::function<void(int)>> call;
       {
-        absl::MutexLock lock(&mutex_);
+        std::unique_lock lock(mutex_);
         const auto next = calls_.upper_bound(after);
         if (next == calls_.end()) return;
         after = running_ = next->first;
         call = next->second;
       }
       (*call)(rank);
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       running_ = 0;
-      idle_.SignalAll();
+      idle_.notify_all();
     }
   }
 
@@ -365,12 +365,12 @@ class Monitor final : public Liveness {
   std::atomic<bool> leaving_{false};
   int64_t last_tick_ns_ = 0;     // the reactor's thread only
   FrameReader launcher_frames_;  // the reactor's thread only
-  mutable absl::Mutex mutex_;
-  absl::CondVar idle_;
-  std::vector<int> order_ ABSL_GUARDED_BY(mutex_);  // lost ranks, the first first
-  std::map<int, std::shared_ptr<std::function<void(int)>>> calls_ ABSL_GUARDED_BY(mutex_);
-  int last_call_ ABSL_GUARDED_BY(mutex_) = 0;
-  int running_ ABSL_GUARDED_BY(mutex_) = 0;
+  mutable std::mutex mutex_;  // of all below
+  std::condition_variable idle_;
+  std::vector<int> order_;  // lost ranks, the first first
+  std::map<int, std::shared_ptr<std::function<void(int)>>> calls_;
+  int last_call_ = 0;
+  int running_ = 0;
 };
 
 }  // namespace

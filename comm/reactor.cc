@@ -8,12 +8,13 @@
 #include <algorithm>
 #include <atomic>
 #include <csignal>
+#include <condition_variable>
 #include <map>
+#include <mutex>
 #include <thread>
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
 #include "comm/socket.h"
 
@@ -41,7 +42,7 @@ class EpollReactor final : public Reactor {
 
   void Stop() override {
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       stopping_ = true;
     }
     Wake();
@@ -49,7 +50,7 @@ class EpollReactor final : public Reactor {
   }
 
   absl::Status Add(int descriptor, uint32_t events, std::function<void(uint32_t)> call) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     watches_[descriptor] = std::make_shared<Watch>(Watch{std::move(call)});
     epoll_event event{.events = events, .data = {.fd = descriptor}};
     if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) != 0) {
@@ -65,32 +66,32 @@ class EpollReactor final : public Reactor {
   }
 
   void Remove(int descriptor) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     if (watches_.erase(descriptor) == 0) return;
     epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor, nullptr);
-    WaitWhile(running_descriptor_, descriptor);
+    WaitWhile(lock, running_descriptor_, descriptor);
   }
 
   int Every(absl::Duration period, std::function<void()> call) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     timers_[++last_timer_] = Timer{period, absl::Now() + period, std::make_shared<std::function<void()>>(std::move(call))};
     Wake();
     return last_timer_;
   }
 
   void Cancel(int timer) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     timers_.erase(timer);
-    WaitWhile(running_timer_, timer);
+    WaitWhile(lock, running_timer_, timer);
   }
 
   void Post(std::function<void()> call) override {
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     posted_.push_back(std::move(call));
     Wake();
   }
 
-  bool OnOwnThread() const override { return std::this_thread::get_id() == thread_.get_id(); }
+  bool OnOwnThread() const override { return thread_id_.load(std::memory_order_relaxed) == std::this_thread::get_id(); }
 
  private:
   struct Watch {
@@ -108,18 +109,18 @@ class EpollReactor final : public Reactor {
   }
 
   // Until the call of `which` that runs is over.
-  void WaitWhile(const int& running, int which) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (OnOwnThread()) return;
-    while (running == which) idle_.Wait(&mutex_);
+  void WaitWhile(std::unique_lock<std::mutex>& lock, const int& running, int which) {
+    if (!OnOwnThread()) idle_.wait(lock, [&] { return running != which; });
   }
 
   void Loop() {
+    thread_id_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     prctl(PR_SET_NAME, "gantry-links");
     std::vector<epoll_event> events(64);
     for (;;) {
       absl::Time due = absl::InfiniteFuture();
       {
-        absl::MutexLock lock(&mutex_);
+        std::unique_lock lock(mutex_);
         if (stopping_) return;
         for (const auto& [number, timer] : timers_) due = std::min(due, timer.due);
         if (!posted_.empty()) due = absl::InfinitePast();
@@ -141,16 +142,16 @@ class EpollReactor final : public Reactor {
   void RunWatch(int descriptor, uint32_t events) {
     std::shared_ptr<Watch> watch;
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       const auto found = watches_.find(descriptor);
       if (found == watches_.end() || stopping_) return;
       watch = found->second;
       running_descriptor_ = descriptor;
     }
     watch->call(events);
-    absl::MutexLock lock(&mutex_);
+    std::unique_lock lock(mutex_);
     running_descriptor_ = -1;
-    idle_.SignalAll();
+    idle_.notify_all();
   }
 
   void RunTimers() {
@@ -159,7 +160,7 @@ class EpollReactor final : public Reactor {
     for (;;) {
       std::shared_ptr<std::function<void()>> call;
       {
-        absl::MutexLock lock(&mutex_);
+        std::unique_lock lock(mutex_);
         auto timer = timers_.upper_bound(after);
         while (timer != timers_.end() && timer->second.due > now) ++timer;
         if (timer == timers_.end() || stopping_) return;
@@ -169,16 +170,16 @@ class EpollReactor final : public Reactor {
         running_timer_ = after;
       }
       (*call)();
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       running_timer_ = -1;
-      idle_.SignalAll();
+      idle_.notify_all();
     }
   }
 
   void RunPosted() {
     std::vector<std::function<void()>> calls;
     {
-      absl::MutexLock lock(&mutex_);
+      std::unique_lock lock(mutex_);
       calls.swap(posted_);
     }
     for (const std::function<void()>& call : calls) call();
@@ -186,15 +187,16 @@ class EpollReactor final : public Reactor {
 
   Descriptor epoll_, wake_;
   std::thread thread_;
-  absl::Mutex mutex_;
-  absl::CondVar idle_;
-  std::map<int, std::shared_ptr<Watch>> watches_ ABSL_GUARDED_BY(mutex_);
-  std::map<int, Timer> timers_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::function<void()>> posted_ ABSL_GUARDED_BY(mutex_);
-  int last_timer_ ABSL_GUARDED_BY(mutex_) = 0;
-  int running_descriptor_ ABSL_GUARDED_BY(mutex_) = -1;
-  int running_timer_ ABSL_GUARDED_BY(mutex_) = -1;
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::atomic<std::thread::id> thread_id_{};
+  std::mutex mutex_;  // of all below
+  std::condition_variable idle_;
+  std::map<int, std::shared_ptr<Watch>> watches_;
+  std::map<int, Timer> timers_;
+  std::vector<std::function<void()>> posted_;
+  int last_timer_ = 0;
+  int running_descriptor_ = -1;
+  int running_timer_ = -1;
+  bool stopping_ = false;
 };
 
 }  // namespace

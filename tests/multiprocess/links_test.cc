@@ -6,8 +6,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <condition_variable>
 #include <csignal>
 #include <cstring>
+#include <mutex>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -165,16 +167,17 @@ TEST(LivenessTest, AWaitingRankIsWoken) {
       Die();
     }
     int called_for = -1;
-    absl::Mutex mutex;
+    std::mutex mutex;
+    std::condition_variable changed;
     const int number = liveness.OnLoss([&](int rank) {
-      absl::MutexLock lock(&mutex);
+      std::unique_lock lock(mutex);
       called_for = rank;
+      changed.notify_one();
     });
     EXPECT_EQ(links.Receive(1, kChannel, kTime).status().code(), absl::StatusCode::kUnavailable);
     {
-      absl::MutexLock lock(&mutex);
-      const auto called = [&] { return called_for == 1; };
-      EXPECT_TRUE(mutex.AwaitWithTimeout(absl::Condition(&called), kTime));
+      std::unique_lock lock(mutex);
+      EXPECT_TRUE(changed.wait_for(lock, absl::ToChronoSeconds(kTime), [&] { return called_for == 1; }));
     }
     liveness.Forget(number);
   });

@@ -24,7 +24,8 @@ namespace gantry {
 namespace {
 
 constexpr int64_t kMaxUnread = int64_t{128} << 20;   // a peer whose messages nobody takes is not read further
-constexpr int64_t kMaxUnsent = int64_t{128} << 20;   // a sender waits while so much is on its way to one peer
+constexpr int64_t kMaxUnsent = int64_t{1} << 20;    // a sender waits while so much is on its way to one peer
+constexpr size_t kQueuePiece = size_t{256} << 10;
 constexpr absl::Duration kSendTime = absl::Seconds(30);
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
 constexpr size_t kReadAtOnce = size_t{1} << 20;
@@ -103,32 +104,40 @@ class SocketLinks final : public Links {
       return absl::FailedPreconditionError(absl::StrFormat("descriptors cannot be sent to %s, which is on another machine", Name(to)));
     }
     const auto header = EncodeFrameHeader({.channel = channel, .descriptor_count = static_cast<uint32_t>(descriptors.size()), .bytes = bytes.size()});
+    if (reactor_->OnOwnThread()) return SendFromReactor(to, header, bytes, descriptors);
+    // One message at a time; piece by piece, so that the reactor is never kept waiting for a long copy.
+    const std::unique_lock turn(link.turn);
     std::unique_lock lock(link.mutex);
-    if (!reactor_->OnOwnThread()) {
-      const auto room = [&] { return link.closed || link.unsent_bytes <= kMaxUnsent; };
+    const size_t total = header.size() + bytes.size();
+    for (size_t sent = 0; sent < total;) {
+      const auto room = [&] { return link.closed || link.unsent_bytes < kMaxUnsent; };
       if (!WaitUntil(lock, link.changed, absl::Now() + kSendTime, room)) {
-        return absl::DeadlineExceededError(absl::StrFormat("%s has not read its messages for %s", Name(to), absl::FormatDuration(kSendTime)));
+        const std::string why = absl::StrFormat("it has not read its messages for %s", absl::FormatDuration(kSendTime));
+        if (sent == 0) return absl::DeadlineExceededError(absl::StrFormat("rank %d: %s", to, why));
+        EndLink(link, to, why);  // in the middle of a message
       }
-    }
-    if (link.closed) return ClosedError(to, link);
-    size_t sent = 0;
-    if (link.output.empty()) {
-      absl::StatusOr<size_t> count = SendSome(link.socket.get(), header, bytes, descriptors);
-      if (!count.ok()) {  // the reader learns it as well and tells the monitor
-        return absl::UnavailableError(absl::StrFormat("%s cannot be reached: %s", Name(to), std::string(Message(count.status()))));
+      if (link.closed) return ClosedError(to, link);
+      link.in_message = true;
+      const std::span<const std::byte> head = std::span(header).subspan(std::min(sent, header.size()));
+      const std::span<const std::byte> rest = bytes.subspan(sent < header.size() ? 0 : sent - header.size());
+      const std::span<const int> numbers = sent == 0 ? descriptors : std::span<const int>();
+      size_t count = 0;
+      if (link.output.empty()) {
+        const absl::StatusOr<size_t> taken = SendSome(link.socket.get(), head, rest, numbers);
+        if (!taken.ok()) {  // the reader learns it as well and tells the monitor
+          return absl::UnavailableError(absl::StrFormat("%s cannot be reached: %s", Name(to), std::string(Message(taken.status()))));
+        }
+        count = *taken;
       }
-      sent = *count;
-      if (sent == header.size() + bytes.size()) return absl::OkStatus();
+      if (count == 0) count = Queue(link, head, rest.first(std::min(rest.size(), kQueuePiece)), numbers);
+      sent += count;
     }
-    Output& output = link.output.emplace_back();
-    output.bytes.reserve(header.size() + bytes.size() - sent);
-    if (sent < header.size()) output.bytes.insert(output.bytes.end(), header.begin() + sent, header.end());
-    const size_t content_sent = sent < header.size() ? 0 : sent - header.size();
-    output.bytes.insert(output.bytes.end(), bytes.begin() + content_sent, bytes.end());
-    if (sent == 0) {
-      for (int descriptor : descriptors) output.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    link.in_message = false;
+    for (Output& output : link.deferred) {
+      link.unsent_bytes += static_cast<int64_t>(output.bytes.size());
+      link.output.push_back(std::move(output));
     }
-    link.unsent_bytes += static_cast<int64_t>(output.bytes.size());
+    link.deferred.clear();
     UpdateEvents(link);
     return absl::OkStatus();
   }
@@ -193,12 +202,7 @@ class SocketLinks final : public Links {
     if (rank == this->rank()) return;
     Link& link = *links_[rank];
     std::unique_lock lock(link.mutex);
-    if (link.closed) return;
-    link.closed = true;
-    link.why = std::string(why);
-    shutdown(link.socket.get(), SHUT_WR);  // what the kernel has taken still arrives
-    reactor_->Post([this, rank] { reactor_->Remove(links_[rank]->socket.get()); });
-    link.changed.notify_all();
+    if (!link.closed) EndLink(link, rank, why);
   }
 
  private:
@@ -208,11 +212,14 @@ class SocketLinks final : public Links {
   };
   struct Link {
     Descriptor socket;
+    std::mutex turn;   // of the threads that send
     std::mutex mutex;  // of all below, but for `reader`
     std::condition_variable changed;
     std::map<uint32_t, std::deque<LinkMessage>> messages;
     int64_t unread_bytes = 0;
     std::deque<Output> output;
+    std::deque<Output> deferred;  // the reactor's, while a thread is in the middle of a message
+    bool in_message = false;
     size_t output_offset = 0;  // of the first
     int64_t unsent_bytes = 0;
     uint32_t events = EPOLLIN;
@@ -231,6 +238,53 @@ class SocketLinks final : public Links {
 
   absl::Status ClosedError(int rank, const Link& link) const {
     return absl::UnavailableError(absl::StrFormat("%s is lost: %s", Name(rank), link.why));
+  }
+
+  // Puts both behind what waits already. The bytes it took.
+  size_t Queue(Link& link, std::span<const std::byte> first, std::span<const std::byte> second, std::span<const int> descriptors) {
+    Output output = MakeOutput(first, second, descriptors);
+    const size_t count = output.bytes.size();
+    link.unsent_bytes += static_cast<int64_t>(count);
+    link.output.push_back(std::move(output));
+    UpdateEvents(link);
+    return count;
+  }
+
+  static Output MakeOutput(std::span<const std::byte> first, std::span<const std::byte> second, std::span<const int> descriptors) {
+    Output output;
+    output.bytes.reserve(first.size() + second.size());
+    output.bytes.insert(output.bytes.end(), first.begin(), first.end());
+    output.bytes.insert(output.bytes.end(), second.begin(), second.end());
+    for (int descriptor : descriptors) output.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
+    return output;
+  }
+
+  // Never waits: what the socket does not take goes out later.
+  absl::Status SendFromReactor(int to, std::span<const std::byte> header, std::span<const std::byte> bytes, std::span<const int> descriptors) {
+    Link& link = *links_[to];
+    std::unique_lock lock(link.mutex);
+    if (link.closed) return ClosedError(to, link);
+    if (link.in_message) {
+      link.deferred.push_back(MakeOutput(header, bytes, descriptors));
+      return absl::OkStatus();
+    }
+    size_t sent = 0;
+    if (link.output.empty()) {
+      GANTRY_ASSIGN_OR_RETURN(sent, SendSome(link.socket.get(), header, bytes, descriptors));
+    }
+    if (sent < header.size() + bytes.size()) {
+      Queue(link, header.subspan(std::min(sent, header.size())), bytes.subspan(sent < header.size() ? 0 : sent - header.size()),
+            sent == 0 ? descriptors : std::span<const int>());
+    }
+    return absl::OkStatus();
+  }
+
+  void EndLink(Link& link, int rank, std::string_view why) {
+    link.closed = true;
+    link.why = std::string(why);
+    shutdown(link.socket.get(), SHUT_WR);  // what the kernel has taken still arrives
+    reactor_->Post([this, rank] { reactor_->Remove(links_[rank]->socket.get()); });
+    link.changed.notify_all();
   }
 
   void UpdateEvents(Link& link) {

@@ -21,9 +21,9 @@ void HandshakeGroup::Add(Descriptor socket, Handshake::Role role, int peer, std:
                       .deadline = deadline});
 }
 
-void HandshakeGroup::Accept(std::vector<Outcome>& outcomes) {
+void HandshakeGroup::Accept(int listener, std::vector<Outcome>& outcomes) {
   while (entries_.size() < max_unproved_) {
-    Descriptor socket(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    Descriptor socket(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!socket.valid()) return;  // nobody there, or gone again
     std::string address = DescribeOtherEnd(socket.get());
     // Another user's connection is closed before a byte of it is read.
@@ -78,8 +78,10 @@ std::vector<HandshakeGroup::Outcome> HandshakeGroup::Step(absl::Time until) {
       polls.push_back({.fd = entry.socket.get(), .events = static_cast<short>(reading ? POLLIN : POLLOUT)});
       wake = std::min(wake, entry.deadline);
     }
-    const bool accepting = listener_.valid() && entries_.size() < max_unproved_;
-    if (accepting) polls.push_back({.fd = listener_.get(), .events = POLLIN});
+    const size_t first_listener = polls.size();
+    if (entries_.size() < max_unproved_) {
+      for (const int listener : listeners_) polls.push_back({.fd = listener, .events = POLLIN});
+    }
     const int ready = poll(polls.data(), polls.size(), PollTimeout(wake));
     if (ready < 0 && errno != EINTR) {
       outcomes.push_back({.status = SystemError(errno, "waiting for connections")});
@@ -103,7 +105,9 @@ std::vector<HandshakeGroup::Outcome> HandshakeGroup::Step(absl::Time until) {
       outcomes.push_back({std::move(status), peer, std::move(entry.socket), std::move(entry.address)});
     }
     entries_ = std::move(left);
-    if (accepting && ready > 0 && polls.back().revents != 0) Accept(outcomes);
+    for (size_t i = first_listener; i < polls.size() && ready > 0; ++i) {
+      if (polls[i].revents != 0) Accept(polls[i].fd, outcomes);
+    }
     if (now >= until) break;
   }
   return outcomes;

@@ -27,8 +27,8 @@ class HandshakeGroup {
   // `job` must outlive it. At most `max_unproved` accepted connections at once; further ones wait in the kernel's queue.
   explicit HandshakeGroup(const Job& job, size_t max_unproved = 256) : job_(job), max_unproved_(max_unproved) {}
 
-  void ListenTo(Descriptor listener) { listener_ = std::move(listener); }
-  int listener() const { return listener_.get(); }
+  // Who connects to it takes part. `listener` must outlive it.
+  void ListenTo(const Descriptor& listener) { listeners_.push_back(listener.get()); }
   // `address` as it is named in errors. The connection fails at `deadline`.
   void Add(Descriptor socket, Handshake::Role role, int peer, std::string address, absl::Time deadline);
   // Waits until something is decided or `until` has come; what was decided, perhaps nothing.
@@ -47,13 +47,13 @@ class HandshakeGroup {
     absl::Time deadline;
   };
 
-  void Accept(std::vector<Outcome>& outcomes);
-  // kUnavailable with an empty message: nothing is decided yet.
+  void Accept(int listener, std::vector<Outcome>& outcomes);
+  // Whether it is decided; then `status` says how.
   bool Advance(Entry& entry, absl::Status& status);
 
   const Job& job_;
   const size_t max_unproved_;
-  Descriptor listener_;
+  std::vector<int> listeners_;
   std::vector<Entry> entries_;
 };
 

@@ -38,14 +38,20 @@ struct Job {
   std::string found_by = "single process";  // which discovery won: "GANTRY_*", "torchrun", "PMIx", "Slurm", "Open MPI"
   // Where rank 0 listens: "unix:/run/dir/socket" or "tcp:HOST:PORT"; empty for one rank.
   std::string rendezvous;
+  // A folder of this job on this machine, "/tmp/gantry-1000/slurm-71.0". Not empty: rank 0 makes it and a key in it, from which the others
+  // take theirs; both are gone once all are connected.
+  std::string run_folder;
   // Connected sockets that the launcher made before the ranks started, by rank; -1: none, connect through `rendezvous`.
   std::vector<int> inherited;
   int launcher = -1;  // a socket to the launcher; -1: none
   JobKey key;
+
+  std::string Describe() const;  // "rank 1 of 4 (found by Slurm, meeting at unix:...)"; for the log of a program's start
 };
 
-// Order: `explicit_job` if it is given, GANTRY_*, the torchrun set, PMIx, Slurm, Open MPI, single process. The winner is Job::found_by.
-// A set that is there in part is kInvalidArgument and names what is missing. Reads the environment only; wipes nothing from it.
+// Order: GANTRY_*, the torchrun set, PMIx, Slurm, Open MPI, single process; who knows better fills a Job of its own instead. The winner
+// is Job::found_by. A set that is there in part is kInvalidArgument and names what is missing. Reads the environment, and descriptors
+// that it names; changes nothing in it (docs/reference/starting-ranks.md).
 absl::StatusOr<Job> DiscoverJob();
 
 }  // namespace gantry

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
-#include <fstream>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -19,6 +18,7 @@
 #include "comm/channels.h"
 #include "comm/frame.h"
 #include "comm/meeting.h"
+#include "comm/process.h"
 
 namespace gantry {
 namespace {
@@ -30,20 +30,6 @@ constexpr absl::Duration kSendTime = absl::Seconds(30);
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
 constexpr size_t kReadAtOnce = size_t{1} << 20;
 constexpr size_t kMaxNameBytes = 256;
-
-std::string Namespace(const char* kind) {
-  char name[64] = "";
-  (void)!readlink(absl::StrCat("/proc/self/ns/", kind).c_str(), name, sizeof(name) - 1);
-  return name;
-}
-
-// Two ranks with the same text run under one kernel and one network stack, and may connect through UNIX sockets.
-std::string MachineIdentity() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  const char* node = std::getenv("GANTRY_NODE");  // tells ranks apart that share a machine, to try a job of several nodes on one
-  return absl::StrCat(boot, " ", Namespace("net"), " ", node != nullptr ? node : "");
-}
 
 std::string HostName() {
   char name[HOST_NAME_MAX + 1] = "";
@@ -399,7 +385,7 @@ class SocketLinks final : public Links {
     mine.U64(static_cast<uint64_t>(getpid()));
     mine.Text(HostName());
     mine.Text(machine);
-    const std::string processes = Namespace("pid");
+    const std::string processes = NamespaceOf("pid");
     mine.Text(processes);
     for (int rank = 0; rank < size(); ++rank) {
       if (rank != this->rank()) GANTRY_RETURN_IF_ERROR(Send(rank, kMemberChannel, mine.bytes(), {}));

@@ -3,8 +3,11 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
+#include <fstream>
 
 #include "absl/strings/str_format.h"
 
@@ -51,6 +54,19 @@ char ProcessState(int64_t pid) {
     std::fclose(file);
   }
   return state;
+}
+
+std::string NamespaceOf(const char* kind) {
+  char name[64] = "";
+  (void)!readlink(absl::StrFormat("/proc/self/ns/%s", kind).c_str(), name, sizeof(name) - 1);
+  return name;
+}
+
+std::string MachineIdentity() {
+  std::string boot;
+  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  const char* node = std::getenv("GANTRY_NODE");
+  return absl::StrFormat("%s %s %s", boot, NamespaceOf("net"), node != nullptr ? node : "");
 }
 
 }  // namespace gantry

@@ -13,4 +13,10 @@ int WaitStatusOf(int pidfd);
 // The letter that /proc/PID/stat gives: 'R' runs, 'T' stopped, 't' held by a debugger, 'Z' ended; '?' unknown.
 char ProcessState(int64_t pid);
 
+// Names a namespace of this process: "net:[4026531840]".
+std::string NamespaceOf(const char* kind);
+// Two processes with the same text run under one kernel and one network stack, and may connect through UNIX sockets. GANTRY_NODE tells
+// processes apart that share a machine, to try a job of several nodes on one.
+std::string MachineIdentity();
+
 }  // namespace gantry

@@ -227,6 +227,17 @@ absl::StatusOr<uint16_t> LocalPort(int socket) {
   return absl::InvalidArgumentError("the socket has no port");
 }
 
+absl::StatusOr<std::string> LocalHost(int socket) {
+  sockaddr_storage place{};
+  socklen_t size = sizeof(place);
+  char host[NI_MAXHOST];
+  if (getsockname(socket, reinterpret_cast<sockaddr*>(&place), &size) != 0) return SystemError(errno, "the socket's address");
+  if (const int error = getnameinfo(reinterpret_cast<sockaddr*>(&place), size, host, sizeof(host), nullptr, 0, NI_NUMERICHOST); error != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("the socket's address: ", gai_strerror(error)));
+  }
+  return std::string(host);
+}
+
 bool IsUnixSocket(int socket) {
   sockaddr_storage place{};
   socklen_t size = sizeof(place);

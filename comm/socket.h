@@ -56,6 +56,8 @@ absl::StatusOr<std::pair<Descriptor, Descriptor>> MakeSocketPair();
 
 // The port a listening socket got.
 absl::StatusOr<uint16_t> LocalPort(int socket);
+// The number of the own end's address; of a TCP socket.
+absl::StatusOr<std::string> LocalHost(int socket);
 bool IsUnixSocket(int socket);
 // Who is at the other end, for messages: "uid 1000, pid 71" or "10.0.0.2:41234".
 std::string DescribeOtherEnd(int socket);

@@ -6,6 +6,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -19,6 +20,7 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "comm/binding.h"
 #include "comm/channels.h"
 #include "comm/frame.h"
 #include "comm/job.h"
@@ -114,6 +116,9 @@ class LocalLauncher final : public Launcher {
     if (options_.reap_orphans) prctl(PR_SET_CHILD_SUBREAPER, 1);
     epoll_.Reset(epoll_create1(EPOLL_CLOEXEC));
     if (!epoll_.valid()) return SystemError(errno, "making an epoll descriptor");
+    if (options_.signals >= 0) {
+      GANTRY_RETURN_IF_ERROR(Watch(options_.signals, 0, Source::kSignals));
+    }
     std::vector<std::vector<Descriptor>> links(count);
     for (auto& row : links) row.resize(count);
     for (size_t low = 0; low < count; ++low) {
@@ -122,6 +127,10 @@ class LocalLauncher final : public Launcher {
         links[low][high] = std::move(pair.first);
         links[high][low] = std::move(pair.second);
       }
+    }
+    bindings_.resize(count);
+    if (options_.bind) {
+      GANTRY_ASSIGN_OR_RETURN(bindings_, BindRanks(options_.ranks));
     }
     GANTRY_ASSIGN_OR_RETURN(const JobKey key, JobKey::Generate());
     for (size_t rank = 0; rank < count; ++rank) {
@@ -142,13 +151,24 @@ class LocalLauncher final : public Launcher {
     }
   }
 
-  LaunchResult Wait() override {
+  std::vector<RecorderImage> ReadRecorders() const override {
+    std::vector<RecorderImage> images;
+    for (const auto& rank : ranks_) {
+      if (!rank->recorder.valid()) continue;
+      absl::StatusOr<RecorderImage> image = ReadRecorder(rank->recorder.get());
+      if (image.ok()) images.push_back(*std::move(image));
+    }
+    return images;
+  }
+
+  LaunchResult Wait(const std::function<void()>& idle, absl::Duration pause) override {
     const absl::Time end = absl::Now() + options_.timeout;
     int running = options_.ranks;
     absl::Time terminate = absl::InfiniteFuture(), destroy = absl::InfiniteFuture();
     while (running > 0) {
       std::array<epoll_event, 64> events;
-      const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), PollTimeout(std::min({end, terminate, destroy})));
+      const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), PollTimeout(std::min({end, terminate, destroy, absl::Now() + pause})));
+      if (idle != nullptr) idle();
       for (int i = 0; i < count; ++i) {
         Rank& rank = *ranks_[events[i].data.u64 >> 3];
         const auto what = static_cast<Source>(events[i].data.u64 & 7);
@@ -156,14 +176,20 @@ class LocalLauncher final : public Launcher {
           if (!rank.ended && TakeEnd(static_cast<int>(events[i].data.u64 >> 3))) --running;
         } else if (what == Source::kLauncherSocket) {
           ReadRank(rank);
+        } else if (what == Source::kSignals) {
+          ReadSignals();
         } else {
           ReadOutput(rank, what == Source::kError);
         }
       }
       const absl::Time now = absl::Now();
-      if (result_.first_failed >= 0 && terminate == absl::InfiniteFuture() && destroy == absl::InfiniteFuture()) terminate = now + options_.grace;
+      if (result_.first_failed >= 0 && result_.recorders.empty()) result_.recorders = ReadRecorders();
+      if (result_.first_failed >= 0 && !stop_asked_ && terminate == absl::InfiniteFuture() && destroy == absl::InfiniteFuture()) {
+        terminate = now + options_.grace;
+      }
       if (now >= end && !result_.timed_out) {
         result_.timed_out = true;
+        result_.recorders = ReadRecorders();
         terminate = now;
       }
       if (now >= terminate) {
@@ -188,7 +214,8 @@ class LocalLauncher final : public Launcher {
 
  private:
   static constexpr int kMaxRanks = 512;
-  enum class Source : uint64_t { kProcess, kOutput, kError, kLauncherSocket };
+  static constexpr int kExitPeerLost = 69;
+  enum class Source : uint64_t { kProcess, kOutput, kError, kLauncherSocket, kSignals };
 
   struct Rank {
     int number = 0;
@@ -256,6 +283,13 @@ class LocalLauncher final : public Launcher {
     sigset_t none;
     sigemptyset(&none);
     const pid_t parent = getpid();
+    const RankBinding& binding = bindings_[number];
+    cpu_set_t cpus;
+    CPU_ZERO(&cpus);
+    for (const int cpu : binding.cpus) CPU_SET(cpu, &cpus);
+    constexpr int kPreferred = 1, kMaxNodes = 1024;  // MPOL_PREFERRED
+    unsigned long nodes[kMaxNodes / (8 * sizeof(unsigned long))] = {};
+    if (binding.memory_node >= 0 && binding.memory_node < kMaxNodes) nodes[binding.memory_node / 64] |= 1ul << binding.memory_node % 64;
 
     const pid_t child = fork();
     if (child < 0) return SystemError(errno, "starting a process");
@@ -265,6 +299,8 @@ class LocalLauncher final : public Launcher {
       if (getppid() != parent) _exit(127);  // it ended before the line above
       for (int signal_number = 1; signal_number < NSIG; ++signal_number) signal(signal_number, SIG_DFL);
       sigprocmask(SIG_SETMASK, &none, nullptr);
+      if (!binding.cpus.empty()) sched_setaffinity(0, sizeof(cpus), &cpus);
+      if (binding.memory_node >= 0) syscall(SYS_set_mempolicy, kPreferred, nodes, kMaxNodes);
       dup2(null.get(), STDIN_FILENO);
       dup2(output_end.get(), STDOUT_FILENO);
       dup2(error_end.get(), STDERR_FILENO);
@@ -283,15 +319,15 @@ class LocalLauncher final : public Launcher {
     for (const Descriptor* descriptor : {&rank.output, &rank.error}) fcntl(descriptor->get(), F_SETFL, O_NONBLOCK);
     rank.process.Reset(static_cast<int>(syscall(SYS_pidfd_open, child, 0)));
     if (!rank.process.valid()) return SystemError(errno, "watching a process");
-    GANTRY_RETURN_IF_ERROR(Watch(rank.process, number, Source::kProcess));
-    GANTRY_RETURN_IF_ERROR(Watch(rank.output, number, Source::kOutput));
-    GANTRY_RETURN_IF_ERROR(Watch(rank.error, number, Source::kError));
-    return Watch(rank.socket, number, Source::kLauncherSocket);
+    GANTRY_RETURN_IF_ERROR(Watch(rank.process.get(), number, Source::kProcess));
+    GANTRY_RETURN_IF_ERROR(Watch(rank.output.get(), number, Source::kOutput));
+    GANTRY_RETURN_IF_ERROR(Watch(rank.error.get(), number, Source::kError));
+    return Watch(rank.socket.get(), number, Source::kLauncherSocket);
   }
 
-  absl::Status Watch(const Descriptor& descriptor, int rank, Source source) {
+  absl::Status Watch(int descriptor, int rank, Source source) {
     epoll_event event{.events = EPOLLIN, .data = {.u64 = static_cast<uint64_t>(rank) << 3 | static_cast<uint64_t>(source)}};
-    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor.get(), &event) == 0) return absl::OkStatus();
+    if (epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, descriptor, &event) == 0) return absl::OkStatus();
     return SystemError(errno, "watching a descriptor");
   }
 
@@ -310,7 +346,12 @@ class LocalLauncher final : public Launcher {
     result_.ranks[number] = {.pid = rank.pid, .wait_status = wait_status, .by_launcher = rank.by_launcher};
     rank.process.Reset();
     const bool failed = wait_status != 0;
-    if (failed && result_.first_failed < 0 && !rank.by_launcher) result_.first_failed = number;
+    if (failed && !rank.by_launcher) {
+      // A rank's connections end a moment before its process does: one that reacts to it may be seen to end first, and says so by its code.
+      const auto reacts = [](int status) { return WIFEXITED(status) && WEXITSTATUS(status) == kExitPeerLost; };
+      const int first = result_.first_failed;
+      if (first < 0 || (reacts(result_.ranks[first].wait_status) && !reacts(wait_status))) result_.first_failed = number;
+    }
     WireWriter notice;
     notice.U32(static_cast<uint32_t>(number));
     notice.U32(failed ? 1 : 0);
@@ -334,6 +375,16 @@ class LocalLauncher final : public Launcher {
     }
     while (std::optional<Frame> frame = rank.frames.Next()) {
       if (frame->channel == kRecorderChannel && frame->descriptors.size() == 1) rank.recorder = std::move(frame->descriptors[0]);
+    }
+  }
+
+  void ReadSignals() {
+    signalfd_siginfo info;
+    while (read(options_.signals, &info, sizeof(info)) == sizeof(info)) {
+      const auto number = static_cast<int>(info.ssi_signo);
+      const bool stops = number != SIGUSR1 && number != SIGUSR2;
+      Signal(-1, stops && stop_asked_ ? SIGKILL : number);
+      stop_asked_ |= stops;
     }
   }
 
@@ -403,6 +454,8 @@ class LocalLauncher final : public Launcher {
   }
 
   LaunchOptions options_;
+  std::vector<RankBinding> bindings_;
+  bool stop_asked_ = false;
   std::vector<std::unique_ptr<Rank>> ranks_;
   Descriptor epoll_;
   LaunchResult result_;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "comm/recorder.h"
 #include "memory/status.h"
 
 namespace gantry {
@@ -25,6 +26,9 @@ struct LaunchOptions {
   // How long the other ranks may go on after one has failed, before SIGTERM; then as long again before SIGKILL.
   absl::Duration grace = absl::Seconds(5);
   absl::Duration timeout = absl::InfiniteDuration();  // for the whole job; then it is killed
+  // A signalfd (-1: none) for signals that go to all ranks. The second one ends them. After one, a rank's failure is no reason to hurry
+  // the others: they may be saving their work.
+  int signals = -1;
   // Take in processes that ranks leave behind, and kill them at the end. Changes the calling process (PR_SET_CHILD_SUBREAPER).
   bool reap_orphans = false;
 };
@@ -37,8 +41,9 @@ struct RankEnd {
 
 struct LaunchResult {
   std::vector<RankEnd> ranks;
-  int first_failed = -1;  // by time; -1: all ended with 0
+  int first_failed = -1;  // by time, ranks that end with 69 (a peer is lost) after all others; -1: all ended with 0
   bool timed_out = false;
+  std::vector<RecorderImage> recorders;  // of ranks that have one; empty where all is well
   // "rank 2 (pid 71) was killed by signal 9 (Killed)"; empty where all is well.
   std::string reason;
   // 0, the exit code of the rank that failed first, or 128 plus the signal that killed it.
@@ -56,8 +61,10 @@ class Launcher {
   virtual pid_t pid(int rank) const = 0;
   // To one rank and the processes of its group; -1: to all. Thread-safe; no effect on those that ended.
   virtual void Signal(int rank, int number) = 0;
-  // Until all have ended. Once.
-  virtual LaunchResult Wait() = 0;
+  // What the ranks are in now; of those that have a recorder. On the thread that is in Wait, or before it.
+  virtual std::vector<RecorderImage> ReadRecorders() const = 0;
+  // Until all have ended. Once. `idle` is called now and then on this thread, at least every `pause`.
+  virtual LaunchResult Wait(const std::function<void()>& idle = nullptr, absl::Duration pause = absl::InfiniteDuration()) = 0;
 };
 
 }  // namespace gantry

@@ -4,6 +4,7 @@
 #include <sys/socket.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -111,7 +112,7 @@ class SocketLinks final : public Links {
       if (link.output.empty()) {
         const absl::StatusOr<size_t> taken = SendSome(link.socket.get(), head, rest, numbers);
         if (!taken.ok()) {  // the reader learns it as well and tells the monitor
-          return absl::UnavailableError(absl::StrFormat("%s cannot be reached: %s", Name(to), std::string(Message(taken.status()))));
+          return absl::UnavailableError(absl::StrFormat("%s is lost: %s", Name(to), std::string(Message(taken.status()))));
         }
         count = *taken;
       }
@@ -432,6 +433,31 @@ class SocketLinks final : public Links {
 
 }  // namespace
 
+namespace {
+
+// A rank that ends while the job starts takes others with it; the launcher says which was the first.
+absl::Status WithFirstEnd(const absl::Status& status, int launcher) {
+  if (launcher < 0 || absl::IsDeadlineExceeded(status)) return status;
+  FrameReader frames;
+  const absl::Time deadline = absl::Now() + absl::Milliseconds(100);
+  while (WaitFor(launcher, POLLIN, deadline).ok()) {
+    std::byte buffer[4096];
+    std::vector<Descriptor> unwanted;
+    const absl::StatusOr<Received> got = ReceiveSome(launcher, buffer, unwanted);
+    if (!got.ok() || got->closed || !frames.Append(std::span(buffer).first(got->bytes), {}).ok()) break;
+    while (std::optional<Frame> frame = frames.Next()) {
+      WireReader reader(frame->bytes);
+      const uint32_t rank = reader.U32(), failed = reader.U32();
+      const std::string how = reader.Text(kMaxNameBytes);
+      if (frame->channel != kRankEndedChannel || !reader.ok() || failed == 0) continue;
+      return absl::UnavailableError(absl::StrFormat("rank %d is lost: %s; waited in the job's start: %s", rank, how, std::string(Message(status))));
+    }
+  }
+  return status;
+}
+
+}  // namespace
+
 std::string Peer::Name() const {
   if (pid == 0) return absl::StrFormat("rank %d", rank);
   return absl::StrFormat("rank %d (host %s, pid %d)", rank, host, pid);
@@ -443,10 +469,11 @@ absl::StatusOr<std::unique_ptr<Links>> Links::Connect(Job job, absl::Duration ti
     return absl::InvalidArgumentError(absl::StrFormat("rank %d of a job with %d ranks", job.rank, job.size));
   }
   const std::string context = absl::StrFormat("rank %d of %d", job.rank, job.size);
+  const int launcher = job.launcher;
   absl::StatusOr<std::vector<Descriptor>> sockets = MeetOthers(job, deadline);
-  if (!sockets.ok()) return Annotate(sockets.status(), context);
+  if (!sockets.ok()) return Annotate(WithFirstEnd(sockets.status(), launcher), context);
   auto links = std::make_unique<SocketLinks>(std::move(job), *std::move(sockets));
-  GANTRY_RETURN_IF_ERROR(Annotate(links->Start(deadline), context));
+  if (absl::Status status = links->Start(deadline); !status.ok()) return Annotate(WithFirstEnd(status, launcher), context);
   return links;
 }
 

@@ -64,7 +64,7 @@ void RunInRanks(int size, const std::function<void(Job)>& body, const RunRanksOp
       died[rank] = true;
       return;
     }
-    output.append("[" + std::to_string(rank) + "] ").append(line).append("\n");
+    absl::StrAppend(&output, "[", rank, "] ", ToAbsl(line), "\n");
   };
   absl::StatusOr<std::unique_ptr<Launcher>> launcher = Launcher::Start(launch);
   ASSERT_TRUE(launcher.ok()) << launcher.status();

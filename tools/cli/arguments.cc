@@ -148,6 +148,31 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   draw->callback([&] { chosen = [] { return RunSample(sample); }; });
 }
 
+void AddLaunch(CLI::App& app, Chosen& chosen) {
+  static LaunchCommand options;
+  CLI::App* command = app.add_subcommand("run", "Start the ranks of a job on this machine: gantry run -n 4 -- PROGRAM ARGUMENTS...");
+  command->prefix_command();  // what follows the options is the program's
+  command->add_option("-n,--ranks", options.ranks, "How many ranks; default 1")->check(CLI::Range(1, 512));
+  command->add_flag("!--no-bind", options.bind, "Let every rank use every core");
+  command->add_flag("!--no-prefix", options.prefix, "Relay lines without \"[RANK] \" before them");
+  command->add_option("--grace", options.grace_seconds, "Seconds that the others may go on after a rank failed; default 5")->check(CLI::Range(0.0, 1e6));
+  command->add_option("--timeout", options.timeout_seconds, "Seconds after which the job is ended; default none")->check(CLI::Range(0.0, 1e9));
+  command->add_option("--hang", options.hang_seconds, "Say who is waited for when an operation takes so many seconds; default 60, 0 for never")
+      ->check(CLI::Range(0.0, 1e6));
+  command->add_option("--recorder", options.recorder_file, "File for the flight recorders of a job that failed")->type_name("FILE");
+  command->callback([&, command] {
+    options.program = command->remaining();
+    if (!options.program.empty() && options.program.front() == "--") options.program.erase(options.program.begin());
+    if (options.program.empty()) throw CLI::RequiredError("PROGRAM");
+    chosen = [] { return RunLaunch(options); };
+  });
+  static RecorderCommand recorder;
+  CLI::App* read = app.add_subcommand("recorder", "Say what each rank of a job did last, and who is waited for");
+  read->add_option("source", recorder.source, "The number of a process (a rank, or the `gantry run` that started it), or a file of run --recorder")->required();
+  read->add_flag("--json", recorder.json, "As one JSON object");
+  read->callback([&] { chosen = [] { return RunRecorder(recorder); }; });
+}
+
 // The innermost subcommand on the command line.
 const CLI::App& Innermost(const CLI::App& app) {
   const std::vector<CLI::App*> used = const_cast<CLI::App&>(app).get_subcommands();
@@ -195,6 +220,7 @@ int ParseAndRun(int argc, char** argv) {
   AddCheck(app, chosen);
   AddModel(app, chosen);
   AddLayout(app, chosen);
+  AddLaunch(app, chosen);
   AddInfo(app, chosen);
   try {
     app.parse(argc, argv);

@@ -36,6 +36,21 @@ struct LayoutOptions {
 int RunLayoutSolve(const LayoutOptions& options);
 int RunLayoutCheck(const LayoutOptions& options);
 
+struct LaunchCommand {
+  std::vector<std::string> program;  // with its arguments
+  int ranks = 1;
+  bool bind = true, prefix = true;
+  double grace_seconds = 5, timeout_seconds = 0, hang_seconds = 60;
+  std::string recorder_file;
+};
+int RunLaunch(const LaunchCommand& command);
+
+struct RecorderCommand {
+  std::string source;  // a process's number, or a file
+  bool json = false;
+};
+int RunRecorder(const RecorderCommand& command);
+
 int RunBackends();
 int RunOps();
 

@@ -5,6 +5,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <string>
+#include <string_view>
 #include <system_error>
 
 #include <unistd.h>
@@ -27,7 +28,8 @@ void SpinBriefly(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  SpinBriefly(argv);
+  const bool computes = argc > 1 && std::string_view(argv[1]) != "run" && std::string_view(argv[1]) != "recorder";
+  if (computes) SpinBriefly(argv);
   std::signal(SIGPIPE, SIG_IGN);  // a reader that leaves early is no reason to lose a checkpoint
   std::signal(SIGXFSZ, SIG_IGN);  // a file above the limit is an error like a full disk
   try {

@@ -43,14 +43,12 @@ class Repair {
 
   // Puts back one item.
   void Step() {
-    // The largest one that waits: small ones find holes later.
-    const auto largest = std::max_element(waiting_.begin(), waiting_.end(), [&](int32_t a, int32_t b) {
-      const LayoutItem& x = items_.items[a];
-      const LayoutItem& y = items_.items[b];
-      return std::pair(x.size, a) < std::pair(y.size, b);
+    // The one that is hardest to place by what is known: large ones first, and more so each time they find no hole.
+    const auto hardest = std::max_element(waiting_.begin(), waiting_.end(), [&](int32_t a, int32_t b) {
+      return std::pair(Hardness(a), a) < std::pair(Hardness(b), b);
     });
-    const int32_t item = *largest;
-    *largest = waiting_.back();
+    const int32_t item = *hardest;
+    *hardest = waiting_.back();
     waiting_.pop_back();
     if (PutIntoHole(item)) return;
     ++penalties_[item];
@@ -111,7 +109,7 @@ class Repair {
         ++work_;
         if (live_[k].top > offset) cost += Cost(live_[k].item);
       }
-      cost *= 1 + 0.1 * static_cast<double>(random_() % 1024) / 1024;
+      cost *= 1 + static_cast<double>(random_() % 1024) / 1024;
       if (cost < best_cost) {
         best_cost = cost;
         best_offset = offset;
@@ -129,12 +127,15 @@ class Repair {
     Put(item, best_offset);
   }
 
+  double Hardness(int32_t item) const {
+    return static_cast<double>(penalties_[item]) * static_cast<double>(items_.items[item].size);
+  }
+
   // What it costs to push an item out: large, long ones that failed before are hard to put back.
   double Cost(int32_t item) const {
     if (!CanMove(item)) return std::numeric_limits<double>::infinity();
     const LayoutItem& it = items_.items[item];
-    return static_cast<double>(penalties_[item]) * static_cast<double>(it.size) *
-           (1.0 + static_cast<double>(it.last - it.first) / items_.section_count);
+    return Hardness(item) * (1.0 + static_cast<double>(it.last - it.first) / items_.section_count);
   }
 
   const LayoutItems& items_;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
+#include <initializer_list>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -17,8 +19,21 @@ constexpr int32_t kNone = -1;
 
 enum class Side { kFloor, kCeiling };
 enum class Kind { kLeftEdge, kRightEdge, kPivot };
-// What is tried first: the larger area, the longer, the larger, or what fills the run and then the longer.
-enum class Preference { kArea, kDuration, kSize, kFill, kCount };
+// Which branch is taken: the one with the fewest choices, that too but rather on a low run, or the lowest run.
+enum class Policy { kFewest, kFewestLow, kLowest };
+
+// What one round of the search goes by.
+struct Style {
+  bool use_floor = true;
+  bool use_ceiling = false;
+  Policy policy = Policy::kFewest;
+  // Choices are tried by falling duration^a * size^b * heaviest load^c.
+  double duration_power = 1, size_power = 0, load_power = 0;
+  double inner_penalty = 0.3;  // on items that do not lie at the edge
+  double fill_bonus = 0;       // on items as long as the run
+  double noise = 0;            // added to the number of choices of a branch
+  double failure_weight = 0.02;
+};
 
 // Where to branch: on run [begin, end) of one side.
 struct Branch {
@@ -53,11 +68,12 @@ class LayoutSearch::Impl {
         index_.push_back(static_cast<int32_t>(i));
       }
     }
-    // Identical items become neighbours: each is placed only after the one before it.
+    // Identical items become neighbours: each is placed only after the one before it. Of items of one stretch of time the
+    // larger comes first, as under every order that choices are tried in.
     std::sort(index_.begin(), index_.end(), [&](int32_t a, int32_t b) {
       const LayoutItem& x = source.items[a];
       const LayoutItem& y = source.items[b];
-      return std::tuple(x.first, x.last, x.size, x.alignment, a) < std::tuple(y.first, y.last, y.size, y.alignment, b);
+      return std::tuple(x.first, x.last, -x.size, x.alignment, a) < std::tuple(y.first, y.last, -y.size, y.alignment, b);
     });
     sections_ = source.section_count;
     for (const int32_t index : index_) items_.push_back(MakeItem(source.items[index]));
@@ -70,6 +86,12 @@ class LayoutSearch::Impl {
       if (std::tie(a.first, a.last, a.size, a.alignment) != std::tie(b.first, b.last, b.size, b.alignment)) continue;
       next_twin_[i - 1] = i;
       is_twin_[i] = true;
+    }
+    // Which items stand on which only matters to what may follow, so only where there is another of the same stretch.
+    stacked_key_.assign(count, 0);
+    for (int32_t i = 0; i < count; ++i) {
+      const bool has_elder = i > 0 && items_[i - 1].first == items_[i].first && items_[i - 1].last == items_[i].last;
+      if (has_elder) stacked_key_[i] = MixBits(items_[i].key);
     }
     words_ = (count + 63) / 64;
     covers_.assign(static_cast<size_t>(sections_) * words_, 0);
@@ -91,11 +113,14 @@ class LayoutSearch::Impl {
   SearchOutcome Find(int64_t height, int64_t work_limit, int64_t& work, const std::function<bool()>& stop) {
     work_ = &work;
     stop_ = &stop;
-    if (height != height_) failed_.Clear();
+    if (height != height_) {
+      failed_.Clear();
+      round_ = 0;
+    }
     height_ = height;
-    for (int64_t round = 0;; ++round) {
+    while (true) {
       if (!Reset()) return exact_ ? SearchOutcome::kImpossible : SearchOutcome::kExhausted;
-      BeginRound(round);
+      BeginRound(round_++);
       round_limit_ = work_limit;
       out_of_work_ = false;
       const bool found = Solve(0, sections_);
@@ -111,14 +136,14 @@ class LayoutSearch::Impl {
   const std::vector<int64_t>& offsets() const { return found_offsets_; }
 
  private:
-  static constexpr int64_t kRoundNodes = 2000;
-  static constexpr double kFailureWeight = 0.02;
+  static constexpr int64_t kRoundNodes = 200, kRoundNodesPerItem = 6;
   static constexpr double kForgetting = 0.9;  // what is left of a failure's weight after a round
 
   struct Item {
     int32_t first, last;
     int64_t size, alignment;
     uint64_t key;
+    double heaviest_load;  // of its sections, as a part of the lower bound
   };
   struct Cell {
     int64_t floor, ceiling;
@@ -143,17 +168,38 @@ class LayoutSearch::Impl {
     int64_t level;
   };
 
-  // Every round goes by another mix of sides, preferences and, later, chance: how long a search takes varies by orders of
-  // magnitude, and a portfolio of short ones rarely misses all the quick answers (Gomes, Selman, Crato, Kautz, J. Automated
-  // Reasoning 24, 2000). Lengths follow Luby, Sinclair, Zuckerman (Inf. Process. Lett. 47, 1993).
+  // Every round goes by another style, drawn by chance: how long a search takes varies by orders of magnitude, and a portfolio
+  // of short ones rarely misses all the quick answers (Gomes, Selman, Crato, Kautz, J. Automated Reasoning 24, 2000). Lengths
+  // follow Luby, Sinclair, Zuckerman (Inf. Process. Lett. 47, 1993).
   void BeginRound(int64_t round) {
-    constexpr int64_t kModes = 3, kPreferences = static_cast<int64_t>(Preference::kCount);
-    use_floor_ = round % kModes != 2;
-    use_ceiling_ = round % kModes != 0;
-    preference_ = static_cast<Preference>(round / kModes % kPreferences);
-    randomness_ = round < kModes * kPreferences ? 0.0 : 0.3;
+    style_ = Style{};
+    style_.use_floor = round % 2 == 0;
+    style_.use_ceiling = !style_.use_floor;
+    if (round % 8 == 5) style_.use_floor = style_.use_ceiling = true;
+    if (round > 1) {
+      style_.policy = Draw({Policy::kFewest, Policy::kFewestLow, Policy::kFewest, Policy::kFewestLow, Policy::kLowest});
+      style_.duration_power = Draw({0.5, 1.0, 1.5});
+      style_.size_power = Draw({0.0, 0.0, 0.0, 0.5, 1.0});
+      style_.load_power = Draw({0.0, 4.0, 8.0, 12.0});
+      style_.inner_penalty = Draw({0.0, 0.3, 0.3, 0.3, 1.0});
+      style_.fill_bonus = Draw({0.0, 0.5, 10.0});
+      style_.noise = Draw({0.5, 1.0, 2.0, 4.0});
+      style_.failure_weight = Draw({0.0, 0.02, 0.1, 0.5});
+    }
     for (double& weight : weights_) weight *= kForgetting;
-    round_nodes_ = kRoundNodes * LubyTerm(round / (kModes * kPreferences) + 1);
+    ranks_.resize(items_.size());
+    for (size_t i = 0; i < items_.size(); ++i) {
+      const Item& item = items_[i];
+      ranks_[i] = -std::pow(static_cast<double>(item.last - item.first) / sections_, style_.duration_power) *
+                  std::pow(static_cast<double>(item.size) / static_cast<double>(height_), style_.size_power) *
+                  std::pow(item.heaviest_load, style_.load_power);
+    }
+    round_nodes_ = (kRoundNodes + kRoundNodesPerItem * static_cast<int64_t>(items_.size())) * LubyTerm(round + 1);
+  }
+
+  template <typename T>
+  T Draw(std::initializer_list<T> values) {
+    return values.begin()[NextRandom() % values.size()];
   }
 
   // 1 1 2 1 1 2 4 1 1 2 1 1 2 4 8 ..., counted from 1.
@@ -165,7 +211,11 @@ class LayoutSearch::Impl {
     }
   }
 
-  Item MakeItem(const LayoutItem& item) { return {item.first, item.last, item.size, item.alignment, NextRandom() | 1}; }
+  Item MakeItem(const LayoutItem& item) {
+    const int64_t heaviest = *std::max_element(source_.loads.begin() + item.first, source_.loads.begin() + item.last);
+    return {item.first, item.last, item.size, item.alignment, NextRandom() | 1,
+            static_cast<double>(heaviest) / static_cast<double>(std::max<int64_t>(1, source_.lower_bound))};
+  }
 
   uint64_t NextRandom() { return MixBits(random_ += 0x9e3779b97f4a7c15ULL); }
   double Uniform() { return static_cast<double>(NextRandom() >> 11) * 0x1.0p-53; }
@@ -262,6 +312,8 @@ class LayoutSearch::Impl {
     for (int32_t t = begin; t < end; ++t) {
       const Cell& cell = cells_[t];
       low = (low ^ (cell.key + static_cast<uint64_t>(cell.floor))) * 0x9e3779b97f4a7c15ULL;
+      if (cell.floor_item != kNone) low += stacked_key_[cell.floor_item];
+      if (cell.ceiling_item != kNone) high += stacked_key_[cell.ceiling_item];
       low ^= low >> 29;
       high = (high ^ (cell.key * 3 + static_cast<uint64_t>(cell.ceiling) * 0x85ebca6bULL +
                       static_cast<uint64_t>(cell.floor) * 0xc2b2ae35ULL)) * 0xff51afd7ed558ccdULL;
@@ -279,7 +331,7 @@ class LayoutSearch::Impl {
     best.pivot = begin;
     *work_ += 4 * (end - begin);
     for (const Side side : {Side::kFloor, Side::kCeiling}) {
-      if (!(side == Side::kFloor ? use_floor_ : use_ceiling_)) continue;
+      if (!(side == Side::kFloor ? style_.use_floor : style_.use_ceiling)) continue;
       int64_t left = kFar;
       for (int32_t a = begin; a < end;) {
         const int64_t level = Level(side, a);
@@ -310,9 +362,9 @@ class LayoutSearch::Impl {
       }
     }
     const bool may_raise = wall <= least_slack;
+    const double level = static_cast<double>(Level(side, a)) / static_cast<double>(std::max<int64_t>(1, height_));
     const auto offer = [&](Kind kind, int32_t pivot, int32_t count) {
-      const double score = count / (1.0 + kFailureWeight * weights_[pivot]) + 1e-3 * (b - a) / sections_ +
-                           (randomness_ > 0 ? 0.1 * Uniform() : 0.0);
+      const double score = Score(count, pivot, level) + 1e-3 * (b - a) / sections_;
       if (count == 0 || (best.count != 0 && score < best.score)) {
         best = {side, kind, a, b, pivot, count, score, left_wall, right_wall};
       }
@@ -350,6 +402,21 @@ class LayoutSearch::Impl {
       slack = std::min(slack, cells_[t - 1].slack());
     }
     offer(Kind::kRightEdge, b - 1, count);
+  }
+
+  // Of a branch with `count` choices on a run at `level` of the height; the branch with the least is taken.
+  double Score(int32_t count, int32_t pivot, double level) {
+    const double noise = style_.noise > 0 ? style_.noise * Uniform() : 0.0;
+    const double weight = 1.0 + style_.failure_weight * weights_[pivot];
+    switch (style_.policy) {
+      case Policy::kFewest:
+        return count / weight + noise;
+      case Policy::kFewestLow:
+        return (count / weight + noise) * (0.2 + level);
+      case Policy::kLowest:
+        return count <= 1 ? noise : 1 + 1000 * level + noise;
+    }
+    return 0;
   }
 
   // A section of run [a, b) that cannot be filled up to the lower neighbour, `wall` above it, or kNone. Whatever reaches out
@@ -466,27 +533,12 @@ class LayoutSearch::Impl {
     return true;
   }
 
-  double Rank(const Branch& branch, int32_t i) {
+  double Rank(const Branch& branch, int32_t i) const {
     const Item& item = items_[i];
-    double value = 0;
-    switch (preference_) {
-      case Preference::kArea:
-        value = static_cast<double>(item.size) / height_ * (item.last - item.first) / sections_;
-        break;
-      case Preference::kFill:
-      case Preference::kDuration:
-        value = static_cast<double>(item.last - item.first) / sections_;
-        break;
-      case Preference::kSize:
-      case Preference::kCount:
-        value = static_cast<double>(item.size) / height_;
-        break;
-    }
-    double rank = -value * (1 + randomness_ * (Uniform() - 0.5));
-    if (branch.kind == Kind::kLeftEdge && item.first > branch.begin) rank += 1;
-    if (branch.kind == Kind::kRightEdge && item.last < branch.end) rank += 1;
-    const bool fills = item.first == branch.begin && item.last == branch.end;
-    if (fills && preference_ == Preference::kFill) rank -= 0.5;
+    double rank = ranks_[i];
+    if (branch.kind == Kind::kLeftEdge && item.first > branch.begin) rank += style_.inner_penalty;
+    if (branch.kind == Kind::kRightEdge && item.last < branch.end) rank += style_.inner_penalty;
+    if (item.first == branch.begin && item.last == branch.end) rank -= style_.fill_bonus;
     return rank;
   }
 
@@ -607,10 +659,12 @@ class LayoutSearch::Impl {
   std::vector<Item> items_;       // the free ones
   std::vector<int32_t> next_twin_;  // the next identical item
   std::vector<bool> is_twin_;
+  std::vector<uint64_t> stacked_key_;  // 0 where what lies below an item does not restrict what follows
   std::vector<uint64_t> covers_, starts_from_, ends_by_;  // sets of items, one a section
   std::vector<std::vector<int32_t>> starting_, ending_;   // items by first and by last section
 
   int64_t height_ = -1;
+  int64_t round_ = 0;  // at this height
   std::vector<Cell> cells_;
   std::vector<uint64_t> available_;  // unplaced items whose twin before them is placed
   std::vector<uint64_t> unplaced_;
@@ -623,9 +677,8 @@ class LayoutSearch::Impl {
   std::vector<double> weights_;  // failures seen at each section
 
   uint64_t random_;
-  Preference preference_ = Preference::kArea;
-  double randomness_ = 0;
-  bool use_floor_ = true, use_ceiling_ = true;
+  Style style_;
+  std::vector<double> ranks_;  // of items, under style_; the least is tried first
   int64_t round_nodes_ = 0;
   int64_t round_limit_ = 0;
   bool out_of_work_ = false;

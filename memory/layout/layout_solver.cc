@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -10,8 +12,10 @@
 #include "memory/layout/layout_check.h"
 #include "memory/layout/layout_greedy.h"
 #include "memory/layout/layout_items.h"
+#include "memory/layout/layout_placed.h"
 #include "memory/layout/layout_repair.h"
 #include "memory/layout/layout_search.h"
+#include "memory/layout/layout_skyline.h"
 #include "memory/status.h"
 
 namespace gantry {
@@ -40,15 +44,32 @@ class Attempt {
            past_deadline();
   }
 
+  // For so many items that one of the passes below would take more than all the work there is.
+  void TrySkyline() {
+    if (items_.items.size() <= PlacedPieces::kFlatPieces || !items_.all_rectangles || items_.has_fixed) return;
+    int64_t live = 0;  // summed over time
+    for (const LayoutItem& item : items_.items) live += item.last - item.first;
+    const double live_at_once = static_cast<double>(live) / std::max(1, items_.section_count);
+    const double pass_work = kWorkPerLivePair * live_at_once * static_cast<double>(items_.items.size());
+    if (pass_work <= static_cast<double>(options_.work_limit)) return;
+    passes_are_affordable_ = false;
+    GreedyResult result = PlaceOnSkyline(items_, work_);
+    best_.offsets = std::move(result.offsets);
+    best_.height = result.height;
+    best_.method = "skyline";
+  }
+
   // Greedy orders, each followed by passes in which the items that ended too high go first, "squeaky wheel optimization"
   // (Joslin, Clements, J. Artificial Intelligence Research 10, 1999).
   void TryGreedyOrders() {
-    for (const auto& [order, fit] : kGreedyPortfolio) {
+    const bool many = items_.items.size() > PlacedPieces::kFlatPieces;
+    for (const auto& [order, fit] : std::span(kGreedyPortfolio).subspan(many ? 1 : 0)) {
       std::vector<int32_t> sequence = MakeGreedyOrder(items_, order);
       for (int pass = 0; pass < kPassesPerOrder; ++pass) {
-        if (!best_.offsets.empty() && done()) return;
+        if (!best_.offsets.empty() && (done() || !passes_are_affordable_)) return;
         GreedyResult result = PlaceGreedily(items_, sequence, fit, work_);
         if (pass + 1 < kPassesPerOrder) PromoteHighItems(result, sequence);
+        if (pass == 0 && items_.items.size() <= kRepairItems) greedy_offsets_.push_back(result.offsets);
         if (result.height >= best_.height) continue;
         best_.offsets = std::move(result.offsets);
         best_.height = result.height;
@@ -59,39 +80,23 @@ class Attempt {
     }
   }
 
-  // Moves items a little at a time; pays where greedy is close already.
-  void RepairBest() {
-    if (done() || items_.items.size() > kRepairItems || best_.height - goal_ > goal_ / 32) return;
-    const int64_t limit = work_ + (options_.work_limit - work_) / 8;
-    RepairResult result = RepairLayout(items_, best_.offsets, best_.height, goal_, options_.seed, limit, work_,
-                                       [&] { return past_deadline(); });
-    if (!result.complete || result.height >= best_.height) return;
-    best_.offsets = std::move(result.offsets);
-    best_.height = result.height;
-    best_.method += ", repaired";
-  }
-
-  // Searches for the goal. Without a capacity it also halves the distance between what is found and what is not, with more
-  // work for every attempt, so that the height sinks or the bound rises as long as work is left.
-  void SearchExactly() {
-    if (done() || items_.items.size() > LayoutSearch::kMaxItems) return;
-    LayoutSearch search(items_, options_.seed);
-    if (options_.capacity) {
-      SearchFor(goal_, options_.work_limit, search);
-      return;
-    }
-    int64_t least = lower_bound_;  // nothing more can be found below
-    for (int64_t share = std::max<int64_t>(1, (options_.work_limit - work_) / 2); !done(); share *= 2) {
-      int64_t low = least;  // the next height to try; not found below, if only for lack of work
-      bool is_first = true;
-      while (!done() && low < best_.height) {
-        const int64_t height = is_first ? low : low + (best_.height - low) / 2;
-        const SearchOutcome outcome = SearchFor(height, work_ + (is_first ? share : share / 8), search);
-        if (outcome != SearchOutcome::kFound) low = height + 1;
-        if (outcome == SearchOutcome::kImpossible || outcome == SearchOutcome::kExhausted) least = height + 1;
-        is_first = false;
-      }
-      if (least >= best_.height) return;
+  // Repairs and exact searches in turn, each round with twice the work. Neither is the better one: search settles tight problems
+  // of some hundred items in milliseconds, repair brings problems of a few large and many small items near their bound;
+  // it gets less where it did not help.
+  void Improve() {
+    std::optional<LayoutSearch> search;
+    const size_t count = items_.items.size();
+    if (options_.exact_search && count <= LayoutSearch::kMaxItems) search.emplace(items_, options_.seed);
+    const bool repairs = count <= kRepairItems;
+    if (!search && !repairs) return;
+    for (int64_t share = kFirstShare; !done(); share *= 2) {
+      if (search) SearchFor(std::max(goal_, least_), work_ + share, *search);
+      const int64_t height = best_.height;
+      const int64_t repair_share = repair_pays_ || !search ? share / kRepairsPerRound : share / 8;
+      for (int i = 0; repairs && i < kRepairsPerRound && !done(); ++i) Repair(work_ + repair_share);
+      repair_pays_ = best_.height < height;
+      if (search && !done()) SearchBetween(share / (options_.capacity ? 32 : 8), *search);
+      if (least_ >= best_.height) return;  // nothing lower is left to be found
     }
   }
 
@@ -110,7 +115,10 @@ class Attempt {
 
  private:
   static constexpr int kPassesPerOrder = 3;
-  static constexpr size_t kRepairItems = 8192;
+  static constexpr size_t kRepairItems = PlacedPieces::kFlatPieces;
+  static constexpr double kWorkPerLivePair = 16;
+  static constexpr int64_t kFirstShare = 20'000'000;  // units of work
+  static constexpr int kRepairsPerRound = 2;
 
   bool past_deadline() const { return options_.time_limit && absl::Now() >= deadline_; }
 
@@ -133,10 +141,34 @@ class Attempt {
     for (size_t i = 0; i < sequence.size(); ++i) sequence[i] = places[i].second;
   }
 
+  // Repairs the best layout, or in every second call one of the greedy ones, which lie elsewhere.
+  void Repair(int64_t work_limit) {
+    const bool from_best = ++repair_count_ % 2 != 0;
+    const std::vector<int64_t>& start = from_best ? best_.offsets : greedy_offsets_[repair_count_ / 2 % greedy_offsets_.size()];
+    RepairResult result = RepairLayout(items_, start, best_.height, std::max(goal_, least_), options_.seed + repair_count_,
+                                       std::min(work_limit, options_.work_limit), work_, [&] { return past_deadline(); });
+    if (!result.complete || result.height >= best_.height) return;
+    best_.offsets = std::move(result.offsets);
+    best_.height = result.height;
+    best_.method = "repair";
+  }
+
+  // Halves the distance between what is found and what is not, so that the height sinks or the bound rises.
+  void SearchBetween(int64_t share, LayoutSearch& search) {
+    int64_t low = least_;  // not found below, if only for lack of work
+    while (!done() && low < best_.height) {
+      const int64_t height = low + (best_.height - low) / 2;
+      const SearchOutcome outcome = SearchFor(height, work_ + share, search);
+      if (outcome != SearchOutcome::kFound) low = height + 1;
+      if (outcome == SearchOutcome::kGaveUp && best_.height - low < best_.height >> 10) return;
+    }
+  }
+
   SearchOutcome SearchFor(int64_t height, int64_t work_limit, LayoutSearch& search) {
     const SearchOutcome outcome = search.Find(height, std::min(work_limit, options_.work_limit), work_,
                                               [&] { return past_deadline(); });
     if (outcome == SearchOutcome::kImpossible) lower_bound_ = std::max(lower_bound_, height + 1);
+    if (outcome == SearchOutcome::kImpossible || outcome == SearchOutcome::kExhausted) least_ = std::max(least_, height + 1);
     if (outcome != SearchOutcome::kFound) return outcome;
     best_.offsets = search.offsets();
     best_.height = 0;
@@ -153,7 +185,12 @@ class Attempt {
   const int64_t goal_;
   const absl::Time deadline_;
   Layout best_{.height = std::numeric_limits<int64_t>::max()};
+  std::vector<std::vector<int64_t>> greedy_offsets_;  // of every order's first pass
+  uint64_t repair_count_ = 0;
+  bool repair_pays_ = true;  // lowered the height when tried last
+  bool passes_are_affordable_ = true;  // in the work there is
   int64_t lower_bound_ = items_.lower_bound;
+  int64_t least_ = items_.lower_bound;  // nothing more can be found below: the bound, or more where the search is not exact
   int64_t work_ = 0;
 };
 
@@ -179,9 +216,9 @@ absl::StatusOr<Layout> SolveLayout(const LayoutProblem& problem, const LayoutOpt
   const LayoutItems items = MakeLayoutItems(problem);
   GANTRY_RETURN_IF_ERROR(CheckFixedOffsets(problem, items));
   Attempt attempt(items, options);
+  attempt.TrySkyline();
   attempt.TryGreedyOrders();
-  attempt.RepairBest();
-  if (options.exact_search) attempt.SearchExactly();
+  attempt.Improve();
   Layout layout = attempt.TakeLayout();
   for (size_t i = 0; i < problem.buffers.size(); ++i) {
     if (items.item_of_buffer[i] < 0) layout.offsets[i] = problem.buffers[i].fixed_offset.value_or(0);

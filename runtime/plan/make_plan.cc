@@ -18,7 +18,7 @@ namespace {
 constexpr int kBudgetRounds = 8;
 // Layout search: about a third of a second where it is to be the best, for training programs meet their bound much earlier or
 // not at all; less where a round more does as well; none where only the order matters.
-constexpr int64_t kBestLayout = 300'000'000, kRoundLayout = 60'000'000, kAnyLayout = 1;
+constexpr int64_t kBestLayout = 300'000'000, kRoundLayout = 100'000'000, kAnyLayout = 1;
 
 double ComputeSeconds(const Program& program, const PlanOptions& options) {
   double seconds = 0;
@@ -112,6 +112,8 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   ResidencySolution best;
   int64_t best_bytes = INT64_MAX;
   int64_t low = 0, high = budget;  // targets between them are open
+  // A gap may stay as large as it was when the target sinks by its size, so steps grow.
+  int64_t step_back = 0;
   for (int round = 0; round < kBudgetRounds && target > 0; ++round) {
     GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute));
     if (!solution.fits) {
@@ -132,14 +134,15 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
     for (const TierOptions& tier : options.tiers) plan.tiers.push_back({tier});
     GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
     for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
-    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, round < 2 ? kRoundLayout : kBestLayout).status());
+    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, round < 4 ? kRoundLayout : kBestLayout).status());
     if (plan.arena_bytes > budget) {
       if (plan.arena_bytes < best_bytes) {
         best_bytes = plan.arena_bytes;
         best = std::move(solution);
       }
       high = std::min(target, solution.schedule.peak_bytes);
-      target = std::max(high - (plan.arena_bytes - budget), low + (high - low) / 2);
+      step_back = std::max({plan.arena_bytes - budget, 2 * step_back, budget / 128});
+      target = std::max(high - step_back, low + (high - low) / 2);
       continue;
     }
     const ResidencySchedule& schedule = solution.schedule;

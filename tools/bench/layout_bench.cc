@@ -1,13 +1,16 @@
 // Times SolveLayout on CSV files: layout_bench [--json] [--capacity BYTES] [--work UNITS] [--seed N] [--greedy]
-// [--repeat N] FILE...; one row a file: buffers, lower bound, height, gap over the bound and CPU seconds (least of the
-// repeats) of this one thread. Every layout is checked before its time is reported.
+// [--repeat N] FILE...; a FILE may also be uniform:COUNT or training:COUNT, made on the spot (MakeProblem). One row a file:
+// buffers, lower bound, height, gap over the bound and CPU seconds (least of the repeats) of the process, which solves on one
+// thread at a time. Every layout is checked before its time is reported.
 #include <time.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <initializer_list>
 #include <limits>
+#include <random>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -36,12 +39,54 @@ struct Row {
 
 double CpuSeconds() {
   timespec now;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
+// `count` buffers of [1, 2^20] bytes, live for 1, 2, 4, ... or 512 steps from a random one of `count` steps on.
+LayoutProblem MakeUniform(int64_t count) {
+  std::mt19937_64 random(7);
+  LayoutProblem problem;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto lower = static_cast<int64_t>(random() % count);
+    problem.buffers.push_back({lower, lower + (int64_t{1} << random() % 10), static_cast<int64_t>(1 + random() % (1 << 20))});
+  }
+  return problem;
+}
+
+// A chain of count / 10 layers, forwards and backwards. A layer has a value saved from its forward to its backward step, a mask
+// of a quarter of it beside three of ten, and eight short-lived values of its own size, twice or half of it or little.
+LayoutProblem MakeTraining(int64_t count) {
+  std::mt19937_64 random(7);
+  const auto pick = [&](std::initializer_list<int64_t> values) { return values.begin()[random() % values.size()]; };
+  LayoutProblem problem;
+  const int64_t layers = std::max<int64_t>(1, count / 10);
+  for (int64_t layer = 0; layer < layers; ++layer) {
+    const int64_t forward = 4 * layer, backward = 4 * (2 * layers - layer);
+    const int64_t bytes = pick({1 << 12, 1 << 14, 1 << 16, 1 << 18, 3 << 14, 5 << 15});
+    problem.buffers.push_back({forward, backward + 1, bytes});
+    if (random() % 10 < 3) problem.buffers.push_back({forward + 1, backward + 2, bytes / 4});
+    for (int k = 0; k < 8; ++k) {
+      const int64_t lower = (k < 4 ? forward : backward) + static_cast<int64_t>(random() % 4);
+      const int64_t size = pick({bytes, bytes / 2, 256, 4096, 2 * bytes});
+      problem.buffers.push_back({lower, lower + pick({1, 1, 2, 3, 8}), size});
+    }
+  }
+  return problem;
+}
+
+// The file's problem, or the one that `path` describes.
+absl::StatusOr<LayoutProblem> MakeProblem(const std::string& path) {
+  const size_t colon = path.find(':');
+  const std::string kind = path.substr(0, colon);
+  if (colon == std::string::npos || (kind != "uniform" && kind != "training")) return ReadLayoutCsvFile(path);
+  const int64_t count = std::strtoll(path.c_str() + colon + 1, nullptr, 10);
+  if (count < 1 || count > 100'000'000) return absl::InvalidArgumentError(path + ": the count is not in [1, 100000000]");
+  return kind == "uniform" ? MakeUniform(count) : MakeTraining(count);
+}
+
 absl::StatusOr<Row> BenchFile(const std::string& path, const BenchOptions& options) {
-  GANTRY_ASSIGN_OR_RETURN(const LayoutProblem problem, ReadLayoutCsvFile(path));
+  GANTRY_ASSIGN_OR_RETURN(const LayoutProblem problem, MakeProblem(path));
   Row row{path.substr(path.rfind('/') + 1), problem.buffers.size(), {}, std::numeric_limits<double>::max()};
   for (int i = 0; i < options.repeat; ++i) {
     const double start = CpuSeconds();

@@ -5,10 +5,14 @@
 
 #include <random>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "memory/layout/layout_check.h"
 #include "memory/layout/layout_csv.h"
+#include "memory/layout/layout_items.h"
 #include "memory/layout/layout_placed.h"
+#include "memory/layout/layout_skyline.h"
 #include "memory/status.h"
 #include "tests/unit/memory/layout_test_util.h"
 
@@ -170,21 +174,81 @@ TEST(PlacedPiecesTest, TreeAndBlocksFindTheSame) {
   }
 }
 
-class PublicLayoutTest : public testing::TestWithParam<const char*> {};
+struct PublicLayoutCase {
+  const char* file;
+  int64_t capacity;
+  int64_t work_limit;
+};
 
-// The five public inputs fit their published capacity, which no greedy order comes near to.
-TEST_P(PublicLayoutTest, FitsThePublishedCapacity) {
-  const absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(LayoutTestData(GetParam()));
+class PublicLayoutTest : public testing::TestWithParam<PublicLayoutCase> {};
+
+// The eleven public inputs fit their published capacity, which no greedy order comes near to; C fits its lower bound, D and J
+// fit 1.04 times theirs.
+TEST_P(PublicLayoutTest, FitsTheCapacity) {
+  const auto& [file, capacity, work_limit] = GetParam();
+  const absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(LayoutTestData(file));
   ASSERT_TRUE(problem.ok()) << problem.status();
-  const absl::StatusOr<Layout> layout = SolveLayout(*problem, {.capacity = 1'048'576});
+  const absl::StatusOr<Layout> layout = SolveLayout(*problem, {.capacity = capacity, .work_limit = work_limit});
   ASSERT_TRUE(layout.ok()) << layout.status();
-  EXPECT_EQ(CheckLayout(*problem, *layout, 1'048'576), absl::OkStatus());
+  EXPECT_EQ(CheckLayout(*problem, *layout, capacity), absl::OkStatus());
 }
 
-INSTANTIATE_TEST_SUITE_P(MiniMalloc, PublicLayoutTest,
-                         testing::Values("A.1048576.csv", "C.1048576.csv", "E.1048576.csv", "H.1048576.csv",
-                                         "K.1048576.csv"),
-                         [](const auto& info) { return std::string(1, info.param[0]); });
+constexpr int64_t kPublishedCapacity = 1'048'576, kOneSecond = 1'000'000'000;
+INSTANTIATE_TEST_SUITE_P(
+    MiniMalloc, PublicLayoutTest,
+    testing::Values(PublicLayoutCase{"A.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"B.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"C.1048576.csv", 1'039'360, kOneSecond},
+                    PublicLayoutCase{"D.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"E.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"F.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"G.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"H.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"I.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"J.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"K.1048576.csv", kPublishedCapacity, kOneSecond},
+                    PublicLayoutCase{"D.1048576.csv", 1'025'556, 10 * kOneSecond},
+                    PublicLayoutCase{"J.1048576.csv", 1'028'751, 10 * kOneSecond}),
+    [](const auto& info) { return std::string(1, info.param.file[0]) + "_" + std::to_string(info.param.capacity); });
+
+// Arenas of steps far larger than the device: a few buffers of a third of the arena among hundreds of small pieces. The best
+// greedy order ends 10 to 26 % above the bound.
+TEST(LayoutSolverTest, ArenasOfTightBudgetsComeNearTheBound) {
+  const std::pair<const char*, double> cases[] = {
+      {"dcgan256-quarter.csv", 0.03}, {"dcgan256-eighth.csv", 0.01}, {"dcgan256-tenth.csv", 0.05}};
+  for (const auto& [file, gap] : cases) {
+    const absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(LayoutTestData(file));
+    ASSERT_TRUE(problem.ok()) << problem.status();
+    const absl::StatusOr<Layout> layout = SolveLayout(*problem, {.work_limit = 300'000'000});
+    ASSERT_TRUE(layout.ok()) << layout.status();
+    EXPECT_EQ(CheckLayout(*problem, *layout), absl::OkStatus());
+    EXPECT_LT(layout->gap(), gap) << file;
+  }
+}
+
+// Random rectangles, and a chain whose values are live from the way forward to the way back, 20,000 of them at once.
+TEST(LayoutSkylineTest, IsRightAndFillsNestedLifetimes) {
+  std::mt19937_64 random(3);
+  const auto place = [](const LayoutProblem& problem) {
+    const LayoutItems items = MakeLayoutItems(problem);
+    int64_t work = 0;
+    const GreedyResult result = PlaceOnSkyline(items, work);
+    std::vector<int64_t> offsets;
+    for (const int32_t item : items.item_of_buffer) offsets.push_back(item < 0 ? 0 : result.offsets[item]);
+    EXPECT_EQ(CheckLayoutOffsets(problem, offsets, result.height), absl::OkStatus());
+    return result.height;
+  };
+  for (int round = 0; round < 2000; ++round) {
+    place(RandomLayoutProblem(random, {.max_buffers = 60, .alignments = round % 2 == 0, .aliases = false, .fixed = false}));
+  }
+  LayoutProblem chain;
+  constexpr int64_t kLength = 20'000;
+  for (int64_t k = 0; k < kLength; ++k) {
+    chain.buffers.push_back({2 * k, 4 * kLength - 2 * k, static_cast<int64_t>(1 + random() % 1000)});
+    chain.buffers.push_back({2 * k, 2 * k + 1, static_cast<int64_t>(1 + random() % 1000)});
+  }
+  EXPECT_EQ(place(chain), *LowerBound(chain));
+}
 
 TEST(LayoutSolverTest, TenThousandFuzzedProblems) {
   std::mt19937_64 random(1);

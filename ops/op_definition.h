@@ -78,6 +78,8 @@ struct OpDefinition {
   int (*updates)(int input_count, const Attributes& attributes) = nullptr;
   // Copies a value between the device and a tier, on a copy lane: no kernel runs. Only the planner emits such ops.
   bool moves = false;
+  // All ranks of a group take part (exchange.cc): no kernel runs, the communication lane carries it out. Only partitioning emits such ops.
+  bool communicates = false;
 };
 
 // The definition, or null. Definitions live as long as the program.
@@ -99,5 +101,6 @@ std::vector<OpDefinition> RandomOps();
 std::vector<OpDefinition> OptimizerOps();
 std::vector<OpDefinition> ControlOps();
 std::vector<OpDefinition> PanelOps();
+std::vector<OpDefinition> ExchangeOps();
 
 }  // namespace gantry

@@ -1,0 +1,109 @@
+// Definitions of what ranks of a group do together. A group has P ranks; `index` is this rank's place in it (0 .. P-1) and `ranks` are
+// their numbers in the job. Every rank of the group emits the same exchanges in the same order.
+//   "all_reduce"(x) {ranks, index}: the sum of all ranks' x, added in the order of the group.
+//   "reduce_scatter"(x) {ranks, index, begins, ends}: of that sum, along axis 0, the part [begins[index], ends[index]).
+//   "exchange"(x) {ranks, index, axis, from_begins, from_ends, to_begins, to_ends}: x is the part [from_begins[i], from_ends[i]) along `axis`
+//     of a tensor that the group holds in parts; the result is its part [to_begins[i], to_ends[i]). Parts held may not overlap, parts wanted
+//     may: an all-gather wants everything, a halo exchange a few rows more than are held.
+// All are linear. The group's name is not part of the program: two groups with the same ranks are one.
+#include "ops/functional.h"
+#include "ops/infer.h"
+
+namespace gantry {
+namespace {
+
+using infer::Inputs;
+using infer::Outputs;
+
+constexpr int kMaxRanks = 1 << 16;
+
+// The number of ranks.
+absl::StatusOr<int> CheckGroup(const Attributes& attributes) {
+  const std::vector<int64_t> ranks = attributes.Ints("ranks");
+  if (ranks.empty() || ranks.size() > kMaxRanks) {
+    return absl::InvalidArgumentError(absl::StrFormat("attribute 'ranks' names %d ranks; a group has 1 to %d", ranks.size(), kMaxRanks));
+  }
+  const int size = static_cast<int>(ranks.size());
+  GANTRY_RETURN_IF_ERROR(infer::IntAttribute(attributes, "index", 0, size - 1).status());
+  return size;
+}
+
+struct Parts {
+  std::vector<int64_t> begins, ends;
+};
+
+absl::StatusOr<Parts> CheckParts(const Attributes& attributes, std::string_view begins, std::string_view ends, int size) {
+  Parts parts{attributes.Ints(begins), attributes.Ints(ends)};
+  if (static_cast<int>(parts.begins.size()) != size || static_cast<int>(parts.ends.size()) != size) {
+    return absl::InvalidArgumentError(absl::StrFormat("attributes '%s' and '%s' must have %d entries, one a rank", begins, ends, size));
+  }
+  for (int i = 0; i < size; ++i) {
+    if (parts.begins[i] < 0 || parts.ends[i] < parts.begins[i]) {
+      return absl::InvalidArgumentError(absl::StrFormat("rank %d of the group has the part [%d, %d)", i, parts.begins[i], parts.ends[i]));
+    }
+  }
+  return parts;
+}
+
+Outputs InferAllReduce(Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(infer::RequireFloat(inputs));
+  GANTRY_RETURN_IF_ERROR(CheckGroup(attributes).status());
+  return std::vector<TensorType>{inputs[0]};
+}
+
+Outputs InferReduceScatter(Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(infer::RequireFloat(inputs));
+  GANTRY_RETURN_IF_ERROR(infer::RequireRank(inputs[0], "x", 1, infer::kMaxRank));
+  GANTRY_ASSIGN_OR_RETURN(const int size, CheckGroup(attributes));
+  GANTRY_ASSIGN_OR_RETURN(const Parts parts, CheckParts(attributes, "begins", "ends", size));
+  for (int i = 0; i < size; ++i) {
+    if (parts.ends[i] > inputs[0].shape[0]) {
+      return absl::InvalidArgumentError(absl::StrFormat("rank %d wants [%d, %d) of %s", i, parts.begins[i], parts.ends[i], inputs[0].ToString()));
+    }
+  }
+  const int64_t index = attributes.Int("index");
+  Shape shape = inputs[0].shape;
+  shape[0] = parts.ends[index] - parts.begins[index];
+  return infer::One(inputs[0].dtype, std::move(shape));
+}
+
+Outputs InferExchange(Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(infer::RequireRank(inputs[0], "x", 1, infer::kMaxRank));
+  GANTRY_ASSIGN_OR_RETURN(const int size, CheckGroup(attributes));
+  GANTRY_ASSIGN_OR_RETURN(const int axis, infer::AxisAttribute(attributes, "axis", inputs[0].shape.rank()));
+  GANTRY_ASSIGN_OR_RETURN(const Parts from, CheckParts(attributes, "from_begins", "from_ends", size));
+  GANTRY_ASSIGN_OR_RETURN(const Parts to, CheckParts(attributes, "to_begins", "to_ends", size));
+  int64_t held = 0;
+  for (int i = 0; i < size; ++i) {
+    if (from.begins[i] != held) {
+      return absl::InvalidArgumentError(absl::StrFormat("rank %d holds [%d, %d), but the ranks before it end at %d", i, from.begins[i],
+                                                        from.ends[i], held));
+    }
+    held = from.ends[i];
+  }
+  for (int i = 0; i < size; ++i) {
+    if (to.ends[i] > held) {
+      return absl::InvalidArgumentError(absl::StrFormat("rank %d wants [%d, %d), but only %d are held", i, to.begins[i], to.ends[i], held));
+    }
+  }
+  const int64_t index = attributes.Int("index");
+  if (inputs[0].shape[axis] != from.ends[index] - from.begins[index]) {
+    return absl::InvalidArgumentError(absl::StrFormat("x is %s, but this rank's part is [%d, %d) along axis %d", inputs[0].ToString(),
+                                                      from.begins[index], from.ends[index], axis));
+  }
+  Shape shape = inputs[0].shape;
+  shape[axis] = to.ends[index] - to.begins[index];
+  return infer::One(inputs[0].dtype, std::move(shape));
+}
+
+}  // namespace
+
+std::vector<OpDefinition> ExchangeOps() {
+  return {
+      {.name = "all_reduce", .infer = InferAllReduce, .in_place = {{0, 0}}, .communicates = true},
+      {.name = "reduce_scatter", .infer = InferReduceScatter, .communicates = true},
+      {.name = "exchange", .infer = InferExchange, .communicates = true},
+  };
+}
+
+}  // namespace gantry

@@ -1,0 +1,120 @@
+// The rewrite behind Partition: a builder of whole ops that emits this rank's share of each.
+#pragma once
+
+#include <deque>
+#include <map>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/partition/partition.h"
+#include "runtime/partition/placement.h"
+
+namespace gantry {
+
+// Values that it hands out ("whole values") stand for tensors of the whole program; behind each is a value of this rank's program.
+// Gradient rules and decompositions can emit through it. All ranks make the same decisions: they depend on whole types and placements only.
+class Partitioner final : public Builder {
+ public:
+  Partitioner(const Program& source, const PartitionAxis& axis, int index, const std::vector<InputPart>& before);
+
+  absl::StatusOr<RankProgram> Run();
+
+  // Builder, of whole values.
+  std::vector<ValueId> Emit(std::string_view op, std::span<const ValueId> inputs, Attributes attributes) override;
+  const TensorType& TypeOf(ValueId value) const override;
+  const absl::Status& status() const override { return target_.status(); }
+  void Fail(absl::Status error) override { target_.Fail(std::move(error)); }
+
+ private:
+  // A part [begins[i], ends[i]) a rank.
+  struct Ranges {
+    std::vector<int64_t> begins, ends;
+    friend bool operator==(const Ranges&, const Ranges&) = default;
+  };
+  struct Local {
+    Placement placement;
+    ValueId value = kNoValue;
+  };
+  // How a whole value can be made anew in part: a fill, a broadcast.
+  struct Recipe {
+    std::string op;
+    std::vector<ValueId> inputs;
+    Attributes attributes;
+  };
+  struct WholeValue {
+    TensorType type;
+    Placement placement;
+    ValueId local = kNoValue;
+    ValueId condition = kNoValue;   // of this rank's program: what is made of it runs under the same
+    int recipe = -1;
+    ValueId gathered = kNoValue;    // all of it, where it is split or flat
+    int gathered_phase = -1;        // the phase that gathered it: flat states are gathered anew in each
+    std::vector<std::pair<Placement, ValueId>> parts;  // other parts of it made before
+    std::vector<std::pair<std::pair<int, Ranges>, ValueId>> windows;
+  };
+  using Locals = std::vector<Local>;
+
+  int ranks() const { return static_cast<int>(axis_.ranks.size()); }
+  std::vector<int64_t> Cuts(int64_t extent) const;  // empty where there are fewer places than ranks
+  bool Splittable(int64_t extent) const { return !Cuts(extent).empty(); }
+  Ranges RangesOf(const std::vector<int64_t>& cuts) const;
+  Shape LocalShape(const Shape& whole, const Placement& placement) const;
+
+  // Ops of this rank's program.
+  ValueId EmitLocal(std::string_view op, std::initializer_list<ValueId> inputs, Attributes attributes);
+  std::vector<ValueId> EmitLocal(std::string_view op, std::span<const ValueId> inputs, Attributes attributes);
+  ValueId EmitExchange(ValueId local, int axis, const Ranges& from, const Ranges& to);
+  ValueId LocalSlice(ValueId local, int axis, int64_t begin, int64_t end);
+  ValueId LocalReshape(ValueId local, const Shape& shape);
+  Attributes GroupAttributes() const;
+
+  // This rank's form of a whole value, as asked for; made once where that is sound.
+  ValueId AsWhole(ValueId value);
+  ValueId AsSplit(ValueId value, int dim, const std::vector<int64_t>& cuts);
+  ValueId AsFlat(ValueId value, const std::vector<int64_t>& cuts);
+  // Places [begins[i], ends[i]) along `dim`, which may overlap.
+  ValueId AsWindow(ValueId value, int dim, const Ranges& ranges);
+  // A sum over ranks that something other than a sum wants: held in parts where that is what becomes of gradients, else whole.
+  void Resolve(ValueId value);
+  ValueId As(ValueId value, const Placement& placement);
+  ValueId FromRecipe(const WholeValue& value, int dim, const std::vector<int64_t>& cuts);
+
+  ValueId Add(TensorType type, Local local);
+  void SetConditionOf(ValueId value);
+
+  // Rules: the outputs of an op from the inputs' placements; empty where the rule does not apply.
+  Locals Rule(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, std::span<const TensorType> outputs);
+  Locals EverythingWhole(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes);
+  Locals Elementwise(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  Locals LinearOfPartial(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  Locals Reduction(std::string_view op, ValueId x, const Attributes& attributes, const TensorType& output);
+  Locals SumSquares(std::span<const ValueId> inputs);
+  Locals BroadcastTo(ValueId x, const Attributes& attributes, const TensorType& output);
+  Locals ReshapeTo(ValueId x, const TensorType& output);
+  Locals AlongUntouchedAxis(std::string_view op, std::span<const ValueId> inputs, Attributes attributes, const TensorType& output);
+  Locals Matmul(std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  Locals Convolution(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  Locals ConvolutionInSpace(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output,
+                            int dim);
+  Locals Pooling(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  Locals Normalization(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
+                       std::span<const TensorType> outputs);
+  Locals GatherRows(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  Locals Update(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, std::span<const TensorType> outputs);
+  Locals Communication(std::string_view op, ValueId x, const Attributes& attributes);
+
+  const Program& source_;
+  const PartitionAxis& axis_;
+  const int index_;
+  const std::vector<InputPart>& before_;
+  Program target_;
+  std::deque<WholeValue> values_;
+  std::vector<Recipe> recipes_;
+  std::set<std::string> gathered_;
+  std::vector<InputPart> input_parts_;
+};
+
+}  // namespace gantry

@@ -1,0 +1,210 @@
+// A partitioned step is the step: every rank's states and losses after some steps are those of one rank, up to the order of sums.
+#include "runtime/partition/partition.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "ops/functional.h"
+#include "runtime/gan/families.h"
+#include "runtime/gan/gan_step.h"
+#include "runtime/graph/rewrite.h"
+#include "tests/support/lockstep_runner.h"
+
+namespace gantry {
+namespace {
+
+using test::LockstepRunner;
+
+struct Case {
+  std::string family = "dcgan";
+  GanStepConfig step;
+  OptimizerConfig optimizer;
+  int64_t size = 16, batch = 6;
+};
+
+Program Build(const Case& setup) {
+  GanStepConfig step = setup.step;
+  step.dtype = DataType::kF64;
+  absl::StatusOr<Family> family = BuildFamily(
+      setup.family, {.image_size = setup.size, .channels = 3, .width = 8, .latent_size = 8, .batch = setup.batch, .dtype = DataType::kF64});
+  EXPECT_TRUE(family.ok()) << family.status();
+  std::vector<GanRole> generators, discriminators;
+  generators.push_back({.name = "generator", .model = std::move(family->generator), .optimizer = setup.optimizer});
+  discriminators.push_back({.name = "discriminator", .model = std::move(family->discriminator), .optimizer = setup.optimizer});
+  absl::StatusOr<Program> program = BuildGanStep(step, generators, discriminators);
+  EXPECT_TRUE(program.ok()) << program.status();
+  absl::StatusOr<Program> simple = Simplify(*program);
+  EXPECT_TRUE(simple.ok()) << simple.status();
+  return *std::move(simple);
+}
+
+// Content of an input in a step, and of a state at first: any numbers that depend on the name and the element.
+double InputAt(const std::string& name, int64_t element, int step) {
+  if (name.ends_with(".learning_rate")) return 0.01;
+  if (name.ends_with(".updates")) return step;
+  if (name == "penalty") return step % 2 == 0 ? 1.0 : 0.0;
+  if (name == "random_state") return element == 0 ? 7.0 : step;
+  const double wave = std::sin(0.37 * static_cast<double>(element) + 1.7 * step + static_cast<double>(name.size()));
+  return name.starts_with("mix.") ? 0.5 + 0.4 * wave : wave;
+}
+
+double StateAt(const std::string& name, const State& state, int64_t element) {
+  if (state.role == StateRole::kMoment) return 0.0;
+  if (state.role == StateRole::kStatistic) return 1.0;
+  std::string plain = name.starts_with("ema.") ? name.substr(4) : name;
+  size_t seed = 0;
+  for (char c : plain) seed = seed * 31 + static_cast<unsigned char>(c);
+  return 0.3 * std::sin(0.71 * static_cast<double>(element) + static_cast<double>(seed % 1000));
+}
+
+// The elements of a whole tensor that the part at `begins` with `extents` has.
+std::vector<int64_t> Elements(const Shape& whole, const std::vector<int64_t>& begins, const Shape& part) {
+  std::vector<int64_t> elements;
+  const std::vector<int64_t> strides = whole.Strides();
+  std::vector<int64_t> place(part.rank(), 0);
+  for (int64_t count = part.element_count(); count > 0; --count) {
+    int64_t element = 0;
+    for (int axis = 0; axis < part.rank(); ++axis) element += (begins[axis] + place[axis]) * strides[axis];
+    elements.push_back(element);
+    for (int axis = part.rank() - 1; axis >= 0 && ++place[axis] == part[axis]; --axis) place[axis] = 0;
+  }
+  return elements;
+}
+
+struct Outcome {
+  std::map<std::string, double> scalars;                // of the last step
+  std::map<std::string, std::vector<double>> states;    // whole
+  bool states_agree = true;                             // what several ranks hold is the same on all
+};
+
+Outcome Train(const std::vector<RankProgram>& ranks, int steps) {
+  Outcome outcome;
+  std::vector<const Program*> programs;
+  for (const RankProgram& rank : ranks) programs.push_back(&rank.program);
+  absl::StatusOr<LockstepRunner> runner = LockstepRunner::Create(programs);
+  EXPECT_TRUE(runner.ok()) << runner.status();
+  if (!runner.ok()) return outcome;
+  const auto NameOf = [](const State& state) { return state.whole.empty() ? state.name : state.whole; };
+  for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
+    for (const State& state : programs[r]->states()) {
+      std::vector<double> content(programs[r]->TypeOf(state.first).element_count());
+      for (size_t e = 0; e < content.size(); ++e) content[e] = StateAt(NameOf(state), state, state.begin + static_cast<int64_t>(e));
+      runner->Set(r, state.first, content);
+    }
+  }
+  for (int step = 0; step < steps; ++step) {
+    for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
+      for (ValueId input : programs[r]->inputs()) {
+        const Value& value = programs[r]->values()[input];
+        std::vector<int64_t> elements;
+        const auto part = std::find_if(ranks[r].input_parts.begin(), ranks[r].input_parts.end(),
+                                       [&](const InputPart& candidate) { return candidate.name == value.name; });
+        if (part == ranks[r].input_parts.end()) {
+          elements = Elements(value.type.shape, std::vector<int64_t>(value.type.shape.rank(), 0), value.type.shape);
+        } else {
+          elements = Elements(part->whole, part->begins, value.type.shape);
+        }
+        std::vector<double> content;
+        for (int64_t element : elements) content.push_back(InputAt(value.name, element, step));
+        runner->Set(r, input, content);
+      }
+    }
+    const absl::Status status = runner->Run();
+    EXPECT_TRUE(status.ok()) << status;
+    for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
+      for (const State& state : programs[r]->states()) runner->Set(r, state.first, runner->Get(r, state.last));
+    }
+  }
+  for (const NamedValue& output : programs[0]->outputs()) {
+    if (programs[0]->TypeOf(output.value).element_count() == 1) outcome.scalars[output.name] = runner->Get(0, output.value)[0];
+  }
+  for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
+    for (const State& state : programs[r]->states()) {
+      std::vector<double>& whole = outcome.states[NameOf(state)];
+      const std::vector<double> content = runner->Get(r, state.last);
+      if (state.whole.empty()) {
+        if (r > 0) outcome.states_agree = outcome.states_agree && whole == content;
+        whole = content;
+        continue;
+      }
+      whole.resize(std::max(whole.size(), state.begin + content.size()), std::nan(""));
+      std::copy(content.begin(), content.end(), whole.begin() + state.begin);
+    }
+  }
+  return outcome;
+}
+
+std::vector<RankProgram> PartitionAll(const Program& program, const PartitionAxis& axis) {
+  std::vector<RankProgram> ranks;
+  for (int i = 0; i < static_cast<int>(axis.ranks.size()); ++i) {
+    absl::StatusOr<RankProgram> rank = Partition(program, axis, i);
+    EXPECT_TRUE(rank.ok()) << rank.status();
+    if (!rank.ok()) return {};
+    ranks.push_back(*std::move(rank));
+  }
+  return ranks;
+}
+
+void ExpectSame(const Outcome& expected, const Outcome& actual, double tolerance) {
+  EXPECT_TRUE(actual.states_agree);
+  for (const auto& [name, value] : expected.scalars) {
+    ASSERT_TRUE(actual.scalars.contains(name)) << name;
+    EXPECT_NEAR(actual.scalars.at(name), value, tolerance * std::max(1.0, std::fabs(value))) << name;
+  }
+  ASSERT_EQ(expected.states.size(), actual.states.size());
+  for (const auto& [name, values] : expected.states) {
+    ASSERT_TRUE(actual.states.contains(name)) << name;
+    const std::vector<double>& others = actual.states.at(name);
+    ASSERT_EQ(values.size(), others.size()) << name;
+    double largest = 0.0, error = 0.0;
+    for (size_t e = 0; e < values.size(); ++e) {
+      largest = std::max(largest, std::fabs(values[e]));
+      error = std::max(error, std::isnan(others[e]) ? INFINITY : std::fabs(values[e] - others[e]));
+    }
+    EXPECT_LE(error, tolerance * std::max(1.0, largest)) << name;
+  }
+}
+
+std::vector<Case> Cases() {
+  std::vector<Case> cases;
+  cases.push_back({.family = "dcgan", .step = {.r1 = 1.0, .penalty_every = 2, .ema = 0.9}});
+  cases.push_back({.family = "wgan-gp", .step = {.loss = GanLoss::kWasserstein, .gradient_penalty = 10.0, .n_critic = 2}});
+  cases.push_back({.family = "sngan", .step = {.loss = GanLoss::kHinge, .accumulate = 2}, .optimizer = {.clip_norm = 0.5}});
+  cases.push_back({.family = "r3gan", .step = {.loss = GanLoss::kRelativistic, .r1 = 1.0, .r2 = 1.0, .ema = 0.9}, .optimizer = {.kind = OptimizerConfig::Kind::kAdamW, .weight_decay = 0.1}});
+  return cases;
+}
+
+class PartitionFamilyTest : public testing::TestWithParam<int> {
+ protected:
+  void Check(const PartitionAxis& axis) {
+    const Case setup = Cases()[GetParam()];
+    const Program program = Build(setup);
+    std::vector<RankProgram> one(1);
+    one[0].program = Build(setup);
+    const Outcome expected = Train(one, 3);
+    const std::vector<RankProgram> ranks = PartitionAll(program, axis);
+    ASSERT_EQ(ranks.size(), axis.ranks.size());
+    for (const std::string& op : ranks[0].gathered) RecordProperty("gathered_" + op, 1);
+    ExpectSame(expected, Train(ranks, 3), 1e-9);
+  }
+};
+
+TEST_P(PartitionFamilyTest, BatchOverTwo) { Check({.split = SplitKind::kBatch, .ranks = {0, 1}}); }
+TEST_P(PartitionFamilyTest, BatchOverThreeUnequal) { Check({.split = SplitKind::kBatch, .ranks = {0, 1, 2}, .shares = {1.0, 0.5, 2.0}}); }
+TEST_P(PartitionFamilyTest, BatchAndShardedStates) {
+  Check({.split = SplitKind::kBatch, .shard_states = true, .ranks = {0, 1}, .least_elements = 8});
+}
+TEST_P(PartitionFamilyTest, ShardedStatesAlone) {
+  Check({.split = SplitKind::kNone, .shard_states = true, .ranks = {0, 1, 2}, .least_elements = 8});
+}
+TEST_P(PartitionFamilyTest, SpaceOverTwo) { Check({.split = SplitKind::kSpace, .ranks = {0, 1}}); }
+TEST_P(PartitionFamilyTest, SpaceOverThree) { Check({.split = SplitKind::kSpace, .ranks = {0, 1, 2}, .least_rows = 2}); }
+
+INSTANTIATE_TEST_SUITE_P(Families, PartitionFamilyTest, testing::Values(0, 1, 2, 3),
+                         [](const auto& instance) { return std::string("case") + std::to_string(instance.param); });
+
+}  // namespace
+}  // namespace gantry

@@ -154,6 +154,11 @@ Normalized Normalize(Builder& b, ValueId x, ValueId scale, ValueId bias, std::ve
 // "normalize_grad": (g, x, scale, mean, variance) -> (dx, dscale, dbias) {axes, eps}; differentiated through its
 // decomposition. With a sixth input y and {slope} (after fusion) g is the gradient of y = leaky_relu(normalize's result).
 
+// Halves of both, for statistics that several ranks make together: "moments"(x) -> (mean, variance) {axes}; "normalize_apply"(x, scale,
+// bias, mean, variance) {eps}; "normalize_grad_sums"(g, x, mean, variance) -> sums over what shares a mean of g and of g * normal {eps};
+// "normalize_grad_apply"(g, x, scale, mean, variance, those sums) -> dx {eps, count}, where scale is the same for all that share a mean,
+// and count says how many those are. With {slope} (after fusion) as above, y the last input of the gradient's halves.
+
 // --- index_ops.cc ---------------------------------------------------------------------------------------------------
 // Rows of x along `axis` chosen by i32/i64 indices of any shape {axis}: x.shape[:axis] + indices.shape + x.shape[axis+1:].
 // An index outside is an error of the run that names it; negative counts from the end.

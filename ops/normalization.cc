@@ -154,6 +154,91 @@ std::vector<ValueId> DecomposeNormalizeGrad(Builder& b, std::span<const ValueId>
   return {dx, ops::SumTo(b, ops::Mul(b, g, normal), parameter), ops::SumTo(b, g, parameter)};
 }
 
+// The halves of normalize and normalize_grad, for statistics that several ranks make together: between them stand exchanges.
+// Their scale has the extent 1 along `axes`, so that the mean of g * scale is scale times that of g.
+
+infer::Outputs InferMoments(infer::Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(infer::RequireFloat(inputs));
+  GANTRY_RETURN_IF_ERROR(infer::RequireRank(inputs[0], "x", 1, infer::kMaxRank));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<int> axes, infer::AxesAttribute(attributes, "axes", inputs[0].shape.rank()));
+  const TensorType statistics{inputs[0].dtype, StatisticsShape(inputs[0].shape, axes)};
+  return std::vector<TensorType>{statistics, statistics};
+}
+
+absl::Status CheckEps(const Attributes& attributes) {
+  GANTRY_ASSIGN_OR_RETURN(const double eps, infer::FloatAttribute(attributes, "eps"));
+  return eps >= 0 ? absl::OkStatus() : absl::InvalidArgumentError(absl::StrFormat("attribute 'eps' is %g; it must be at least 0", eps));
+}
+
+infer::Outputs InferNormalizeApply(infer::Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(infer::RequireSameFloat(inputs));
+  constexpr std::string_view kWhat[] = {"x", "scale", "bias", "mean", "variance"};
+  for (int i = 1; i < 5; ++i) GANTRY_RETURN_IF_ERROR(RequireBroadcast(inputs[i], kWhat[i], inputs[0]));
+  GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[4], "variance", inputs[3].shape));
+  GANTRY_RETURN_IF_ERROR(CheckEps(attributes));
+  GANTRY_RETURN_IF_ERROR(CheckSlope(attributes));
+  return infer::One(inputs[0].dtype, inputs[0].shape);
+}
+
+// g, x, [scale,] mean and statistics like it, and y where `slope` is given.
+infer::Outputs InferNormalizeGradPart(infer::Inputs inputs, const Attributes& attributes, size_t statistics, size_t count) {
+  GANTRY_RETURN_IF_ERROR(infer::RequireSameFloat(inputs));
+  const Shape& x = inputs[1].shape;
+  GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[0], "g", x));
+  for (size_t i = 2; i < count; ++i) GANTRY_RETURN_IF_ERROR(RequireBroadcast(inputs[i], absl::StrCat("input ", i), inputs[1]));
+  for (size_t i = statistics; i < count; ++i) {
+    GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[i], absl::StrCat("input ", i), inputs[statistics].shape));
+  }
+  GANTRY_RETURN_IF_ERROR(CheckEps(attributes));
+  GANTRY_RETURN_IF_ERROR(CheckSlope(attributes));
+  if ((inputs.size() > count) != attributes.Has("slope")) {
+    return absl::InvalidArgumentError("an activation's result y and the attribute 'slope' go together");
+  }
+  if (inputs.size() > count) GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[count], "y", x));
+  return std::vector<TensorType>{{inputs[0].dtype, inputs[statistics].shape}, {inputs[0].dtype, inputs[statistics].shape}};
+}
+
+infer::Outputs InferNormalizeGradSums(infer::Inputs inputs, const Attributes& attributes) {
+  return InferNormalizeGradPart(inputs, attributes, 2, 4);
+}
+
+infer::Outputs InferNormalizeGradApply(infer::Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(InferNormalizeGradPart(inputs, attributes, 3, 7).status());
+  GANTRY_ASSIGN_OR_RETURN(const double count, infer::FloatAttribute(attributes, "count"));
+  if (count < 1) return absl::InvalidArgumentError(absl::StrFormat("attribute 'count' is %g; it must be at least 1", count));
+  return infer::One(inputs[1].dtype, inputs[1].shape);
+}
+
+std::vector<ValueId> DecomposeMoments(Builder& b, std::span<const ValueId> inputs, const Attributes& attributes) {
+  const std::vector<int64_t> axes = attributes.Ints("axes");
+  const ValueId mean = ops::ReduceMean(b, inputs[0], axes, true);
+  return {mean, ops::ReduceMean(b, ops::Square(b, ops::Sub(b, inputs[0], mean)), axes, true)};
+}
+
+std::vector<ValueId> DecomposeNormalizeApply(Builder& b, std::span<const ValueId> inputs, const Attributes& attributes) {
+  const ValueId inverse = ops::Rsqrt(b, ops::Scale(b, inputs[4], 1.0, attributes.Float("eps")));
+  const ValueId normal = ops::Mul(b, ops::Sub(b, inputs[0], inputs[3]), inverse);
+  const ValueId y = ops::Add(b, ops::Mul(b, normal, inputs[1]), inputs[2]);
+  return {attributes.Has("slope") ? ops::LeakyRelu(b, y, attributes.Float("slope")) : y};
+}
+
+std::vector<ValueId> DecomposeNormalizeGradSums(Builder& b, std::span<const ValueId> inputs, const Attributes& attributes) {
+  const ValueId g = inputs.size() > 4 ? ops::LeakyReluGrad(b, inputs[0], inputs[4], attributes.Float("slope")) : inputs[0];
+  const ValueId inverse = ops::Rsqrt(b, ops::Scale(b, inputs[3], 1.0, attributes.Float("eps")));
+  const ValueId normal = ops::Mul(b, ops::Sub(b, inputs[1], inputs[2]), inverse);
+  if (!b.status().ok()) return {kNoValue, kNoValue};
+  const Shape statistics = b.TypeOf(inputs[2]).shape;
+  return {ops::SumTo(b, g, statistics), ops::SumTo(b, ops::Mul(b, g, normal), statistics)};
+}
+
+std::vector<ValueId> DecomposeNormalizeGradApply(Builder& b, std::span<const ValueId> inputs, const Attributes& attributes) {
+  const ValueId g = inputs.size() > 7 ? ops::LeakyReluGrad(b, inputs[0], inputs[7], attributes.Float("slope")) : inputs[0];
+  const ValueId inverse = ops::Rsqrt(b, ops::Scale(b, inputs[4], 1.0, attributes.Float("eps")));
+  const ValueId normal = ops::Mul(b, ops::Sub(b, inputs[1], inputs[3]), inverse);
+  const ValueId shared = ops::Scale(b, ops::Add(b, ops::Mul(b, normal, inputs[6]), inputs[5]), 1.0 / attributes.Float("count"));
+  return {ops::Mul(b, ops::Mul(b, inverse, inputs[2]), ops::Sub(b, g, shared))};
+}
+
 template <int kPerElement>
 Cost CostOf(std::span<const TensorType>, std::span<const TensorType> outputs, const Attributes&) {
   return {kPerElement * static_cast<double>(outputs[0].element_count())};
@@ -180,6 +265,19 @@ std::vector<OpDefinition> NormalizationOps() {
        .decompose = DecomposeNormalizeGrad,
        .cost = CostOf<12>,
        .in_place = {{0, 0}, {0, 1}}},
+      {.name = "moments", .infer = InferMoments, .decompose = DecomposeMoments,
+       .cost = [](infer::Inputs inputs, std::span<const TensorType>, const Attributes&) -> Cost {
+         return {4.0 * static_cast<double>(inputs[0].element_count())};
+       }},
+      {.name = "normalize_apply", .min_inputs = 5, .max_inputs = 5, .infer = InferNormalizeApply,
+       .decompose = DecomposeNormalizeApply, .cost = CostOf<4>, .in_place = {{0, 0}}},
+      {.name = "normalize_grad_sums", .min_inputs = 4, .max_inputs = 5, .infer = InferNormalizeGradSums,
+       .decompose = DecomposeNormalizeGradSums,
+       .cost = [](infer::Inputs inputs, std::span<const TensorType>, const Attributes&) -> Cost {
+         return {6.0 * static_cast<double>(inputs[0].element_count())};
+       }},
+      {.name = "normalize_grad_apply", .min_inputs = 7, .max_inputs = 8, .infer = InferNormalizeGradApply,
+       .decompose = DecomposeNormalizeGradApply, .cost = CostOf<6>, .in_place = {{0, 0}, {0, 1}}},
   };
 }
 

@@ -188,8 +188,156 @@ std::unique_ptr<Kernel> MakeNormalizeGrad(const KernelRequest& request) {
                          sizeof(double) * static_cast<size_t>(3 * walk.statistics_count + 2 * walk.scale_count));
 }
 
+// The halves of the two above, for statistics that several ranks make together.
+
+std::unique_ptr<Kernel> MakeMoments(const KernelRequest& request) {
+  const Shape& statistics = request.outputs[0].shape;
+  const Walk walk = MakeWalk(request.inputs[0].shape, statistics, statistics, statistics);
+  const auto loop = [walk](auto zero, const OpInstance&, const KernelArguments& arguments) {
+    using T = decltype(zero);
+    const T* const x = Input<T>(arguments, 0);
+    double* const mean = static_cast<double*>(arguments.scratch);
+    double* const variance = mean + walk.statistics_count;
+    std::fill_n(mean, 2 * walk.statistics_count, 0.0);
+    const int64_t row = walk.extents[walk.rank - 1], step = walk.statistics_strides[walk.rank - 1];
+    ForEachRow(walk, [&](int64_t element, int64_t statistic, int64_t, int64_t) {
+      AddRow(mean + statistic, step, row, [&](int64_t i) { return static_cast<double>(x[element + i]); });
+    });
+    for (int64_t index = 0; index < walk.statistics_count; ++index) mean[index] /= walk.shared;
+    ForEachRow(walk, [&](int64_t element, int64_t statistic, int64_t, int64_t) {
+      AddRow(variance + statistic, step, row, [&](int64_t i) {
+        const double difference = static_cast<double>(x[element + i]) - mean[statistic + i * step];
+        return difference * difference;
+      });
+    });
+    for (int64_t index = 0; index < walk.statistics_count; ++index) {
+      Output<T>(arguments, 0)[index] = static_cast<T>(mean[index]);
+      Output<T>(arguments, 1)[index] = static_cast<T>(variance[index] / walk.shared);
+    }
+    return absl::OkStatus();
+  };
+  return MakeFloatKernel(request, loop, sizeof(double) * 2 * static_cast<size_t>(walk.statistics_count));
+}
+
+std::unique_ptr<Kernel> MakeNormalizeApply(const KernelRequest& request) {
+  const Walk walk =
+      MakeWalk(request.inputs[0].shape, request.inputs[3].shape, request.inputs[1].shape, request.inputs[2].shape);
+  const double eps = request.attributes.Float("eps"), slope = request.attributes.Float("slope", 1.0);
+  const auto loop = [walk, eps, slope](auto zero, const OpInstance&, const KernelArguments& arguments) {
+    using T = decltype(zero);
+    const T* const x = Input<T>(arguments, 0);
+    const T* const scale = Input<T>(arguments, 1);
+    const T* const bias = Input<T>(arguments, 2);
+    const T* const mean = Input<T>(arguments, 3);
+    const T* const variance = Input<T>(arguments, 4);
+    T* const y = Output<T>(arguments, 0);
+    double* const inverse = static_cast<double*>(arguments.scratch);
+    for (int64_t index = 0; index < walk.statistics_count; ++index) {
+      inverse[index] = 1.0 / std::sqrt(static_cast<double>(variance[index]) + eps);
+    }
+    const int64_t row = walk.extents[walk.rank - 1];
+    const int64_t statistics_step = walk.statistics_strides[walk.rank - 1];
+    const int64_t scale_step = walk.scale_strides[walk.rank - 1], bias_step = walk.bias_strides[walk.rank - 1];
+    ForEachRow(walk, [&](int64_t element, int64_t statistic, int64_t scale_index, int64_t bias_index) {
+      for (int64_t i = 0; i < row; ++i) {
+        const int64_t place = statistic + i * statistics_step;
+        const double normal = (static_cast<double>(x[element + i]) - static_cast<double>(mean[place])) * inverse[place];
+        const T rounded = static_cast<T>(normal * static_cast<double>(scale[scale_index + i * scale_step]) +
+                                         static_cast<double>(bias[bias_index + i * bias_step]));
+        y[element + i] = rounded > T{0} ? rounded : static_cast<T>(slope) * rounded;
+      }
+    });
+    return absl::OkStatus();
+  };
+  return MakeFloatKernel(request, loop, sizeof(double) * static_cast<size_t>(walk.statistics_count));
+}
+
+std::unique_ptr<Kernel> MakeNormalizeGradSums(const KernelRequest& request) {
+  const Shape& statistics = request.inputs[2].shape;
+  const Walk walk = MakeWalk(request.inputs[1].shape, statistics, statistics, statistics);
+  const double eps = request.attributes.Float("eps"), slope = request.attributes.Float("slope", 1.0);
+  const bool fused = request.inputs.size() > 4;
+  const auto loop = [walk, eps, fused, slope](auto zero, const OpInstance&, const KernelArguments& arguments) {
+    using T = decltype(zero);
+    const T* const g = Input<T>(arguments, 0);
+    const T* const x = Input<T>(arguments, 1);
+    const T* const mean = Input<T>(arguments, 2);
+    const T* const variance = Input<T>(arguments, 3);
+    const T* const y = fused ? Input<T>(arguments, 4) : nullptr;
+    double* const inverse = static_cast<double*>(arguments.scratch);
+    double* const sums = inverse + walk.statistics_count;
+    double* const products = sums + walk.statistics_count;
+    std::fill_n(sums, 2 * walk.statistics_count, 0.0);
+    for (int64_t index = 0; index < walk.statistics_count; ++index) {
+      inverse[index] = 1.0 / std::sqrt(static_cast<double>(variance[index]) + eps);
+    }
+    const int64_t row = walk.extents[walk.rank - 1], step = walk.statistics_strides[walk.rank - 1];
+    ForEachRow(walk, [&](int64_t element, int64_t statistic, int64_t, int64_t) {
+      const auto gradient = [&](int64_t i) {
+        const int64_t index = element + i;
+        return static_cast<double>(fused && !(y[index] > T{0}) ? static_cast<T>(slope) * g[index] : g[index]);
+      };
+      AddRow(sums + statistic, step, row, gradient);
+      AddRow(products + statistic, step, row, [&](int64_t i) {
+        const int64_t place = statistic + i * step;
+        return gradient(i) * (static_cast<double>(x[element + i]) - static_cast<double>(mean[place])) * inverse[place];
+      });
+    });
+    for (int64_t index = 0; index < walk.statistics_count; ++index) {
+      Output<T>(arguments, 0)[index] = static_cast<T>(sums[index]);
+      Output<T>(arguments, 1)[index] = static_cast<T>(products[index]);
+    }
+    return absl::OkStatus();
+  };
+  return MakeFloatKernel(request, loop, sizeof(double) * 3 * static_cast<size_t>(walk.statistics_count));
+}
+
+std::unique_ptr<Kernel> MakeNormalizeGradApply(const KernelRequest& request) {
+  const Shape& scale_shape = request.inputs[2].shape;
+  const Walk walk = MakeWalk(request.inputs[1].shape, request.inputs[3].shape, scale_shape, scale_shape);
+  const double eps = request.attributes.Float("eps"), slope = request.attributes.Float("slope", 1.0);
+  const double count = request.attributes.Float("count");
+  const bool fused = request.inputs.size() > 7;
+  const auto loop = [walk, eps, count, fused, slope](auto zero, const OpInstance&, const KernelArguments& arguments) {
+    using T = decltype(zero);
+    const T* const g = Input<T>(arguments, 0);
+    const T* const x = Input<T>(arguments, 1);
+    const T* const scale = Input<T>(arguments, 2);
+    const T* const mean = Input<T>(arguments, 3);
+    const T* const variance = Input<T>(arguments, 4);
+    const T* const sums = Input<T>(arguments, 5);
+    const T* const products = Input<T>(arguments, 6);
+    const T* const y = fused ? Input<T>(arguments, 7) : nullptr;
+    T* const dx = Output<T>(arguments, 0);
+    double* const inverse = static_cast<double*>(arguments.scratch);
+    for (int64_t index = 0; index < walk.statistics_count; ++index) {
+      inverse[index] = 1.0 / std::sqrt(static_cast<double>(variance[index]) + eps);
+    }
+    const int64_t row = walk.extents[walk.rank - 1];
+    const int64_t step = walk.statistics_strides[walk.rank - 1], scale_step = walk.scale_strides[walk.rank - 1];
+    ForEachRow(walk, [&](int64_t element, int64_t statistic, int64_t scale_index, int64_t) {
+      for (int64_t i = 0; i < row; ++i) {
+        const int64_t place = statistic + i * step, index = element + i;
+        const double gradient = static_cast<double>(fused && !(y[index] > T{0}) ? static_cast<T>(slope) * g[index] : g[index]);
+        const double normal = (static_cast<double>(x[index]) - static_cast<double>(mean[place])) * inverse[place];
+        const double centered = gradient - (static_cast<double>(sums[place]) + normal * static_cast<double>(products[place])) / count;
+        dx[index] = static_cast<T>(inverse[place] * static_cast<double>(scale[scale_index + i * scale_step]) * centered);
+      }
+    });
+    return absl::OkStatus();
+  };
+  return MakeFloatKernel(request, loop, sizeof(double) * static_cast<size_t>(walk.statistics_count));
+}
+
 }  // namespace
 
-KernelTable NormalizationKernels() { return {{"normalize", MakeNormalize}, {"normalize_grad", MakeNormalizeGrad}}; }
+KernelTable NormalizationKernels() {
+  return {{"normalize", MakeNormalize},
+          {"normalize_grad", MakeNormalizeGrad},
+          {"moments", MakeMoments},
+          {"normalize_apply", MakeNormalizeApply},
+          {"normalize_grad_sums", MakeNormalizeGradSums},
+          {"normalize_grad_apply", MakeNormalizeGradApply}};
+}
 
 }  // namespace gantry::reference

@@ -83,7 +83,6 @@ class Partitioner final : public Builder {
   ValueId FromRecipe(const WholeValue& value, int dim, const std::vector<int64_t>& cuts);
 
   ValueId Add(TensorType type, Local local);
-  void SetConditionOf(ValueId value);
 
   // Rules: the outputs of an op from the inputs' placements; empty where the rule does not apply.
   Locals Rule(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, std::span<const TensorType> outputs);
@@ -102,6 +101,8 @@ class Partitioner final : public Builder {
   Locals Pooling(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals Normalization(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                        std::span<const TensorType> outputs);
+  Locals NormalizationOverRanks(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
+                                std::span<const TensorType> outputs, const Placement& placement);
   Locals GatherRows(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals Update(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, std::span<const TensorType> outputs);
   Locals Communication(std::string_view op, ValueId x, const Attributes& attributes);

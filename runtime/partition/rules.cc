@@ -285,20 +285,13 @@ Partitioner::Locals Partitioner::Normalization(std::string_view op, std::span<co
   const Shape& shape = TypeOf(x).shape;
   const absl::StatusOr<std::vector<int>> axes = infer::AxesAttribute(attributes, "axes", shape.rank());
   if (!axes.ok()) return {};
-  const OpDefinition* definition = FindOp(op);
   const auto Part = [&](ValueId input) {
     const Shape& given = TypeOf(input).shape;
     const int dim = placement.dim - (shape.rank() - given.rank());
     return dim >= 0 && given[dim] > 1 ? AsSplit(input, dim, placement.cuts) : AsWhole(input);
   };
   if (std::find(axes->begin(), axes->end(), placement.dim) != axes->end()) {
-    // Statistics over all ranks: in simpler ops, whose reductions know what to do.
-    Locals locals;
-    for (ValueId value : definition->decompose(*this, inputs, attributes)) {
-      if (value == kNoValue) return {};
-      locals.push_back({values_[value].placement, values_[value].local});
-    }
-    return locals;
+    return NormalizationOverRanks(op, inputs, attributes, outputs, placement);
   }
   std::vector<ValueId> locals;
   for (ValueId input : inputs) locals.push_back(Part(input));
@@ -311,6 +304,54 @@ Partitioner::Locals Partitioner::Normalization(std::string_view op, std::span<co
     placed.push_back({apart ? Placement::Split(dim, placement.cuts) : gradient ? Placement::Partial() : Placement::Whole(), results[o]});
   }
   return placed;
+}
+
+// Statistics over all ranks: each rank's own, then what they are together (Chan, Golub and LeVeque 1979, eq. 2.1), then the rest.
+Partitioner::Locals Partitioner::NormalizationOverRanks(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
+                                                        std::span<const TensorType> outputs, const Placement& placement) {
+  const bool gradient = op == "normalize_grad";
+  const ValueId x = inputs[gradient ? 1 : 0], scale = inputs[gradient ? 2 : 1];
+  const Shape shape = TypeOf(x).shape, statistics = gradient ? TypeOf(inputs[3]).shape : outputs[1].shape;
+  const double count = static_cast<double>(shape.element_count()) / static_cast<double>(std::max<int64_t>(statistics.element_count(), 1));
+  // A parameter that differs among what shares a mean, or that is itself in parts: in simpler ops, whose reductions know what to do.
+  const auto SameForAll = [&](ValueId parameter) {
+    const Shape& given = TypeOf(parameter).shape;
+    for (int axis = 0; axis < given.rank(); ++axis) {
+      if (given[axis] > 1 && statistics[axis + shape.rank() - given.rank()] == 1) return false;
+    }
+    return true;
+  };
+  if (attributes.Has("slope") || !SameForAll(scale) || (!gradient && !SameForAll(inputs[2]))) {
+    Locals locals;
+    for (ValueId value : FindOp(op)->decompose(*this, inputs, attributes)) {
+      if (value == kNoValue) return {};
+      locals.push_back({values_[value].placement, values_[value].local});
+    }
+    return locals;
+  }
+  const double eps = attributes.Float("eps");
+  const auto Reduced = [&](ValueId local) { return EmitLocal("all_reduce", {local}, GroupAttributes()); };
+  const ValueId part = AsSplit(x, placement.dim, placement.cuts);
+  const double mine = count * static_cast<double>(placement.cuts[index_ + 1] - placement.cuts[index_]) / static_cast<double>(placement.cuts.back());
+  if (!gradient) {
+    const ValueId own[] = {part};
+    const std::vector<ValueId> moments = EmitLocal("moments", own, {{"axes", attributes.Ints("axes")}});
+    const ValueId mean = Reduced(ops::Scale(target_, moments[0], mine / count));
+    const ValueId apart = ops::Square(target_, ops::Sub(target_, moments[0], mean));
+    const ValueId variance = Reduced(ops::Scale(target_, ops::Add(target_, moments[1], apart), mine / count));
+    const ValueId bias = AsWhole(inputs[2]);
+    const ValueId y = EmitLocal("normalize_apply", {part, AsWhole(scale), bias, mean, variance}, {{"eps", eps}});
+    return {{placement, y}, {Placement::Whole(), mean}, {Placement::Whole(), variance}};
+  }
+  const ValueId g = AsSplit(inputs[0], placement.dim, placement.cuts), mean = AsWhole(inputs[3]), variance = AsWhole(inputs[4]);
+  const ValueId operands[] = {g, part, mean, variance};
+  const std::vector<ValueId> sums = EmitLocal("normalize_grad_sums", operands, {{"eps", eps}});
+  const ValueId sum = Reduced(sums[0]), product = Reduced(sums[1]);
+  const ValueId dx = EmitLocal("normalize_grad_apply", {g, part, AsWhole(scale), mean, variance, sum, product}, {{"eps", eps}, {"count", count}});
+  const Shape parameter = outputs[1].shape;
+  return {{placement, dx},
+          {Placement::Whole(), ops::SumTo(target_, product, parameter)},
+          {Placement::Whole(), ops::SumTo(target_, sum, parameter)}};
 }
 
 Partitioner::Locals Partitioner::GatherRows(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,

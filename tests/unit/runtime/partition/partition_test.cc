@@ -190,7 +190,77 @@ class PartitionFamilyTest : public testing::TestWithParam<int> {
     for (const std::string& op : ranks[0].gathered) RecordProperty("gathered_" + op, 1);
     ExpectSame(expected, Train(ranks, 3), 1e-9);
   }
+
+  // Four ranks: 0 and 1 share a part of the batch, and so do 2 and 3.
+  void CheckMesh(PartitionAxis second) {
+    const Case setup = Cases()[GetParam()];
+    const Program program = Build(setup);
+    std::vector<RankProgram> one(1);
+    one[0].program = Build(setup);
+    std::vector<RankProgram> ranks;
+    for (int rank = 0; rank < 4; ++rank) {
+      const PartitionAxis first{.split = SplitKind::kBatch, .ranks = {rank % 2, rank % 2 + 2}};
+      const absl::StatusOr<RankProgram> half = Partition(program, first, rank / 2);
+      ASSERT_TRUE(half.ok()) << half.status();
+      second.ranks = {rank / 2 * 2, rank / 2 * 2 + 1};
+      absl::StatusOr<RankProgram> quarter = Partition(half->program, second, rank % 2, half->input_parts);
+      ASSERT_TRUE(quarter.ok()) << quarter.status();
+      ranks.push_back(*std::move(quarter));
+    }
+    ExpectSame(Train(one, 3), Train(ranks, 3), 1e-9);
+  }
 };
+
+int64_t StateBytes(const Program& program) {
+  int64_t bytes = 0;
+  for (const State& state : program.states()) bytes += program.TypeOf(state.first).size_bytes();
+  return bytes;
+}
+
+// Of what ops make, views left out.
+int64_t MadeBytes(const Program& program) {
+  int64_t bytes = 0;
+  for (const Op& op : program.ops()) {
+    for (ValueId output : op.outputs) bytes += op.definition->is_view ? 0 : program.TypeOf(output).size_bytes();
+  }
+  return bytes;
+}
+
+TEST(PartitionTest, StatesAreHeldOnce) {
+  const Program program = Build({.step = {.ema = 0.9}});
+  for (const RankProgram& rank : PartitionAll(program, {.shard_states = true, .ranks = {0, 1, 2}, .least_elements = 4})) {
+    EXPECT_LE(StateBytes(rank.program), StateBytes(program) * 1.02 / 3);
+  }
+}
+
+TEST(PartitionTest, SpaceSharesOutWhatOpsMake) {
+  const Program program = Build({.size = 128, .batch = 1});
+  for (const RankProgram& rank : PartitionAll(program, {.split = SplitKind::kSpace, .ranks = {0, 1, 2, 3}})) {
+    const absl::StatusOr<Program> simple = Simplify(rank.program);
+    ASSERT_TRUE(simple.ok());
+    EXPECT_LE(MadeBytes(*simple), MadeBytes(program) * 1.15 / 4);
+  }
+}
+
+TEST(PartitionTest, GradientsOfSeveralPassesAreReducedOnce) {
+  const Program program = Build({});
+  const std::vector<RankProgram> ranks = PartitionAll(program, {.ranks = {0, 1}});
+  int parameters = 0, reduces = 0;
+  for (const State& state : program.states()) parameters += state.role == StateRole::kParameter;
+  for (const Op& op : ranks[0].program.ops()) {
+    reduces += op.definition->name == "all_reduce" && ranks[0].program.TypeOf(op.outputs[0]).element_count() > 256;
+  }
+  EXPECT_GT(reduces, 0);
+  EXPECT_LE(reduces, parameters);
+}
+
+TEST(PartitionTest, AxesThatMakeNoSenseAreRefused) {
+  const Program program = Build({});
+  EXPECT_EQ(Partition(program, {.ranks = {}}, 0).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Partition(program, {.ranks = {0, 1}}, 2).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Partition(program, {.ranks = {0, 1}, .shares = {1.0}}, 0).status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(Partition(program, {.ranks = {0, 1}, .shares = {1.0, -1.0}}, 0).status().code(), absl::StatusCode::kInvalidArgument);
+}
 
 TEST_P(PartitionFamilyTest, BatchOverTwo) { Check({.split = SplitKind::kBatch, .ranks = {0, 1}}); }
 TEST_P(PartitionFamilyTest, BatchOverThreeUnequal) { Check({.split = SplitKind::kBatch, .ranks = {0, 1, 2}, .shares = {1.0, 0.5, 2.0}}); }
@@ -202,6 +272,15 @@ TEST_P(PartitionFamilyTest, ShardedStatesAlone) {
 }
 TEST_P(PartitionFamilyTest, SpaceOverTwo) { Check({.split = SplitKind::kSpace, .ranks = {0, 1}}); }
 TEST_P(PartitionFamilyTest, SpaceOverThree) { Check({.split = SplitKind::kSpace, .ranks = {0, 1, 2}, .least_rows = 2}); }
+
+// A mesh of two axes: along the first batch, along the second space or states.
+TEST_P(PartitionFamilyTest, BatchOverTwoAndSpaceOverTwo) { CheckMesh({.split = SplitKind::kSpace}); }
+TEST_P(PartitionFamilyTest, BatchOverTwoAndStatesOverTwo) {
+  CheckMesh({.split = SplitKind::kNone, .shard_states = true, .least_elements = 8});
+}
+TEST_P(PartitionFamilyTest, BatchOverTwoAndSpaceWithStatesOverTwo) {
+  CheckMesh({.split = SplitKind::kSpace, .shard_states = true, .least_elements = 8});
+}
 
 INSTANTIATE_TEST_SUITE_P(Families, PartitionFamilyTest, testing::Values(0, 1, 2, 3),
                          [](const auto& instance) { return std::string("case") + std::to_string(instance.param); });

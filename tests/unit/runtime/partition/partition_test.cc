@@ -217,11 +217,16 @@ int64_t StateBytes(const Program& program) {
   return bytes;
 }
 
-// Of what ops make, views left out.
+// Of activations that ops make: not of views, nor of gradients and new versions of states.
 int64_t MadeBytes(const Program& program) {
   int64_t bytes = 0;
   for (const Op& op : program.ops()) {
-    for (ValueId output : op.outputs) bytes += op.definition->is_view ? 0 : program.TypeOf(output).size_bytes();
+    for (ValueId output : op.outputs) {
+      const bool as_state = std::any_of(program.states().begin(), program.states().end(), [&](const State& state) {
+        return program.TypeOf(state.first) == program.TypeOf(output);
+      });
+      bytes += op.definition->is_view || as_state ? 0 : program.TypeOf(output).size_bytes();
+    }
   }
   return bytes;
 }

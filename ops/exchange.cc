@@ -5,7 +5,7 @@
 //   "exchange"(x) {ranks, index, axis, from_begins, from_ends, to_begins, to_ends}: x is the part [from_begins[i], from_ends[i]) along `axis`
 //     of a tensor that the group holds in parts; the result is its part [to_begins[i], to_ends[i]). Parts held may not overlap, parts wanted
 //     may: an all-gather wants everything, a halo exchange a few rows more than are held.
-// All are linear. The group's name is not part of the program: two groups with the same ranks are one.
+// {sequence} tells exchanges of the same operands apart: what one rank takes for one exchange must not be two for another. All are linear. The group's name is not part of the program: two groups with the same ranks are one.
 #include "ops/functional.h"
 #include "ops/infer.h"
 

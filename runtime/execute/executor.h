@@ -25,6 +25,9 @@ class Executor {
   const Plan& plan() const { return plan_; }
   const Program& program() const { return plan_.program; }
 
+  // The device memory of a step, e.g. to share it with other ranks.
+  const Slab& arena() const { return *arena_; }
+
   // The memory of an input, for the caller to fill before a step, or of an output, to read after one: on the device or in a tier
   // with addresses. Empty where there is none, or nobody reads the input; and of a state in a file.
   std::span<std::byte> Data(std::string_view name);

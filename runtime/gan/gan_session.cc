@@ -43,6 +43,22 @@ absl::Status InitializeState(const std::string& name, const Initializer& init, c
   return absl::OkStatus();
 }
 
+// The part of `whole` (row-major) at `begins` with the extents of `part`.
+template <typename T>
+void TakePart(const T* from, const Shape& whole, const std::vector<int64_t>& begins, const Shape& part, T* to) {
+  const int rank = part.rank();
+  if (part.element_count() == 0) return;
+  const std::vector<int64_t> strides = whole.Strides();
+  const int64_t row = part[rank - 1];
+  std::vector<int64_t> place(rank, 0);
+  for (int64_t rows = part.element_count() / row; rows > 0; --rows) {
+    const T* source = from;
+    for (int axis = 0; axis < rank; ++axis) source += (begins[axis] + place[axis]) * strides[axis];
+    to = std::copy(source, source + row, to);
+    for (int axis = rank - 2; axis >= 0 && ++place[axis] == part[axis]; --axis) place[axis] = 0;
+  }
+}
+
 // "a.b.c" split at the dots.
 std::vector<std::string_view> Parts(std::string_view name) {
   std::vector<std::string_view> parts;
@@ -78,18 +94,43 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
   session->device_ = &device;
   GANTRY_ASSIGN_OR_RETURN(const Program program,
                           BuildGanStep(session->options_.step, session->generators_, session->discriminators_));
+  session->exchanges_ = std::make_unique<ExchangeKernels>();
+  session->options_.plan.exchanges = session->exchanges_.get();
+  RankProgram mine{.program = program};
+  if (options.ranks != nullptr) {
+    GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, options.parallel, session->rank(), session->rank_count()));
+  }
+  session->input_parts_ = std::move(mine.input_parts);
   Plan plan;
   if (const std::string& path = session->options_.plan_file; path.empty()) {
-    GANTRY_ASSIGN_OR_RETURN(plan, MakePlan(program, session->options_.plan));
+    GANTRY_ASSIGN_OR_RETURN(plan, MakePlan(mine.program, session->options_.plan));
   } else {
-    GANTRY_ASSIGN_OR_RETURN(plan, ReadPlan(path, program, session->options_.plan));
+    GANTRY_ASSIGN_OR_RETURN(plan, ReadPlan(path, mine.program, session->options_.plan));
   }
   GANTRY_ASSIGN_OR_RETURN(session->executor_, Executor::Create(std::move(plan), device));
+  GANTRY_RETURN_IF_ERROR(session->Connect());
   GANTRY_RETURN_IF_ERROR(session->CollectStates(program));
   GANTRY_RETURN_IF_ERROR(session->BindInputs());
   GANTRY_RETURN_IF_ERROR(session->Initialize());
   return session;
 }
+
+absl::Status GanSession::Connect() {
+  if (options_.ranks == nullptr) return absl::OkStatus();
+  const Slab& arena = executor_->arena();
+  const PoolRegion mine[] = {{.name = "arena", .data = arena.data(), .bytes = arena.size_bytes(), .descriptor = arena.descriptor()}};
+  GANTRY_ASSIGN_OR_RETURN(fabric_, Fabric::Open(options_.ranks->links(), options_.ranks->liveness(), mine, {}));
+  exchanges_->Require(ShardGroup(options_.parallel, rank(), rank_count()));
+  return exchanges_->Connect(fabric_->world());
+}
+
+absl::StatusOr<double> GanSession::AgreeOn(double mine) {
+  if (fabric_ == nullptr) return mine;
+  GANTRY_RETURN_IF_ERROR(fabric_->world().AllReduce(&mine, 1, ElementType::kF64, ReduceOp::kMax, {.name = "agreement"}).Wait());
+  return mine;
+}
+
+std::vector<std::string> GanSession::DescribeRanks() const { return fabric_ == nullptr ? std::vector<std::string>() : fabric_->Describe(); }
 
 const Shape& GanSession::sample_shape() const {
   const Program& program = generators_[0].model.program;
@@ -127,6 +168,14 @@ absl::Status GanSession::BindInputs() {
   for (ValueId input : program.inputs()) {
     const Value& value = program.values()[input];
     BoundInput bound{BoundInput::Kind::kReal, input};
+    bound.whole = value.type.shape;
+    for (const InputPart& part : input_parts_) {
+      if (part.name != value.name) continue;
+      bound.in_part = true;
+      bound.whole = part.whole;
+      bound.begins = part.begins;
+      whole_input_.resize(std::max<size_t>(whole_input_.size(), part.whole.element_count()));
+    }
     const std::string_view name = value.name;
     if (name == kRandomState) {
       bound.kind = BoundInput::Kind::kRandomState;
@@ -144,7 +193,7 @@ absl::Status GanSession::BindInputs() {
         bound.kind = BoundInput::Kind::kNoise;
         bound.offset = noise_filled[bound.slot];
         bound.stream = kNoiseStream + bound.slot * 64 + noise_count[bound.slot]++;
-        noise_filled[bound.slot] += value.type.element_count();
+        noise_filled[bound.slot] += bound.whole.element_count();
       } else if (parts[0] == "mix") {
         bound.kind = BoundInput::Kind::kMix;
         bound.stream = kMixStream + bound.slot;
@@ -162,6 +211,9 @@ absl::Status GanSession::CollectStates(const Program& program) {
     for (const State& piece : executor_->program().states()) {
       if ((piece.whole.empty() ? piece.name : piece.whole) == state.name) collected.pieces.push_back(&piece);
     }
+    int64_t held = 0;
+    for (const State* piece : collected.pieces) held += executor_->program().TypeOf(piece->first).element_count();
+    collected.in_parts = held < collected.type.element_count();
     if (collected.pieces.empty()) return absl::InternalError(absl::StrFormat("the plan has no state '%s'", state.name));
     states_.push_back(std::move(collected));
   }
@@ -215,35 +267,46 @@ void GanSession::FillInputs(const GanBatch& batch) {
       std::memcpy(data, state, sizeof(state));
       continue;
     }
-    WithFloats(type.dtype, data, [&](auto* to) {
-      switch (input.kind) {
-        case BoundInput::Kind::kReal: {
-          const float* from = batch.real.data() + input.slot * real_elements();
-          std::copy(from, from + count, to);
-          break;
-        }
-        case BoundInput::Kind::kNoise:
-          if (batch.noise.empty()) {
-            FillNormal(options_.seed, progress_.steps, input.stream, 0.0, 1.0, to, count);
-          } else {
-            const float* from = batch.noise.data() + input.slot * noise_elements() + input.offset;
-            std::copy(from, from + count, to);
-          }
-          break;
-        case BoundInput::Kind::kMix:
-          if (batch.mix.empty()) {
-            FillUniform(options_.seed, progress_.steps, input.stream, 0.0, 1.0, to, count);
-          } else {
-            const float* from = batch.mix.data() + input.slot * count;
-            std::copy(from, from + count, to);
-          }
-          break;
-        case BoundInput::Kind::kLearningRate: *to = learning_rates_[input.role]; break;
-        case BoundInput::Kind::kUpdates: *to = static_cast<double>(progress_.steps * updates_per_step_[input.role]); break;
-        case BoundInput::Kind::kPenalty: *to = progress_.steps % options_.step.penalty_every == 0 ? 1.0 : 0.0; break;
-        case BoundInput::Kind::kRandomState: break;
+    if (input.in_part) {
+      // Of what all ranks read or draw, this rank's part.
+      WithFloats(type.dtype, whole_input_.data(), [&]<typename T>(T* whole) {
+        FillWhole(input, batch, whole, input.whole.element_count());
+        TakePart(whole, input.whole, input.begins, type.shape, static_cast<T*>(data));
+      });
+      continue;
+    }
+    WithFloats(type.dtype, data, [&](auto* to) { FillWhole(input, batch, to, count); });
+  }
+}
+
+template <typename T>
+void GanSession::FillWhole(const BoundInput& input, const GanBatch& batch, T* to, int64_t count) {
+  switch (input.kind) {
+    case BoundInput::Kind::kReal: {
+      const float* from = batch.real.data() + input.slot * real_elements();
+      std::copy(from, from + count, to);
+      break;
+    }
+    case BoundInput::Kind::kNoise:
+      if (batch.noise.empty()) {
+        FillNormal(options_.seed, progress_.steps, input.stream, 0.0, 1.0, to, count);
+      } else {
+        const float* from = batch.noise.data() + input.slot * noise_elements() + input.offset;
+        std::copy(from, from + count, to);
       }
-    });
+      break;
+    case BoundInput::Kind::kMix:
+      if (batch.mix.empty()) {
+        FillUniform(options_.seed, progress_.steps, input.stream, 0.0, 1.0, to, count);
+      } else {
+        const float* from = batch.mix.data() + input.slot * count;
+        std::copy(from, from + count, to);
+      }
+      break;
+    case BoundInput::Kind::kLearningRate: *to = learning_rates_[input.role]; break;
+    case BoundInput::Kind::kUpdates: *to = static_cast<double>(progress_.steps * updates_per_step_[input.role]); break;
+    case BoundInput::Kind::kPenalty: *to = progress_.steps % options_.step.penalty_every == 0 ? 1.0 : 0.0; break;
+    case BoundInput::Kind::kRandomState: break;
   }
 }
 
@@ -303,11 +366,30 @@ absl::Status GanSession::CopyStateOut(std::string_view name, std::span<std::byte
   if (static_cast<int64_t>(to.size()) != type.size_bytes()) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, the buffer has %d bytes", name, type.ToString(), to.size()));
   }
+  if (Find(name)->in_parts) return GatherState(*Find(name), to);
   for (const State* piece : Find(name)->pieces) {
     const auto bytes = static_cast<size_t>(executor_->program().TypeOf(piece->first).size_bytes());
     GANTRY_RETURN_IF_ERROR(executor_->ReadState(*piece, to.subspan(static_cast<size_t>(piece->begin) * SizeBytes(type.dtype), bytes)));
   }
   return absl::OkStatus();
+}
+
+// This rank's pieces lie one behind the other; the group's parts do, too.
+absl::Status GanSession::GatherState(const SessionState& state, std::span<std::byte> to) const {
+  const std::vector<int> ranks = ShardGroup(options_.parallel, rank(), rank_count());
+  Communicator* const group = exchanges_->Find(ranks);
+  if (group == nullptr) return absl::InternalError(absl::StrFormat("state '%s' is in parts, but no group has them", state.name));
+  std::vector<std::byte> mine;
+  for (const State* piece : state.pieces) {
+    const size_t begin = mine.size();
+    mine.resize(begin + static_cast<size_t>(executor_->program().TypeOf(piece->first).size_bytes()));
+    GANTRY_RETURN_IF_ERROR(executor_->ReadState(*piece, std::span(mine).subspan(begin)));
+  }
+  const auto mine_bytes = static_cast<int64_t>(mine.size());
+  std::vector<int64_t> bytes(ranks.size());
+  const std::vector<int64_t> of_counts(ranks.size(), sizeof(int64_t));
+  GANTRY_RETURN_IF_ERROR(group->AllGather(&mine_bytes, bytes.data(), of_counts, {.name = state.name}).Wait());
+  return group->AllGather(mine.data(), to.data(), bytes, {.name = state.name}).Wait();
 }
 
 absl::Status GanSession::CopyStateIn(std::string_view name, std::span<const std::byte> from) {

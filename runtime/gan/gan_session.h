@@ -9,10 +9,14 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/fabric.h"
 #include "memory/device.h"
 #include "runtime/execute/executor.h"
 #include "runtime/gan/gan_step.h"
 #include "runtime/gan/sampler.h"
+#include "runtime/partition/exchange_kernels.h"
+#include "runtime/partition/job_ranks.h"
+#include "runtime/partition/parallel.h"
 
 namespace gantry {
 
@@ -21,6 +25,9 @@ struct GanSessionOptions {
   PlanOptions plan;   // thread_count 0: as many as the device has
   uint64_t seed = 0;  // of initial weights, noise and dropout
   std::string plan_file;  // a plan to carry out instead of planning; empty: plan
+  // With several ranks every one makes the same session, gives it the same batches and steps it as often. `ranks` outlives the session.
+  JobRanks* ranks = nullptr;
+  Parallel parallel;
 };
 
 // What a step read from the outside, in the order of n_critic and, inside, accumulate: one entry per draw and micro-batch.
@@ -36,7 +43,8 @@ struct GanProgress {
   int64_t images_seen = 0;   // real samples read so far
 };
 
-// One thread at a time.
+// One thread at a time. With several ranks, Create, Step, AgreeOn and what reads states that are held in parts are calls of all ranks, in
+// the same order.
 class GanSession {
  public:
   // Plans, reserves the arena on `device` (which must outlive the session) and initializes the states. Errors name roles, ops and bytes.
@@ -57,6 +65,13 @@ class GanSession {
   int64_t draws_per_step() const { return int64_t{options_.step.n_critic} * options_.step.accumulate; }
   int64_t images_per_step() const { return draws_per_step() * batch_size(); }
   const Shape& sample_shape() const;  // of one batch of samples, as the discriminators judge it
+
+  int rank() const { return options_.ranks == nullptr ? 0 : options_.ranks->rank(); }
+  int rank_count() const { return options_.ranks == nullptr ? 1 : options_.ranks->size(); }
+  // The largest of what all ranks give. kUnavailable names a rank that is lost.
+  absl::StatusOr<double> AgreeOn(double mine);
+  // How ranks wait and reach each other, a line each; empty for one rank.
+  std::vector<std::string> DescribeRanks() const;
 
   // The role's rate for the steps from here on; the configured one until then.
   absl::Status SetLearningRate(std::string_view role, double rate);
@@ -89,7 +104,6 @@ class GanSession {
   GanSession() = default;
   absl::Status Initialize();
   absl::Status BindInputs();
-  void FillInputs(const GanBatch& batch);
 
   struct BoundInput {
     enum class Kind : uint8_t { kReal, kNoise, kMix, kLearningRate, kUpdates, kPenalty, kRandomState };
@@ -99,6 +113,10 @@ class GanSession {
     int64_t offset = 0;  // of this tensor inside one slot's noise, in elements
     int64_t stream = 0;
     int role = 0;        // index into learning_rates_
+    // Where this rank has a part: of what, and from where. `whole` is drawn or read first, then the part is taken.
+    bool in_part = false;
+    Shape whole;
+    std::vector<int64_t> begins;
   };
 
   // A state as the step program has it, and where the plan keeps it: in one piece, or in several.
@@ -107,20 +125,31 @@ class GanSession {
     TensorType type;
     Initializer initializer;
     std::vector<const State*> pieces;  // of the executor's program, in order
+    bool in_parts = false;             // other ranks have the rest
   };
+  void FillInputs(const GanBatch& batch);
+  // All of an input, as all ranks have it.
+  template <typename T>
+  void FillWhole(const BoundInput& input, const GanBatch& batch, T* to, int64_t count);
   const SessionState* Find(std::string_view name) const;
   absl::Status CollectStates(const Program& program);
+  absl::Status Connect();
+  absl::Status GatherState(const SessionState& state, std::span<std::byte> to) const;
 
   GanSessionOptions options_;
   std::vector<SessionState> states_;
   std::vector<GanRole> generators_, discriminators_;
+  std::vector<InputPart> input_parts_;
   std::unique_ptr<Executor> executor_;
+  std::unique_ptr<Fabric> fabric_;              // over the executor's arena
+  std::unique_ptr<ExchangeKernels> exchanges_;  // over the fabric; null for one rank
   Device* device_ = nullptr;
   std::unique_ptr<Sampler> sampler_[2];  // on weights, on averages
   std::vector<std::string> role_names_;
   std::vector<double> learning_rates_;
   std::vector<int> updates_per_step_;
   std::vector<BoundInput> inputs_;
+  std::vector<double> whole_input_;  // of the largest input that this rank has a part of
   GanProgress progress_;
 };
 

@@ -45,8 +45,10 @@ ValueId Partitioner::EmitLocal(std::string_view op, std::initializer_list<ValueI
   return target_.Emit(op, std::span<const ValueId>(inputs.begin(), inputs.size()), std::move(attributes))[0];
 }
 
-Attributes Partitioner::GroupAttributes() const {
-  return {{"ranks", std::vector<int64_t>(axis_.ranks.begin(), axis_.ranks.end())}, {"index", static_cast<int64_t>(index_)}};
+Attributes Partitioner::GroupAttributes() {
+  return {{"ranks", std::vector<int64_t>(axis_.ranks.begin(), axis_.ranks.end())},
+          {"index", static_cast<int64_t>(index_)},
+          {"sequence", sequence_++}};
 }
 
 ValueId Partitioner::EmitExchange(ValueId local, int axis, const Ranges& from, const Ranges& to) {

@@ -69,7 +69,7 @@ class Partitioner final : public Builder {
   ValueId EmitExchange(ValueId local, int axis, const Ranges& from, const Ranges& to);
   ValueId LocalSlice(ValueId local, int axis, int64_t begin, int64_t end);
   ValueId LocalReshape(ValueId local, const Shape& shape);
-  Attributes GroupAttributes() const;
+  Attributes GroupAttributes();
 
   // This rank's form of a whole value, as asked for; made once where that is sound.
   ValueId AsWhole(ValueId value);
@@ -116,6 +116,7 @@ class Partitioner final : public Builder {
   std::vector<Recipe> recipes_;
   std::set<std::string> gathered_;
   std::vector<InputPart> input_parts_;
+  int64_t sequence_ = 0;  // of exchanges
 };
 
 }  // namespace gantry

@@ -219,6 +219,10 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeKernel(const Program& program, OpId 
     if (!kernel.ok()) return Annotate(kernel.status(), program.Describe(id));
     return kernel;
   };
+  if (op.definition->communicates) {
+    if (options.exchanges == nullptr) return absl::FailedPreconditionError(absl::StrCat(program.Describe(id), ": there are no other ranks"));
+    return Try(*options.exchanges);
+  }
   if (options.kernels == KernelChoice::kFast) {
     GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Kernel> kernel, Try(CpuKernels()));
     if (kernel != nullptr) return kernel;

@@ -45,6 +45,8 @@ struct PlanOptions {
   std::vector<TierOptions> tiers;
   bool recompute = true;   // let ops run again instead of keeping what they made; likewise
   MachineRates rates;
+  // Makes the kernels of exchanges between ranks; null: programs of one rank only. Outlives the plan.
+  const KernelLibrary* exchanges = nullptr;
 };
 
 inline constexpr int64_t kNoOffset = -1;

@@ -1,0 +1,32 @@
+// This process as a rank of its job: links to the others, and who of them is alive.
+#pragma once
+
+#include <memory>
+
+#include "absl/time/time.h"
+#include "comm/links.h"
+#include "comm/liveness.h"
+#include "memory/status.h"
+
+namespace gantry {
+
+// Leaves the job in order when it goes.
+class JobRanks {
+ public:
+  // The job that the environment describes (comm/job.h); null where it has one rank.
+  static absl::StatusOr<std::unique_ptr<JobRanks>> Join(absl::Duration timeout = absl::Seconds(30));
+  static absl::StatusOr<std::unique_ptr<JobRanks>> Join(Job job, absl::Duration timeout = absl::Seconds(30));
+  ~JobRanks();
+
+  int rank() const { return links_->rank(); }
+  int size() const { return links_->size(); }
+  Links& links() { return *links_; }
+  Liveness& liveness() { return *liveness_; }
+
+ private:
+  JobRanks() = default;
+  std::unique_ptr<Links> links_;
+  std::unique_ptr<Liveness> liveness_;
+};
+
+}  // namespace gantry

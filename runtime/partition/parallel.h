@@ -1,0 +1,36 @@
+// How a step is shared out over the ranks of a job, and what this rank's part of it is.
+#pragma once
+
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "runtime/partition/partition.h"
+
+namespace gantry {
+
+// A mesh of two axes: ranks next to each other share out space, ranks further apart the batch.
+struct Parallel {
+  bool batch = false, space = false;
+  bool shard = false;  // states are held once among the ranks that share out space, or else batch, or else among all
+  std::vector<double> shares;  // of the work, one a rank, where one axis has them all; empty: equal
+
+  // "batch", "space", "shard", joined with "+"; "" is none. kInvalidArgument names what is allowed.
+  static absl::StatusOr<Parallel> Parse(std::string_view text);
+  std::string Text() const;
+  bool any() const { return batch || space || shard; }
+};
+
+// Ranks per axis: the batch's times space's is `ranks`. Space gets the larger factor of the pair nearest to a square.
+struct MeshSize {
+  int batch = 1, space = 1;
+};
+MeshSize MeshOf(const Parallel& parallel, int ranks);
+
+// The ranks that hold one copy of the states among them, this one included, in the order of their parts; one where states are whole.
+std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks);
+
+// `program`, simplified, as `rank` of `ranks` runs it.
+absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& parallel, int rank, int ranks);
+
+}  // namespace gantry

@@ -1,0 +1,146 @@
+// Training over several ranks, in real processes: losses and states are those of one rank, up to the order of sums, and every run gives
+// the same bits.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstdlib>
+#include <map>
+
+#include "runtime/gan/families.h"
+#include "runtime/gan/gan_session.h"
+#include "tests/support/run_ranks.h"
+
+namespace gantry {
+namespace {
+
+struct Case {
+  std::string name;
+  std::string family;
+  GanStepConfig step;
+  OptimizerConfig optimizer;
+};
+
+std::vector<Case> Cases() {
+  return {{"dcgan_r1", "dcgan", {.r1 = 1.0, .penalty_every = 2, .ema = 0.9}, {}},
+          {"wgan_gp", "wgan-gp", {.loss = GanLoss::kWasserstein, .gradient_penalty = 10.0, .n_critic = 2}, {.beta1 = 0.0}},
+          {"sngan_accumulated", "sngan", {.loss = GanLoss::kHinge, .accumulate = 2}, {.clip_norm = 0.5}},
+          {"r3gan_r1_r2", "r3gan", {.loss = GanLoss::kRelativistic, .r1 = 1.0, .r2 = 1.0, .ema = 0.9}, {}}};
+}
+
+struct Outcome {
+  std::vector<std::map<std::string, double>> scalars;  // per step
+  std::map<std::string, std::vector<double>> states;
+};
+
+// GANTRY_TEST_STEPS runs longer: 12 steps show more of what differs.
+int Steps() {
+  const char* text = std::getenv("GANTRY_TEST_STEPS");
+  return text == nullptr ? 3 : std::atoi(text);
+}
+
+absl::StatusOr<Outcome> Train(const Case& setup, DataType dtype, KernelChoice kernels, JobRanks* ranks, const Parallel& parallel) {
+  constexpr int64_t kBatch = 6;
+  GanStepConfig step = setup.step;
+  step.dtype = dtype;
+  GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(setup.family, {.image_size = 16, .channels = 3, .width = 8, .latent_size = 8,
+                                                                    .batch = kBatch, .dtype = dtype}));
+  std::vector<GanRole> generators, discriminators;
+  generators.push_back({.name = "generator", .model = std::move(family.generator), .optimizer = setup.optimizer});
+  discriminators.push_back({.name = "discriminator", .model = std::move(family.discriminator), .optimizer = setup.optimizer});
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 1});
+  GANTRY_ASSIGN_OR_RETURN(const auto session,
+                          GanSession::Create({.step = step, .plan = {.kernels = kernels, .thread_count = 1}, .seed = 5, .ranks = ranks, .parallel = parallel},
+                                             std::move(generators), std::move(discriminators), *device));
+  Outcome outcome;
+  for (int i = 0; i < Steps(); ++i) {
+    std::vector<float> real(session->real_elements() * session->draws_per_step());
+    for (size_t e = 0; e < real.size(); ++e) real[e] = static_cast<float>(std::sin(0.31 * static_cast<double>(e) + i));
+    GANTRY_RETURN_IF_ERROR(session->Step({.real = real}));
+    outcome.scalars.emplace_back();
+    for (const std::string& name : session->ScalarNames()) outcome.scalars.back()[name] = *session->Scalar(name);
+  }
+  for (const std::string& name : session->StateNames()) {
+    std::vector<double> values(session->StateType(name)->element_count());
+    GANTRY_RETURN_IF_ERROR(session->ReadState(name, values));
+    outcome.states[name] = std::move(values);
+  }
+  if (session->executor().high_water_bytes() != session->plan().arena_bytes) {
+    return absl::InternalError(absl::StrFormat("%d bytes were planned, %d touched", session->plan().arena_bytes, session->executor().high_water_bytes()));
+  }
+  return outcome;
+}
+
+void ExpectNear(const Outcome& expected, const Outcome& actual, double tolerance) {
+  ASSERT_EQ(expected.scalars.size(), actual.scalars.size());
+  for (size_t step = 0; step < expected.scalars.size(); ++step) {
+    for (const auto& [name, value] : expected.scalars[step]) {
+      ASSERT_TRUE(actual.scalars[step].contains(name)) << name;
+      EXPECT_NEAR(actual.scalars[step].at(name), value, tolerance * std::max(1.0, std::fabs(value))) << name << " in step " << step + 1;
+    }
+  }
+  ASSERT_EQ(expected.states.size(), actual.states.size());
+  for (const auto& [name, values] : expected.states) {
+    const auto found = actual.states.find(name);
+    ASSERT_TRUE(found != actual.states.end() && found->second.size() == values.size()) << name;
+    double largest = 1.0, error = 0.0;
+    for (size_t e = 0; e < values.size(); ++e) {
+      largest = std::max(largest, std::fabs(values[e]));
+      error = std::max(error, std::fabs(values[e] - found->second[e]));
+    }
+    EXPECT_LE(error, tolerance * largest) << name;
+  }
+}
+
+class ParallelTrainTest : public testing::TestWithParam<std::tuple<int, const char*, int>> {};
+
+TEST_P(ParallelTrainTest, IsTheSameAsOneRank) {
+  const auto [number, split, size] = GetParam();
+  const Case setup = Cases()[number];
+  const std::string text = split;
+  RunRanksUnconnected(size, [&](Job job) {
+    const absl::StatusOr<std::unique_ptr<JobRanks>> ranks = JobRanks::Join(std::move(job));
+    ASSERT_TRUE(ranks.ok()) << ranks.status();
+    const absl::StatusOr<Parallel> parallel = Parallel::Parse(text);
+    ASSERT_TRUE(parallel.ok()) << parallel.status();
+    const absl::StatusOr<Outcome> together = Train(setup, DataType::kF64, KernelChoice::kReference, ranks->get(), *parallel);
+    ASSERT_TRUE(together.ok()) << together.status();
+    const absl::StatusOr<Outcome> again = Train(setup, DataType::kF64, KernelChoice::kReference, ranks->get(), *parallel);
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_TRUE(together->scalars == again->scalars && together->states == again->states) << "two runs differ";
+    const absl::StatusOr<Outcome> alone = Train(setup, DataType::kF64, KernelChoice::kReference, nullptr, {});
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    ExpectNear(*alone, *together, 1e-9);
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, ParallelTrainTest,
+                         testing::Combine(testing::Values(0, 1, 2, 3),
+                                          testing::Values("batch", "space", "shard", "batch+shard", "space+shard", "batch+space"),
+                                          testing::Values(2, 3, 4)),
+                         [](const auto& instance) {
+                           std::string name = Cases()[std::get<0>(instance.param)].name + "_" + std::get<1>(instance.param) + "_over_" +
+                                              std::to_string(std::get<2>(instance.param));
+                           for (char& c : name) c = c == '+' ? '_' : c;
+                           return name;
+                         });
+
+TEST(ParallelTrainTest, FastKernelsAgree) {
+  const Case setup = Cases()[0];
+  RunRanksUnconnected(2, [&](Job job) {
+    const absl::StatusOr<std::unique_ptr<JobRanks>> ranks = JobRanks::Join(std::move(job));
+    ASSERT_TRUE(ranks.ok()) << ranks.status();
+    for (const std::string_view text : {"batch", "space", "batch+shard"}) {
+      const absl::StatusOr<Outcome> together = Train(setup, DataType::kF32, KernelChoice::kFast, ranks->get(), *Parallel::Parse(text));
+      ASSERT_TRUE(together.ok()) << together.status();
+      const absl::StatusOr<Outcome> alone = Train(setup, DataType::kF32, KernelChoice::kFast, nullptr, {});
+      ASSERT_TRUE(alone.ok()) << alone.status();
+      // Scalars of the first step: later ones have seen Adam turn rounding into steps.
+      for (const auto& [name, value] : alone->scalars[0]) {
+        EXPECT_NEAR(together->scalars[0].at(name), value, 2e-3 * std::max(1.0, std::fabs(value))) << name << ", " << text;
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace gantry

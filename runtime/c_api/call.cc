@@ -148,6 +148,7 @@ const char* gantry_status_name(gantry_status status) {
     case GANTRY_CANNOT_CREATE: return "GANTRY_CANNOT_CREATE";
     case GANTRY_TIMED_OUT: return "GANTRY_TIMED_OUT";
     case GANTRY_NOT_FINITE: return "GANTRY_NOT_FINITE";
+    case GANTRY_PEER_LOST: return "GANTRY_PEER_LOST";
     case GANTRY_INTERNAL: return "GANTRY_INTERNAL";
     default: return "unknown status";
   }

@@ -5,6 +5,14 @@
 using namespace gantry;
 using namespace gantry::c_api;
 
+namespace gantry::c_api {
+
+absl::Status SharedContext::FromRanks(const absl::Status& status) const {
+  return ranks != nullptr && absl::IsUnavailable(status) && !ranks->liveness().status().ok() ? WithCode(status, GANTRY_PEER_LOST) : status;
+}
+
+}  // namespace gantry::c_api
+
 extern "C" {
 
 gantry_status gantry_context_create(const gantry_context_config* config, gantry_context** context) {
@@ -32,9 +40,23 @@ gantry_status gantry_context_create(const gantry_context_config* config, gantry_
     options.thread_count = given.thread_count;
     shared->device = MakeCpuDevice(options);
     shared->Log(GANTRY_LOG_DEBUG, absl::StrFormat("device %s, %d threads", shared->device->name(), shared->device->thread_count()));
+    if (given.join_job != 0) {
+      GANTRY_ASSIGN_OR_RETURN(shared->ranks, JobRanks::Join());
+      if (shared->ranks != nullptr) {
+        shared->Log(GANTRY_LOG_INFO, absl::StrFormat("rank %d of %d, found by %s", shared->ranks->rank(), shared->ranks->size(),
+                                                     shared->ranks->links().job().found_by));
+      }
+    }
     *context = new gantry_context{std::move(shared)};
     return absl::OkStatus();
   });
+}
+
+int32_t gantry_context_rank(const gantry_context* context) {
+  return context == nullptr || context->shared->ranks == nullptr ? 0 : context->shared->ranks->rank();
+}
+int32_t gantry_context_rank_count(const gantry_context* context) {
+  return context == nullptr ? 0 : context->shared->ranks == nullptr ? 1 : context->shared->ranks->size();
 }
 
 void gantry_context_destroy(gantry_context* context) { delete context; }

@@ -166,6 +166,14 @@ gantry_status AddRole(gantry_gan* gan, bool generator, const char* role, const g
   });
 }
 
+// The session as planned; an error that comes of a lost rank says so.
+absl::StatusOr<std::unique_ptr<GanSession>> Created(gantry_gan& gan) {
+  gan.options.ranks = gan.context->ranks.get();
+  auto session = GanSession::Create(gan.options, gan.generators, gan.discriminators, *gan.context->device);
+  if (!session.ok()) return gan.context->FromRanks(session.status());
+  return session;
+}
+
 }  // namespace
 
 extern "C" {
@@ -206,7 +214,7 @@ gantry_status gantry_gan_plan(gantry_gan* gan, gantry_plan_info* info) {
       return Error(GANTRY_INVALID_ARGUMENT, "a session needs at least one generator and one discriminator");
     }
     GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<GanSession> session,
-                            GanSession::Create(gan->options, gan->generators, gan->discriminators, *gan->context->device));
+                            Created(*gan));
     gan->scalar_names = session->ScalarNames();
     gan->state_names = session->StateNames();
     gan->session = std::move(session);
@@ -236,6 +244,14 @@ gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory
     options.link = Text(given.link);
     options.recompute = given.disable_recompute == 0;
     return SetMemory(options, gan->options.plan);
+  });
+}
+
+gantry_status gantry_gan_set_parallel(gantry_gan* gan, const char* split) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequirePlan(gan, false));
+    GANTRY_ASSIGN_OR_RETURN(gan->options.parallel, Parallel::Parse(Text(split)));
+    return absl::OkStatus();
   });
 }
 

@@ -18,11 +18,15 @@ namespace gantry::c_api {
 // What sessions share of their context, and keep alive.
 struct SharedContext {
   std::unique_ptr<Device> device;
+  std::unique_ptr<JobRanks> ranks;  // null for one rank; sessions go first
   uint64_t memory_bytes = 0;  // as configured; 0: no limit
   int thread_count = 0;       // as configured; 0: one for each core
   int log_level = GANTRY_LOG_NONE;
   gantry_log_function log = nullptr;
   void* log_payload = nullptr;
+
+  // An error of a step that ended because a rank is gone says so.
+  absl::Status FromRanks(const absl::Status& status) const;
 
   void Log(int level, std::string_view message) const {
     if (log != nullptr && level <= log_level) log(level, std::string(message).c_str(), log_payload);

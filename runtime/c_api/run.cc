@@ -56,7 +56,7 @@ gantry_status GivePath(gantry_run* run, const char** path, absl::StatusOr<std::s
   return Call([&]() -> absl::Status {
     GANTRY_RETURN_IF_ERROR(RequireNonNull("run", run));
     absl::StatusOr<std::string> written = ((*run->trainer).*write)();
-    if (!written.ok()) return FromRun(written.status());
+    if (!written.ok()) return FromRun(run->context->FromRanks(written.status()));
     run->text = *std::move(written);
     if (path != nullptr) *path = run->text.c_str();
     return absl::OkStatus();
@@ -84,8 +84,9 @@ gantry_status gantry_run_open(gantry_context* context, const char* path, size_t 
     made->context = context->shared;
     TrainerOptions options;
     options.warn = [shared = context->shared](std::string_view message) { shared->Log(GANTRY_LOG_WARNING, message); };
+    options.ranks = context->shared->ranks.get();
     absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(*std::move(config), *made->context->device, std::move(options));
-    if (!trainer.ok()) return FromRun(trainer.status());
+    if (!trainer.ok()) return FromRun(context->shared->FromRanks(trainer.status()));
     made->trainer = *std::move(trainer);
     *run = made.release();
     return absl::OkStatus();
@@ -173,7 +174,7 @@ gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report) {
       run->stopped = true;
       return WithCode(step.status(), GANTRY_NOT_FINITE);
     }
-    if (!step.ok()) return FromRun(step.status());
+    if (!step.ok()) return FromRun(run->context->FromRanks(step.status()));
     if (report == nullptr) return absl::OkStatus();
     run->samples_path = step->samples_path;
     run->checkpoint_path = step->checkpoint_path;
@@ -192,6 +193,16 @@ gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report) {
     result.samples_path = run->samples_path.c_str();
     result.checkpoint_path = run->checkpoint_path.c_str();
     return WriteStruct(report, result, "gantry_step_report");
+  });
+}
+
+gantry_status gantry_run_agree(gantry_run* run, int32_t mine, int32_t* any) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("run, any", run, any));
+    const absl::StatusOr<double> largest = run->trainer->session().AgreeOn(mine != 0 ? 1.0 : 0.0);
+    if (!largest.ok()) return run->context->FromRanks(largest.status());
+    *any = *largest > 0.0 ? 1 : 0;
+    return absl::OkStatus();
   });
 }
 

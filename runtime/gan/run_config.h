@@ -54,6 +54,7 @@ struct RunConfig {
   PlanOptions plan;      // its memory as `memory` says
   MemoryOptions memory;
   std::string plan_file;  // memory.plan
+  std::string parallel;   // parallel.split
   NetworkTraining generator, discriminator;               // [generator.optimizer], [discriminator.optimizer]
   std::vector<NetworkConfig> generators, discriminators;  // at least one of each once loaded
   struct OutputSection {

@@ -284,6 +284,10 @@ std::vector<RunKeyEntry> MakeTable() {
        .field = Of([](C c, I) -> auto& { return c.memory.link; })},
   };
   keys.insert(keys.end(), memory.begin(), memory.end());
+  keys.push_back({.name = "parallel.split",
+                  .help = "how several ranks share out the step: \"batch\" (samples), \"space\" (rows or frames), \"shard\" (weights, moments and "
+                          "averages are held once), joined with \"+\"",
+                  .field = Of([](C c, I) -> auto& { return c.parallel; })});
   AddTraining(
       "generator.optimizer", [](C c, I) -> auto& { return c.generator; }, keys);
   AddTraining(

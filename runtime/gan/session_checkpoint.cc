@@ -19,14 +19,14 @@ HostType ToHostType(DataType type) {
   return HostType::kU8;
 }
 
-// A state is always laid out plainly: lowering reorders at its use. States without addresses, in a file, get a buffer.
+// A state is always laid out plainly: lowering reorders at its use. States without addresses (in a file), or in pieces, get a buffer.
 template <typename Tensor>
 SessionMemory<Tensor> Collect(GanSession& session) {
   SessionMemory<Tensor> memory;
   for (const std::string& name : session.StateNames()) {
     const TensorType type = *session.StateType(name);
     std::span<std::byte> bytes = session.executor().Data(name);
-    if (bytes.empty() && type.size_bytes() > 0) {
+    if (static_cast<int64_t>(bytes.size()) != type.size_bytes()) {
       memory.buffers.emplace_back(name, std::vector<std::byte>(type.size_bytes()));
       bytes = memory.buffers.back().second;
     }

@@ -25,7 +25,7 @@ double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::n
 // Keys whose change leaves what is computed as it was.
 bool MayChange(std::string_view difference) {
   constexpr std::string_view kPrefixes[] = {"output.",   "train.steps",     "train.images", "train.minutes",
-                                            "data.path", "data.read_ahead", "data.threads", "data.max_memory", "memory."};
+                                            "data.path", "data.read_ahead", "data.threads", "data.max_memory", "memory.", "parallel."};
   return std::any_of(std::begin(kPrefixes), std::end(kPrefixes),
                      [&](std::string_view prefix) { return difference.starts_with(prefix); });
 }
@@ -67,6 +67,8 @@ absl::Status Trainer::Build(Device& device) {
   GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config_));
   GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed, .plan_file = config_.plan_file};
   options.plan.thread_count = static_cast<int>(config_.threads);
+  options.ranks = options_.ranks;
+  GANTRY_ASSIGN_OR_RETURN(options.parallel, Parallel::Parse(config_.parallel));
   GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
                                                        std::move(networks.discriminators), device));
 
@@ -120,6 +122,7 @@ int64_t Trainer::total_steps() const {
 }
 
 absl::Status Trainer::OpenFolder() {
+  if (!writes()) return absl::OkStatus();
   GANTRY_ASSIGN_OR_RETURN(auto folder, Output(CheckpointFolder::Open(config_.output.directory)));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(folder->path()));
   if (!stored.empty()) {
@@ -131,6 +134,7 @@ absl::Status Trainer::OpenFolder() {
 }
 
 absl::Status Trainer::StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step) {
+  if (!writes()) return absl::OkStatus();
   GANTRY_ASSIGN_OR_RETURN(metrics_, Output(MetricsLog::Open(InFolder(*folder, "metrics.jsonl"), last_step)));
   const std::string text = absl::StrCat("# The run as it was started, every key written out.\n", ToToml(config_));
   GANTRY_RETURN_IF_ERROR(
@@ -167,7 +171,7 @@ absl::Status Trainer::Resume(const std::string& given) {
     GANTRY_ASSIGN_OR_RETURN(folder, Output(CheckpointFolder::Open(config_.output.directory)));
     return absl::OkStatus();
   };
-  if (std::filesystem::is_directory(config_.output.directory, ignored)) GANTRY_RETURN_IF_ERROR(OpenIt());
+  if (writes() && std::filesystem::is_directory(config_.output.directory, ignored)) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(stream_->Seek(static_cast<uint64_t>(samples_drawn)));
   if (const absl::Status read = ReadSession(checkpoint, *session_); !read.ok()) {
     GANTRY_RETURN_IF_ERROR(stream_->Seek(0));
@@ -183,6 +187,7 @@ absl::Status Trainer::Resume(const std::string& given) {
   samples_drawn_ = samples_drawn;
   first_step_ = logged_step_ = checkpoint_step_ = progress().steps;
   last_checkpoint_ = path;
+  if (!writes()) return absl::OkStatus();
   if (folder == nullptr) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), progress().steps));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> aside, Output(folder_->SetAsideAfter(progress().steps)));
@@ -303,6 +308,10 @@ absl::StatusOr<StepReport> Trainer::Step() {
     report.checkpoint_path = last_checkpoint_;
   }
   run_seconds_ += Now() - begin;
+  // The clock ends a run on all ranks after the same step.
+  if (config_.minutes > 0) {
+    GANTRY_ASSIGN_OR_RETURN(run_seconds_, session_->AgreeOn(run_seconds_));
+  }
   report.total_steps = total_steps();
   report.images_per_second = rate_;
   return report;
@@ -320,6 +329,7 @@ void Trainer::UpdateRate(double begin) {
 }
 
 absl::Status Trainer::WriteLogLine() {
+  if (!writes()) return absl::OkStatus();
   const int64_t steps = std::max<int64_t>(1, progress().steps - logged_step_);
   MetricsLine line;
   line.Add("step", progress().steps);
@@ -342,6 +352,12 @@ absl::StatusOr<std::string> Trainer::Save() {
   if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
   if (checkpoint_step_ == progress().steps && !last_checkpoint_.empty()) return last_checkpoint_;
   // The lines up to a checkpoint must not be younger on the disk than it is.
+  // Reading states that are held in parts takes all ranks; one writes.
+  GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(*session_));
+  if (!writes()) {
+    checkpoint_step_ = progress().steps;
+    return last_checkpoint_ = "the file of rank 0";
+  }
   GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
   SafetensorsMetadata metadata = SessionMetadata(*session_);
   metadata["samples_drawn"] = absl::StrCat(samples_drawn_);
@@ -350,7 +366,6 @@ absl::StatusOr<std::string> Trainer::Save() {
   metadata["low_diversity_steps"] = absl::StrCat(low_diversity_steps_);
   metadata["config"] = ToToml(config_);
   for (const NamedScalar& rate : rates_) metadata[rate.name] = absl::StrFormat("%.17g", rate.value);
-  GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(*session_));
   GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory.tensors, metadata,
                                                                  config_.output.keep_checkpoints)));
   checkpoint_step_ = progress().steps;
@@ -361,6 +376,10 @@ absl::StatusOr<std::string> Trainer::WriteSamples() {
   if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
   GANTRY_ASSIGN_OR_RETURN(const std::vector<float> values,
                           session_->Sample(config_.output.sample_count, config_.seed, config_.step.ema > 0));
+  if (!writes()) {
+    samples_step_ = progress().steps;
+    return samples_path_ = "the file of rank 0";
+  }
   std::vector<int64_t> shape = session_->sample_shape().dims();
   shape[0] = config_.output.sample_count;
   const std::string path = InFolder(*folder_, absl::StrFormat("samples-%012d", progress().steps));
@@ -373,6 +392,7 @@ absl::StatusOr<std::string> Trainer::Finish() {
   GANTRY_RETURN_IF_ERROR(Save().status());
   if (samples_step_ != progress().steps) GANTRY_RETURN_IF_ERROR(WriteSamples().status());
   if (progress().steps > first_step_ && logged_step_ != progress().steps) GANTRY_RETURN_IF_ERROR(WriteLogLine());
+  if (!writes()) return std::string();
   GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
   const std::string text = SummaryText();
   GANTRY_RETURN_IF_ERROR(

@@ -31,6 +31,8 @@ struct TrainerOptions {
   // Told what a person should know: a fallback, signs of collapse, a damaged checkpoint. One line, no newline at its
   // end. Called from within the trainer's functions, on the caller's thread. May be empty.
   std::function<void(std::string_view)> warn;
+  // Null: one rank. Outlives the trainer. Every rank makes the same calls; rank 0 writes the files.
+  JobRanks* ranks = nullptr;
 };
 
 // What one step did. Valid until the next call on the trainer.
@@ -109,6 +111,7 @@ class Trainer {
   Trainer(RunConfig config, TrainerOptions options) : config_(std::move(config)), options_(std::move(options)) {}
   absl::Status Build(Device& device);
   absl::Status CheckUsable() const;
+  bool writes() const { return session_->rank() == 0; }
   absl::Status OpenFolder();  // of a new run
   absl::Status StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step);
   absl::Status SetLearningRates();

@@ -54,14 +54,13 @@ std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks) {
   return Axis(0, 1, ranks);
 }
 
-absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& parallel, int rank, int ranks) {
+absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& given, int rank, int ranks) {
+  Parallel parallel = given;
+  if (!parallel.any()) parallel.batch = true;
   GANTRY_ASSIGN_OR_RETURN(Program whole, Simplify(program));
   RankProgram result;
   result.program = std::move(whole);
   if (ranks == 1) return result;
-  if (!parallel.any()) {
-    return absl::InvalidArgumentError(absl::StrFormat("the job has %d ranks, but nothing says how to share out the step: set parallel.split", ranks));
-  }
   const MeshSize mesh = MeshOf(parallel, ranks);
   const auto Apply = [&](PartitionAxis axis, int index) -> absl::Status {
     if (axis.ranks.size() == 1) return absl::OkStatus();

@@ -30,7 +30,7 @@ MeshSize MeshOf(const Parallel& parallel, int ranks);
 // The ranks that hold one copy of the states among them, this one included, in the order of their parts; one where states are whole.
 std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks);
 
-// `program`, simplified, as `rank` of `ranks` runs it.
+// `program`, simplified, as `rank` of `ranks` runs it. Where `parallel` says nothing, the batch is shared out.
 absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& parallel, int rank, int ranks);
 
 }  // namespace gantry

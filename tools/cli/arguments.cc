@@ -34,6 +34,11 @@ CLI::Validator NotEmpty() {
   return CLI::Validator([](const std::string& text) { return std::string(text.empty() ? "it is empty" : ""); }, "TEXT");
 }
 
+void AddRanks(CLI::App* command, RankFlags& ranks) {
+  command->add_option("--ranks", ranks.ranks, "Start so many ranks on this machine")->check(CLI::Range(1, 1024));
+  command->add_option("--parallel", ranks.parallel, "How ranks share out the step: batch, space, shard, or several joined with +")->check(NotEmpty());
+}
+
 void AddMemory(CLI::App* command, MemoryFlags& memory) {
   command->add_option("--device-memory", memory.device, "What a step may take of the device: 64MiB, or a share of what it takes otherwise: 1/4")
       ->type_name("SIZE");
@@ -58,6 +63,7 @@ void AddCheck(CLI::App& app, Chosen& chosen) {
   command->add_option("--dtype", options.dtype, "f64 (default with reference kernels) or f32")->check(CLI::IsMember({"f64", "f32"}));
   command->add_option("--threads", options.threads, "Threads of a step; 0 (default): one a core")->check(CLI::Range(0, 4096));
   command->add_flag_callback("--no-winograd", [] { options.winograd = false; }, "No Winograd forms of convolutions");
+  AddRanks(command, options.ranks);
   AddMemory(command, options.memory);
   command->add_flag("--json", options.json, "End stdout with one line of JSON: log, weights_sha256, largest errors");
   command->callback([&] { chosen = [] { return RunCheck(options); }; });
@@ -132,6 +138,7 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   CLI::App* command = app.add_subcommand("train", "Train what a run file describes");
   command->add_option("run", train.run_file, "Run file (TOML)")->required();
   command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE")->allow_extra_args(false);
+  AddRanks(command, train.ranks);
   AddMemory(command, train.memory);
   command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file")->check(NotEmpty());
   command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(AtLeast(1));

@@ -55,9 +55,12 @@ class Replay {
     config.disable_winograd = options.winograd ? 0 : 1;
     config.gradient_norms = 1;
     config.disable_health = 1;
-    context_ = MakeContext(options.threads);
+    context_ = JoinRanks(options.threads);
     gan_ = MakeCaseSession(context_.get(), reference, f64_ ? GANTRY_F64 : GANTRY_F32, config);
     SetMemory(gan_.get(), options.memory);
+    if (!options.ranks.parallel.empty() && gantry_gan_set_parallel(gan_.get(), options.ranks.parallel.c_str()) != GANTRY_OK) {
+      throw Failure(kExitUsage, gantry_last_error());
+    }
     Require(gantry_gan_plan(gan_.get(), &plan_), reference.folder);
     Require(gantry_gan_sizes(gan_.get(), &sizes_));
     real_ = Load("real.npy", sizes_.real_elements);
@@ -284,6 +287,7 @@ std::string HashWeights(const std::vector<Tensor>& weights) {
 }  // namespace
 
 int RunCheck(const CheckOptions& given) {
+  StartRanks(given.ranks.ranks);
   CheckOptions options = given;
   if (options.dtype.empty()) options.dtype = options.kernels == "reference" ? "f64" : "f32";
   const bool f64 = options.dtype == "f64";

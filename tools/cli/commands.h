@@ -16,7 +16,14 @@ struct MemoryFlags {
   }
 };
 
+// Several ranks, as --ranks and --parallel say.
+struct RankFlags {
+  int ranks = 1;
+  std::string parallel;
+};
+
 struct CheckOptions {
+  RankFlags ranks;
   MemoryFlags memory;
   std::string folder;
   std::string kernels = "reference";
@@ -76,6 +83,7 @@ int RunPlanDiff(const PlanOptions& options);
 int RunPlanVerify(const PlanOptions& options);
 
 struct TrainOptions {
+  RankFlags ranks;
   MemoryFlags memory;
   std::string run_file;
   std::vector<std::string> settings;

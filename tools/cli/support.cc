@@ -5,12 +5,19 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <utility>
+
+#include <unistd.h>
 
 namespace gantry::cli {
 namespace {
 
+bool quiet = false;
+
 void PrintMessage(int32_t level, const char* message, void*) {
+  if (quiet) return;
   std::fprintf(stderr, "gantry: %s%s\n", level == GANTRY_LOG_WARNING ? "warning: " : "", message);
 }
 
@@ -38,6 +45,7 @@ ExitCode ExitCodeOf(gantry_status status) {
     case GANTRY_UNSUPPORTED: return kExitBadData;
     case GANTRY_NOT_FOUND:
     case GANTRY_PERMISSION_DENIED: return kExitMissingInput;
+    case GANTRY_PEER_LOST:
     case GANTRY_OUT_OF_MEMORY:
     case GANTRY_TIMED_OUT: return kExitUnavailable;
     case GANTRY_NO_SPACE:
@@ -56,13 +64,50 @@ void Require(gantry_status status, std::string_view context) {
   throw Failure(ExitCodeOf(status), message + gantry_last_error());
 }
 
-Context MakeContext(int thread_count) {
+namespace {
+
+Context NewContext(int thread_count, bool join_job) {
   gantry_context_config config = GANTRY_CONTEXT_CONFIG_INIT;
   config.thread_count = thread_count;
   config.log = PrintMessage;
+  config.join_job = join_job ? 1 : 0;
   gantry_context* context = nullptr;
   Require(gantry_context_create(&config, &context));
   return Context(context);
+}
+
+}  // namespace
+
+Context MakeContext(int thread_count) { return NewContext(thread_count, false); }
+
+Context JoinRanks(int thread_count) {
+  Context context = NewContext(thread_count, true);
+  quiet = gantry_context_rank(context.get()) > 0;
+  if (quiet && std::freopen("/dev/null", "w", stdout) == nullptr) throw Failure(kExitInputOutput, "cannot open /dev/null");
+  return context;
+}
+
+void StartRanks(int ranks) {
+  if (ranks <= 1) return;
+  std::ifstream file("/proc/self/cmdline", std::ios::binary);
+  std::vector<std::string> given;
+  for (std::string argument; std::getline(file, argument, '\0');) given.push_back(argument);
+  std::error_code unknown;
+  const std::string program = std::filesystem::read_symlink("/proc/self/exe", unknown).string();
+  if (given.empty() || program.empty()) throw Failure(kExitUnavailable, "--ranks needs /proc");
+  std::vector<std::string> arguments = {given[0], "run", "-n", std::to_string(ranks), "--", program};
+  for (size_t i = 1; i < given.size(); ++i) {
+    if (given[i] == "--ranks") {
+      ++i;
+    } else if (!given[i].starts_with("--ranks=")) {
+      arguments.push_back(given[i]);
+    }
+  }
+  std::vector<char*> pointers;
+  for (std::string& argument : arguments) pointers.push_back(argument.data());
+  pointers.push_back(nullptr);
+  execv(program.c_str(), pointers.data());
+  throw Failure(kExitUnavailable, program + ": cannot be started anew: " + std::strerror(errno));
 }
 
 std::string BytesText(uint64_t bytes) {
@@ -119,6 +164,8 @@ void FlushOutput() {
   errno = 0;
   if (std::fflush(stdout) == 0 && std::ferror(stdout) == 0) return;
   if (errno == EPIPE) return;
+  // Whoever reads has left early, or an earlier write failed and its reason is gone.
+  if (errno == EPIPE || errno == 0) throw Failure(kExitInputOutput, "cannot write all of the result: who reads stdout has left");
   throw Failure(kExitInputOutput, std::string("cannot write to stdout: ") + std::strerror(errno));
 }
 

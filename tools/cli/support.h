@@ -44,6 +44,12 @@ using Gan = std::unique_ptr<gantry_gan, Destroy<gantry_gan_destroy>>;
 
 // A context on the CPU whose warnings go to stderr. 0 threads: one for each core.
 Context MakeContext(int thread_count);
+// Starts this program anew, `ranks` times, as the ranks of a job (gantry run), with the same arguments less --ranks. Returns only where
+// there is nothing to start: `ranks` is 1.
+void StartRanks(int ranks);
+// The context of a rank of the job that the environment describes, or of the only one. Ranks but the first print nothing to stdout and
+// no warnings: all say the same.
+Context JoinRanks(int thread_count);
 
 // "12,345,678 bytes (11.8 MiB)".
 std::string BytesText(uint64_t bytes);

@@ -135,8 +135,12 @@ Run OpenRun(gantry_context* context, const std::string& path, const std::vector<
 }
 
 int RunTrain(const TrainOptions& options) {
-  const Context context = MakeContext(0);
-  const Run run = OpenRun(context.get(), options.run_file, WithMemory(options.settings, options.memory));
+  StartRanks(options.ranks.ranks);
+  const Context context = JoinRanks(0);
+  const bool first_rank = gantry_context_rank(context.get()) == 0;
+  std::vector<std::string> given = WithMemory(options.settings, options.memory);
+  if (!options.ranks.parallel.empty()) given.push_back("parallel.split=" + options.ranks.parallel);
+  const Run run = OpenRun(context.get(), options.run_file, given);
   if (!options.resume.empty()) Require(gantry_run_resume(run.get(), options.resume.c_str()));
   gantry_plan_info plan = GANTRY_PLAN_INFO_INIT;
   Require(gantry_run_plan_info(run.get(), &plan));
@@ -144,6 +148,7 @@ int RunTrain(const TrainOptions& options) {
   Require(gantry_run_data_text(run.get(), &text));
   std::printf("data            %s\n", text);
   std::printf("predicted peak  %s, lower bound %s\n", BytesText(plan.arena_bytes).c_str(), BytesText(plan.lower_bound_bytes).c_str());
+  if (const int32_t ranks = gantry_context_rank_count(context.get()); ranks > 1) std::printf("ranks           %d; the bytes are those of rank 0\n", ranks);
   if (plan.tier_count > 0 || plan.repeated_op_count > 0) {
     std::printf("budget          %s, %.1f %% of the %s that nothing offloaded takes; %" PRIu64 " ops run again\n",
                 BytesText(plan.budget_bytes).c_str(), 100.0 * static_cast<double>(plan.budget_bytes) / static_cast<double>(plan.footprint_bytes),
@@ -161,14 +166,22 @@ int RunTrain(const TrainOptions& options) {
   CatchSignals();
   Progress progress;
   bool measured = false;
-  while (stop_signal == 0 && gantry_run_finished(run.get()) == 0 && gantry_run_step_count(run.get()) < last_step) {
+  // Ranks get a signal at different times, and stop after the same step all the same.
+  bool asked_to_stop = false;
+  const auto MayGoOn = [&] {
+    int32_t any = 0;
+    Require(gantry_run_agree(run.get(), stop_signal != 0 ? 1 : 0, &any));
+    asked_to_stop = any != 0;
+    return !asked_to_stop && gantry_run_finished(run.get()) == 0 && gantry_run_step_count(run.get()) < last_step;
+  };
+  while (MayGoOn()) {
     gantry_step_report report = GANTRY_STEP_REPORT_INIT;
     const gantry_status status = gantry_run_step(run.get(), &report);
     if (status != GANTRY_OK) {
       progress.End();
       FailStep(run.get(), status, gantry_run_step_count(run.get()) > first_step);
     }
-    progress.Show(report);
+    if (first_rank) progress.Show(report);
     if (!measured) {
       progress.End();
       std::printf("measured peak   %s after the first step\n", BytesText(gantry_run_high_water_bytes(run.get())).c_str());
@@ -177,9 +190,9 @@ int RunTrain(const TrainOptions& options) {
     }
   }
   progress.End();
-  const bool stopped = stop_signal != 0 && gantry_run_finished(run.get()) == 0;
+  const bool stopped = asked_to_stop && gantry_run_finished(run.get()) == 0;
   if (gantry_run_step_count(run.get()) == 0) {  // stopped before the first step: there is nothing to keep
-    std::fprintf(stderr, "gantry: stopped before the first step\n");
+    if (first_rank) std::fprintf(stderr, "gantry: stopped before the first step\n");
     return stopped ? kExitResumable : kExitOk;
   }
   Require(gantry_run_finish(run.get(), &text));
@@ -187,6 +200,7 @@ int RunTrain(const TrainOptions& options) {
   if (!stopped) return kExitOk;
   std::string settings;
   for (const std::string& setting : options.settings) settings += " --set '" + setting + "'";
+  if (!first_rank) return kExitResumable;
   std::fprintf(stderr, "gantry: stopped after step %" PRId64 " with a checkpoint; go on with: gantry train %s%s --resume latest\n",
                gantry_run_step_count(run.get()), options.run_file.c_str(), settings.c_str());
   return kExitResumable;

@@ -50,6 +50,7 @@ typedef enum gantry_status {
   GANTRY_TIMED_OUT = 25,          /* what was waited for goes on; call again */
   /* 40-59, the training: the session can be read, saved and destroyed, and stepped again only after a resume. */
   GANTRY_NOT_FINITE = 40,         /* a loss became NaN or infinite; the message names the step and what held it first */
+  GANTRY_PEER_LOST = 41,          /* a rank of the job is gone, the message names it: the others cannot go on without it */
   /* 60-: only *_destroy is of use for the handle. */
   GANTRY_INTERNAL = 60            /* a bug in Gantry; please report it with the message */
 } gantry_status;
@@ -143,13 +144,22 @@ typedef struct gantry_context_config {
   int32_t log_level;       /* messages up to this gantry_log_level reach `log` */
   gantry_log_function log; /* NULL: no messages */
   void* log_payload;       /* given to `log` as it is */
+  int32_t join_job;        /* 1: become a rank of the job that the environment describes (GANTRY_*, torchrun, PMIx, Slurm, Open MPI);
+                              with one rank, or none described, the context is as without */
+  int32_t reserved;        /* 0 */
 } gantry_context_config;
-#define GANTRY_CONTEXT_CONFIG_INIT {sizeof(gantry_context_config), 0, 0, 0, GANTRY_LOG_WARNING, 0, 0}
+#define GANTRY_CONTEXT_CONFIG_INIT {sizeof(gantry_context_config), 0, 0, 0, GANTRY_LOG_WARNING, 0, 0, 0, 0}
 
-/* `config` may be NULL: the defaults. Errors: GANTRY_UNSUPPORTED  no such device in this build or on this machine. */
+/* `config` may be NULL: the defaults. With join_job, waits for the other ranks, 30 s at most.
+ * Errors: GANTRY_UNSUPPORTED       no such device in this build or on this machine
+ *         GANTRY_INVALID_ARGUMENT  the environment describes a job in part; the message names the missing variable
+ *         GANTRY_TIMED_OUT         ranks did not come; the message names them. */
 GANTRY_API gantry_status gantry_context_create(const gantry_context_config* config, gantry_context** context);
 /* The sessions and runs made with the context keep what they need of it: any order of destruction is right. */
 GANTRY_API void gantry_context_destroy(gantry_context* context);
+/* This process in its job: 0 <= rank < rank count; 0 and 1 without a job. */
+GANTRY_API int32_t gantry_context_rank(const gantry_context* context);
+GANTRY_API int32_t gantry_context_rank_count(const gantry_context* context);
 /* Threads that a step may use. */
 GANTRY_API int32_t gantry_context_thread_count(const gantry_context* context);
 /* Bytes that the context's sessions hold reserved now. Thread-safe. */
@@ -435,6 +445,14 @@ typedef struct gantry_memory {
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
 GANTRY_API gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory);
 
+/* How the step is shared out over the ranks of the context's job: "batch" (samples), "space" (rows or frames), "shard" (weights,
+ * moments and averages are held once), or several joined with "+". Call before gantry_gan_plan. With several ranks, gantry_gan_plan,
+ * every step and, with "shard", whatever reads or writes states are calls of all ranks, in the same order and with the same arguments: the
+ * whole batch, of which each rank takes its part. Results are those of one rank up to the order of sums.
+ * Errors: GANTRY_INVALID_ARGUMENT     `split` is not as above
+ *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
+GANTRY_API gantry_status gantry_gan_set_parallel(gantry_gan* gan, const char* split);
+
 /* Builds the step program, plans it, reserves the arena and fills the first weights. `info` may be NULL.
  * Errors: GANTRY_INVALID_ARGUMENT     roles, shapes or options do not fit together; the message names them
  *         GANTRY_OUT_OF_MEMORY        the arena does not fit the context's budget; the message has all bytes
@@ -649,6 +667,8 @@ typedef struct gantry_step_report {
  *         GANTRY_FAILED_PRECONDITION  the folder has another run's checkpoints, or another process writes to it
  *         GANTRY_NO_SPACE, GANTRY_IO_ERROR, GANTRY_CANNOT_CREATE  a file could not be written; the step is done. */
 GANTRY_API gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report);
+/* With several ranks, a call of all of them: `any` is 1 where any rank gave one that is not 0. So all stop after the same step. */
+GANTRY_API gantry_status gantry_run_agree(gantry_run* run, int32_t mine, int32_t* any);
 /* As gantry_gan_read_scalar. */
 GANTRY_API gantry_status gantry_run_read_scalar(const gantry_run* run, const char* name, double* value);
 /* Writes a checkpoint, unless this step has one. `path` may be NULL. */

@@ -1,6 +1,7 @@
 // The only file that includes CLI11, which is slow to compile.
 #include "tools/cli/arguments.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cinttypes>
 #include <cstdio>
@@ -169,7 +170,6 @@ void AddLaunch(CLI::App& app, Chosen& chosen) {
   command->add_option("--recorder", options.recorder_file, "File for the flight recorders of a job that failed")->type_name("FILE");
   command->callback([&, command] {
     options.program = command->remaining();
-    if (!options.program.empty() && options.program.front() == "--") options.program.erase(options.program.begin());
     if (options.program.empty()) throw CLI::RequiredError("PROGRAM");
     chosen = [] { return RunLaunch(options); };
   });
@@ -229,8 +229,14 @@ int ParseAndRun(int argc, char** argv) {
   AddLayout(app, chosen);
   AddLaunch(app, chosen);
   AddInfo(app, chosen);
+  // The parser would take what follows "--" for positional arguments of `run`, which has none: its program begins there.
+  std::vector<char*> arguments(argv, argv + argc);
+  if (argc > 1 && std::string_view(argv[1]) == "run") {
+    const auto dashes = std::find_if(arguments.begin() + 2, arguments.end(), [](const char* text) { return std::string_view(text) == "--"; });
+    if (dashes != arguments.end()) arguments.erase(dashes);
+  }
   try {
-    app.parse(argc, argv);
+    app.parse(static_cast<int>(arguments.size()), arguments.data());
   } catch (const CLI::Success& success) {
     return app.exit(success, std::cout, std::cerr);  // --help, --version
   } catch (const CLI::ParseError& error) {

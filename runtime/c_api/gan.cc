@@ -387,12 +387,12 @@ gantry_status gantry_gan_state_get(const gantry_gan* gan, size_t index, gantry_s
   return Call([&]() -> absl::Status {
     GANTRY_RETURN_IF_ERROR(RequirePlan(gan, true));
     GANTRY_RETURN_IF_ERROR(RequireNonNull("info", info));
-    const Program& program = gan->session->plan().program;
-    if (index >= program.states().size()) {
-      return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("the session has %d states, asked for %d", program.states().size(), index));
+    const std::span<const GanSession::SessionState> states = gan->session->states();
+    if (index >= states.size()) {
+      return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("the session has %d states, asked for %d", states.size(), index));
     }
-    const State& state = program.states()[index];
-    const TensorType& type = program.TypeOf(state.first);
+    const GanSession::SessionState& state = states[index];
+    const TensorType& type = state.type;
     gantry_state_info result = GANTRY_STATE_INFO_INIT;
     result.name = state.name.c_str();
     result.role = state.network.c_str();

@@ -207,7 +207,8 @@ absl::Status GanSession::BindInputs() {
 
 absl::Status GanSession::CollectStates(const Program& program) {
   for (const State& state : program.states()) {
-    SessionState collected{state.name, program.TypeOf(state.first), state.initializer, {}};
+    SessionState collected{.name = state.name, .network = state.network, .role = state.role, .type = program.TypeOf(state.first),
+                           .initializer = state.initializer};
     for (const State& piece : executor_->program().states()) {
       if ((piece.whole.empty() ? piece.name : piece.whole) == state.name) collected.pieces.push_back(&piece);
     }

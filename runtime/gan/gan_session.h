@@ -88,6 +88,16 @@ class GanSession {
   void SetProgress(const GanProgress& progress) { progress_ = progress; }
 
   // States by name, as they are now. kNotFound names the nearest one; sizes are elements, data is f64 for every type.
+  // What the step program keeps from step to step, whole: however the plan holds it.
+  struct SessionState {
+    std::string name, network;
+    StateRole role = StateRole::kParameter;
+    TensorType type;
+    Initializer initializer;
+    std::vector<const State*> pieces;  // where it is in the executor's program, in order
+    bool in_parts = false;             // other ranks have the rest
+  };
+  std::span<const SessionState> states() const { return states_; }
   std::vector<std::string> StateNames() const;
   absl::StatusOr<TensorType> StateType(std::string_view name) const;
   absl::Status ReadState(std::string_view name, std::span<double> to) const;
@@ -119,14 +129,6 @@ class GanSession {
     std::vector<int64_t> begins;
   };
 
-  // A state as the step program has it, and where the plan keeps it: in one piece, or in several.
-  struct SessionState {
-    std::string name;
-    TensorType type;
-    Initializer initializer;
-    std::vector<const State*> pieces;  // of the executor's program, in order
-    bool in_parts = false;             // other ranks have the rest
-  };
   void FillInputs(const GanBatch& batch);
   // All of an input, as all ranks have it.
   template <typename T>

@@ -10,7 +10,7 @@ class Usage(GantryTestCase):
     def test_version_and_help(self):
         self.assertRegex(self.run_gantry("--version").stdout, r"^gantry \d+\.\d+\.\d+\n$")
         text = self.run_gantry("--help").stdout
-        for command in ("train", "check", "sample", "plan", "program", "layout", "ops", "backends"):
+        for command in ("train", "check", "sample", "plan", "program", "layout", "ops", "backends", "run", "recorder"):
             self.assertIn(command, text)
             self.assertIn("--help", self.run_gantry(command, "--help").stdout)
 

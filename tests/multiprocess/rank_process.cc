@@ -1,10 +1,11 @@
 // A small rank for tests of launchers: joins its job, meets the others at a barrier, does what its first argument says.
-//   rank_process [meet | die RANK | exit RANK CODE | stop RANK | sleep SECONDS | print LINES | loop | wait RANK | orphan | nothing]
+//   rank_process [meet | die RANK | exit RANK CODE | stop RANK | sleep SECONDS | print LINES | loop | time RANK | wait RANK | orphan | nothing]
 #include <signal.h>
 #include <unistd.h>
 
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <numeric>
 #include <string>
 #include <thread>
@@ -72,6 +73,21 @@ int Run(int argc, char** argv) {
       setsid();  // out of the rank's group
       for (;;) pause();
     }
+  } else if (what == "time") {  // when a rank is killed, and when each other one knows it by name
+    const auto now_ns = [] {
+      timespec now{};
+      clock_gettime(CLOCK_MONOTONIC, &now);
+      return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
+    };
+    absl::SleepFor(absl::Milliseconds(20));
+    if (rank == chosen) {
+      std::printf("killed %ld\n", static_cast<long>(now_ns()));
+      std::fflush(stdout);
+      kill(getpid(), SIGKILL);
+    }
+    // As a collective waits: it looks, and leaves the core to others.
+    while (!(*liveness)->lost(chosen)) absl::SleepFor(absl::Microseconds(50));
+    std::printf("known %ld %s\n", static_cast<long>(now_ns()), std::string(Message((*liveness)->status())).c_str());
   } else if (what == "loop") {
     for (;;) {
       if (absl::Status status = meet("a round"); !status.ok()) return fail_lost(status, "all_gather of 'a round'");

@@ -156,7 +156,8 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   draw->callback([&] { chosen = [] { return RunSample(sample); }; });
 }
 
-void AddLaunch(CLI::App& app, Chosen& chosen) {
+// `after_dashes`: what stood behind "--", which CLI11 would take apart.
+void AddLaunch(CLI::App& app, Chosen& chosen, const std::vector<std::string>& after_dashes) {
   static LaunchCommand options;
   CLI::App* command = app.add_subcommand("run", "Start the ranks of a job on this machine: gantry run -n 4 -- PROGRAM ARGUMENTS...");
   command->prefix_command();  // what follows the options is the program's
@@ -170,6 +171,8 @@ void AddLaunch(CLI::App& app, Chosen& chosen) {
   command->add_option("--recorder", options.recorder_file, "File for the flight recorders of a job that failed")->type_name("FILE");
   command->callback([&, command] {
     options.program = command->remaining();
+    if (!options.program.empty() && !after_dashes.empty()) options.program.push_back("--");  // the program's own
+    options.program.insert(options.program.end(), after_dashes.begin(), after_dashes.end());
     if (options.program.empty()) throw CLI::RequiredError("PROGRAM");
     chosen = [] { return RunLaunch(options); };
   });
@@ -227,16 +230,16 @@ int ParseAndRun(int argc, char** argv) {
   AddCheck(app, chosen);
   AddModel(app, chosen);
   AddLayout(app, chosen);
-  AddLaunch(app, chosen);
-  AddInfo(app, chosen);
-  // The parser would take what follows "--" for positional arguments of `run`, which has none: its program begins there.
-  std::vector<char*> arguments(argv, argv + argc);
+  std::vector<std::string> after_dashes;
   if (argc > 1 && std::string_view(argv[1]) == "run") {
-    const auto dashes = std::find_if(arguments.begin() + 2, arguments.end(), [](const char* text) { return std::string_view(text) == "--"; });
-    if (dashes != arguments.end()) arguments.erase(dashes);
+    char** dashes = std::find_if(argv, argv + argc, [](const char* argument) { return std::string_view(argument) == "--"; });
+    if (dashes != argv + argc) after_dashes.assign(dashes + 1, argv + argc);
+    argc = static_cast<int>(dashes - argv);
   }
+  AddLaunch(app, chosen, after_dashes);
+  AddInfo(app, chosen);
   try {
-    app.parse(static_cast<int>(arguments.size()), arguments.data());
+    app.parse(argc, argv);
   } catch (const CLI::Success& success) {
     return app.exit(success, std::cout, std::cerr);  // --help, --version
   } catch (const CLI::ParseError& error) {

@@ -61,6 +61,7 @@ using WaitClock = std::chrono::steady_clock;
 template <typename Ready>
 bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point deadline, Ready&& ready) {
   constexpr int kLooksPerClock = 64;
+  constexpr std::chrono::microseconds kAlone(5);          // of spinning, before the core is offered to others between looks
   constexpr std::chrono::milliseconds kLongestSleep(50);  // so that a deadline of the operation itself is looked at
   for (int look = 0; look < kLooksPerClock; ++look) {
     if (ready(false)) return true;
@@ -76,6 +77,8 @@ bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point d
     const WaitClock::time_point now = WaitClock::now();
     if (now >= deadline) return ready(true);
     if (now - begin >= policy.spin) break;
+    // Costs little alone on a core, and wins much where the rank that is waited for was put on the same one.
+    if (now - begin >= kAlone) wait_detail::Yield();
   }
   for (int look = policy.spin.count() > 0 ? 0 : kLooksPerClock; look < policy.yields; ++look) {
     if (ready(look % kLooksPerClock == 0)) return true;

@@ -17,7 +17,9 @@
 namespace gantry {
 
 struct FabricOptions {
-  bool cross_memory = true;  // process_vm_readv for large memory outside the pool, where it works between all ranks of a node
+  // process_vm_readv for memory outside the pool from 1 MiB, where a probe shows that it works between all ranks of a node. Not by itself:
+  // staging through the slots was faster at every size (docs/measurements/comm.md).
+  bool cross_memory = false;
   absl::Duration timeout = absl::Seconds(30);  // for the ranks to come together
 };
 

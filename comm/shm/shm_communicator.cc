@@ -46,7 +46,7 @@ absl::Status ShmCommunicator::WaitFor(Operation& operation, absl::Duration timeo
     if (operation.done()) return true;
     if (rested) node_.MoveOthers(this);
     return operation.done();
-  });
+  }, [this] { return SharesCore(); });
   if (operation.done()) return operation.status;
   return absl::DeadlineExceededError(absl::StrFormat("%s goes on after %s of waiting", operation.call.Describe(),
                                                      absl::FormatDuration(timeout)));
@@ -184,7 +184,15 @@ std::string ShmCommunicator::DescribeWait(const Operation& operation) const {
                          operation.call.Describe(), RankList(Missing(operation)));
 }
 
+bool ShmCommunicator::SharesCore() {
+  for (const int rank : ranks_) {
+    if (rank != ranks_[rank_] && node_.bell(rank).SharesCore()) return true;
+  }
+  return false;
+}
+
 void ShmCommunicator::RingOthers() {
+  node_.own_bell().NoteCore();
   for (const int rank : ranks_) {
     if (rank != ranks_[rank_]) node_.bell(rank).Ring();
   }

@@ -78,6 +78,7 @@ class ShmCommunicator final : public Communicator, private Mover {
   uint64_t Missing(const Operation& operation) const;  // ranks that the operation waits for, as bits
   std::string DescribeWait(const Operation& operation) const;
   void RingOthers();
+  bool SharesCore();
 
   // rounds.cc: operations that all ranks take part in.
   Result StepFull(Operation& operation, bool looks_closely);

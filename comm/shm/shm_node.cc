@@ -188,7 +188,7 @@ void ShmNode::RunLane() {
       if (!rested) return in_background_.load(std::memory_order_seq_cst) == 0;
       MoveOthers(nullptr);
       return in_background_.load(std::memory_order_seq_cst) == 0;
-    });
+    }, [] { return false; });
   }
 }
 

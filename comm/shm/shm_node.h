@@ -21,7 +21,7 @@
 namespace gantry::shm {
 
 struct NodeOptions {
-  bool cross_memory = true;  // process_vm_readv for memory outside the pool, where a probe shows that it works between all ranks
+  bool cross_memory = false;  // process_vm_readv for large memory outside the pool, where a probe shows that it works between all ranks
 };
 
 // Something with operations that go on in small steps. Its methods are called from any thread.

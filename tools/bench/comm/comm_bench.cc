@@ -1,5 +1,5 @@
 // How fast ranks of this machine talk to each other: collectives, put and get, the start of a job, and how soon a loss is known.
-//   comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--staged] [--largest BYTES]
+//   comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]
 // Every size is checked before it is timed. `us` is the median over rounds, `best_us` the fastest round. In a round each rank writes its
 // buffer anew before every call ("dirty"), and the time that the writing takes by itself is subtracted. `floor_us` is the same sum over
 // the same memory without any waiting for each other.
@@ -34,7 +34,7 @@ struct Options {
   int rounds = 5;
   bool json = false;
   std::string only;
-  bool staged = false;  // never cross-memory calls
+  bool cross_memory = false;  // for memory outside the pool
   int64_t largest = int64_t{64} << 20;
 };
 
@@ -280,7 +280,7 @@ int RunRank(const Options& options, Job job) {
   BindToCore(job.rank);
   absl::StatusOr<std::unique_ptr<Links>> links = Links::Connect(std::move(job), absl::Seconds(20));
   MustBeOk(links.status());
-  absl::StatusOr<std::unique_ptr<Liveness>> liveness = Liveness::Watch(**links, {});
+  absl::StatusOr<std::unique_ptr<Liveness>> liveness = Liveness::Watch(**links, {.heartbeat_timeout = absl::Seconds(30)});  // a busy machine is no loss
   MustBeOk(liveness.status());
   const bool is_short = options.only == "start" || options.only == "loss";
   const int64_t arena_bytes = is_short ? 1 << 20 : 4 * std::max<int64_t>(options.largest, 1 << 20);
@@ -288,7 +288,7 @@ int RunRank(const Options& options, Job job) {
   absl::StatusOr<std::unique_ptr<Slab>> slab = device->Reserve(arena_bytes);
   MustBeOk(slab.status());
   const PoolRegion region{.name = "arena", .data = (*slab)->data(), .bytes = arena_bytes, .descriptor = (*slab)->descriptor()};
-  absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(**links, **liveness, std::span(&region, 1), {.cross_memory = !options.staged});
+  absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(**links, **liveness, std::span(&region, 1), {.cross_memory = options.cross_memory});
   MustBeOk(fabric.status());
   if (options.only == "loss") {
     WaitForALoss((*fabric)->world(), (*slab)->data());
@@ -310,7 +310,7 @@ std::vector<std::string> Launch(const Options& options, std::string_view only, c
   std::vector<std::string> lines;
   LaunchOptions launch;
   launch.program = {"/proc/self/exe", "--rounds", std::to_string(options.rounds), "--largest", std::to_string(options.largest)};
-  if (options.staged) launch.program.push_back("--staged");
+  if (options.cross_memory) launch.program.push_back("--cross-memory");
   if (options.json) launch.program.push_back("--json");
   if (!only.empty()) launch.program.insert(launch.program.end(), {"--only", std::string(only)});
   launch.ranks = options.ranks;
@@ -393,9 +393,9 @@ int Main(int argc, char** argv) {
     else if (flag == "--ranks") options.ranks = std::atoi(value());
     else if (flag == "--rounds") options.rounds = std::max(1, std::atoi(value()));
     else if (flag == "--only") options.only = value();
-    else if (flag == "--staged") options.staged = true;
+    else if (flag == "--cross-memory") options.cross_memory = true;
     else if (flag == "--largest") options.largest = std::atoll(value());
-    else Fail("usage: comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--staged] [--largest BYTES]");
+    else Fail("usage: comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]");
   }
   if (std::getenv("GANTRY_BENCH_RANK") != nullptr) {
     absl::StatusOr<Job> job = DiscoverJob();

@@ -76,6 +76,7 @@ struct Operation final : Pending::Work {
   int message_count = 0;
   bool is_partial = false;  // not every rank takes part
   std::atomic<int> priority{0};
+  bool is_inline = false;   // its memory travels with the entries
   bool in_background = false;
   absl::Duration timeout = absl::ZeroDuration();
 

@@ -93,9 +93,12 @@ Pending ShmCommunicator::Start(const CollectiveOptions& options, Fill&& fill) {
   return Pending(*operation);
 }
 
-void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t bytes) const {
+void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t bytes, bool is_small) const {
+  operation.is_inline = is_small;
   if (bytes == 0) {
     operation.call.memory = MemoryKind::kNothing;
+  } else if (is_small) {
+    operation.call.memory = MemoryKind::kInline;
   } else if (const std::optional<GlobalAddress> address = node_.pool().Find(data, bytes); address.has_value()) {
     operation.call.memory = MemoryKind::kPool;
     operation.call.place = static_cast<uint64_t>(address->region) << 48 | static_cast<uint64_t>(address->offset);
@@ -117,7 +120,7 @@ Pending ShmCommunicator::AllReduce(void* data, int64_t count, ElementType type, 
     operation.call.count = count;
     operation.from = operation.to = Bytes(data);
     operation.from_bytes = count * SizeBytes(type);
-    Expose(operation, data, operation.from_bytes);
+    Expose(operation, data, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 
@@ -133,7 +136,7 @@ Pending ShmCommunicator::Reduce(void* data, int64_t count, ElementType type, Red
     operation.call.count = count;
     operation.from = operation.to = Bytes(data);
     operation.from_bytes = count * SizeBytes(type);
-    Expose(operation, data, operation.from_bytes);
+    Expose(operation, data, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 
@@ -152,7 +155,7 @@ Pending ShmCommunicator::ReduceScatter(const void* from, void* to, std::span<con
     for (int rank = 0; rank < size(); ++rank) operation.parts[rank] = counts[rank] * SizeBytes(type);
     operation.from_bytes = operation.call.count = Total(counts) * SizeBytes(type);
     operation.call.parts = Hash(counts);
-    Expose(operation, from, operation.from_bytes);
+    Expose(operation, from, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 
@@ -169,7 +172,7 @@ Pending ShmCommunicator::AllGather(const void* from, void* to, std::span<const i
     operation.from_bytes = bytes[rank_];
     operation.call.count = Total(bytes);
     operation.call.parts = Hash(bytes);
-    Expose(operation, from, operation.from_bytes);
+    Expose(operation, from, operation.from_bytes, *std::max_element(bytes.begin(), bytes.end()) <= kInlineBytes);
   });
 }
 
@@ -183,7 +186,7 @@ Pending ShmCommunicator::Broadcast(void* data, int64_t bytes, int root, const Co
     operation.call.count = bytes;
     operation.from = operation.to = Bytes(data);
     operation.from_bytes = bytes;
-    Expose(operation, data, rank_ == root ? bytes : 0);
+    Expose(operation, data, rank_ == root ? bytes : 0, bytes <= kInlineBytes);
   });
 }
 
@@ -277,6 +280,7 @@ absl::Status ShmCommunicator::Barrier(absl::Duration timeout) {
     operation.is_partial = false;
     operation.call.kind = Collective::kBarrier;
     operation.call.memory = MemoryKind::kNothing;
+    operation.is_inline = true;
     operation.from_bytes = 0;
   });
   return barrier.Wait(absl::InfiniteDuration());

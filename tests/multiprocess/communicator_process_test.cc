@@ -59,7 +59,7 @@ TEST_P(CommunicatorProcessTest, ThreeCommunicatorsUnderRandomDelays) {
   RunRanksOptions options;
   options.timeout = absl::Seconds(120 + 2 * Seconds(2));
   RunRanks(GetParam(), [](Links& links, Liveness& liveness) {
-    Rank rank = Open(links, liveness);
+    Rank rank = Open(links, liveness, {.cross_memory = links.size() % 2 == 0});
     Communicator& world = rank.fabric->world();
     const int64_t end = NowNanoseconds() + static_cast<int64_t>(Seconds(2) * 1e9);
     std::mt19937_64 shared(17 * links.size());

@@ -143,6 +143,10 @@ bool ShmCommunicator::Enter(Operation& operation) {
         base += parts[before].load(std::memory_order_relaxed);
       }
     }
+    // Ranks have different parts, and learn here whether all of them are small.
+    if (operation.call.kind == Collective::kAllToAll) {
+      operation.is_inline = (rank == 0 || operation.is_inline) && (memory == MemoryKind::kInline || memory == MemoryKind::kNothing);
+    }
     operation.memory[rank] = memory;
     operation.base[rank] = base;
   }

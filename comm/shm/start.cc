@@ -209,7 +209,7 @@ Pending ShmCommunicator::AllToAll(const void* from, std::span<const int64_t> fro
     std::copy(to_bytes.begin(), to_bytes.end(), operation.to_parts);
     operation.from_bytes = Total(from_bytes);
     operation.call.largest_part = *std::max_element(from_bytes.begin(), from_bytes.end());
-    Expose(operation, from, operation.from_bytes);
+    Expose(operation, from, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 

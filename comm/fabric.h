@@ -11,6 +11,7 @@
 #include "comm/links.h"
 #include "comm/liveness.h"
 #include "comm/pool.h"
+#include "comm/recorder.h"
 #include "comm/transport.h"
 #include "memory/status.h"
 
@@ -21,6 +22,7 @@ struct FabricOptions {
   // staging through the slots was faster at every size (docs/measurements/comm.md).
   bool cross_memory = false;
   absl::Duration timeout = absl::Seconds(30);  // for the ranks to come together
+  Recorder* recorder = nullptr;                // notes down every collective; outlives the fabric
 };
 
 // Thread-safe.

@@ -1,6 +1,7 @@
 #include "comm/shm/shm_communicator.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace gantry::shm {
@@ -104,6 +105,11 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
     losses_seen_ = losses;
   }
   if (!looks_closely) return false;
+  if (Recorder* recorder = node_.recorder(); recorder != nullptr) {
+    const uint64_t missing = Missing(operation);
+    const int peer = missing == 0 ? -1 : ranks_[std::countr_zero(missing)];
+    if (peer != std::exchange(operation.recorded_peer, peer)) recorder->Waiting(operation.ticket, peer);
+  }
   const WaitClock::time_point now = WaitClock::now();
   if (operation.deadline == WaitClock::time_point()) operation.deadline = now + absl::ToChronoNanoseconds(operation.timeout);
   if (now >= operation.deadline) Break(Breach::kTimeout, operation, rank_, nullptr, Missing(operation));
@@ -111,6 +117,7 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
 }
 
 void ShmCommunicator::Finish(Operation& operation, absl::Status status) {
+  if (Recorder* recorder = node_.recorder(); recorder != nullptr) recorder->End(operation.ticket, status.ok());
   operation.status = std::move(status);
   const bool in_background = operation.in_background;
   operation.state.store(Operation::kDone, std::memory_order_seq_cst);

@@ -48,6 +48,7 @@ absl::StatusOr<std::unique_ptr<ShmNode>> ShmNode::Open(Links& links, Liveness& l
 
 absl::Status ShmNode::Join(const NodeOptions& options, absl::Duration timeout) {
   const int self = links_.rank();
+  recorder_ = options.recorder;
   index_.assign(links_.size(), -1);
   process_ids_.assign(links_.size(), 0);
   for (int rank = 0; rank < links_.size(); ++rank) {

@@ -79,6 +79,11 @@ Pending ShmCommunicator::Start(const CollectiveOptions& options, Fill&& fill) {
     operation->timeout = std::min(options.timeout, absl::Hours(24 * 365));
     operation->sequence = ++started_;
     operation->deadline = {};
+    operation->recorded_peer = -1;
+    if (Recorder* recorder = node_.recorder(); recorder != nullptr) {
+      operation->ticket = recorder->Begin({.kind = operation->call.kind_for_recorder(), .value = options.name, .group = name_,
+                                           .number = operation->sequence, .bytes = operation->from_bytes});
+    }
     operation->is_published = operation->is_entered = operation->is_staged = operation->has_process_memory = false;
     operation->round = operation->last_round = operation->synced = operation->peer_step = 0;
     operation->cursor = 0;
@@ -232,6 +237,8 @@ Pending ShmCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, 
     operation.is_partial = true;
     operation.call.kind = Collective::kExchangeHalo;
     operation.message_count = 0;
+    operation.from_bytes = 0;
+    for (const HaloExchange& halo : dimensions) operation.from_bytes += static_cast<int64_t>(halo.to_before.size() + halo.to_behind.size());
     int place = 0;
     const auto add = [&](int peer, int tag, bool out, const std::byte* data, size_t bytes) {
       operation.messages[operation.message_count++] = {.peer = peer, .tag = tag, .out = out, .data = const_cast<std::byte*>(data),
@@ -268,7 +275,7 @@ Pending ShmCommunicator::SendReceive(void* data, int64_t bytes, int from, int to
     operation.call.kind = Collective::kSendReceive;
     operation.call.root = from;
     operation.call.to = to;
-    operation.call.count = bytes;
+    operation.call.count = operation.from_bytes = bytes;
     operation.message_count = rank_ == from || rank_ == to ? 1 : 0;
     operation.messages[0] = {.peer = rank_ == from ? to : from, .out = rank_ == from, .data = Bytes(data), .bytes = bytes};
   });

@@ -282,13 +282,17 @@ int RunRank(const Options& options, Job job) {
   MustBeOk(links.status());
   absl::StatusOr<std::unique_ptr<Liveness>> liveness = Liveness::Watch(**links, {.heartbeat_timeout = absl::Seconds(30)});  // a busy machine is no loss
   MustBeOk(liveness.status());
+  absl::StatusOr<std::unique_ptr<Recorder>> recorder = Recorder::Create((*links)->rank(), (*links)->size());
+  MustBeOk(recorder.status());
+  MustBeOk((*recorder)->Share(**links));
   const bool is_short = options.only == "start" || options.only == "loss";
   const int64_t arena_bytes = is_short ? 1 << 20 : 4 * std::max<int64_t>(options.largest, 1 << 20);
   const std::unique_ptr<Device> device = MakeCpuDevice({});
   absl::StatusOr<std::unique_ptr<Slab>> slab = device->Reserve(arena_bytes);
   MustBeOk(slab.status());
   const PoolRegion region{.name = "arena", .data = (*slab)->data(), .bytes = arena_bytes, .descriptor = (*slab)->descriptor()};
-  absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(**links, **liveness, std::span(&region, 1), {.cross_memory = options.cross_memory});
+  absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(**links, **liveness, std::span(&region, 1), 
+                   {.cross_memory = options.cross_memory, .recorder = recorder->get()});
   MustBeOk(fabric.status());
   if (options.only == "loss") {
     WaitForALoss((*fabric)->world(), (*slab)->data());

@@ -47,7 +47,7 @@ absl::StatusOr<std::unique_ptr<Fabric>> Fabric::Open(Links& links, Liveness& liv
   }
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Pool> pool, Pool::Share(links, mine, options.timeout));
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<shm::ShmNode> node,
-                          shm::ShmNode::Open(links, liveness, *pool, {.cross_memory = options.cross_memory}, options.timeout));
+                          shm::ShmNode::Open(links, liveness, *pool, {.cross_memory = options.cross_memory, .recorder = options.recorder}, options.timeout));
   std::vector<int> ranks(static_cast<size_t>(links.size()));
   std::iota(ranks.begin(), ranks.end(), 0);
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> world, shm::ShmCommunicator::Create(*node, ranks, "world", 1, options.timeout));

@@ -11,14 +11,18 @@
 #include "comm/links.h"
 #include "comm/liveness.h"
 #include "comm/pool.h"
+#include "comm/recorder.h"
 #include "comm/transport.h"
 #include "memory/status.h"
 
 namespace gantry {
 
 struct FabricOptions {
-  bool cross_memory = true;  // process_vm_readv for large memory outside the pool, where it works between all ranks of a node
+  // process_vm_readv for memory outside the pool from 1 MiB, where a probe shows that it works between all ranks of a node. Not by itself:
+  // staging through the slots was faster at every size (docs/measurements/comm.md).
+  bool cross_memory = false;
   absl::Duration timeout = absl::Seconds(30);  // for the ranks to come together
+  Recorder* recorder = nullptr;                // notes down every collective; outlives the fabric
 };
 
 // Thread-safe.

@@ -52,6 +52,11 @@ void Doorbell::Wake() {
 
 void wait_detail::Yield() { sched_yield(); }
 
+uint32_t wait_detail::Core() {
+  const int core = sched_getcpu();
+  return core < 0 ? 0 : static_cast<uint32_t>(core);
+}
+
 void wait_detail::SleepOn(Doorbell& bell, uint32_t seen, std::chrono::nanoseconds longest) {
   const timespec time = {.tv_sec = longest.count() / 1'000'000'000, .tv_nsec = longest.count() % 1'000'000'000};
   syscall(SYS_futex, reinterpret_cast<uint32_t*>(&bell.rings), FUTEX_WAIT, seen, &time, nullptr, 0);

@@ -28,10 +28,23 @@ struct CoreSet {
   int count() const;
 };
 
+namespace wait_detail {
+uint32_t Core();
+}  // namespace wait_detail
+
 // What the threads of one rank sleep on. It lies in memory that all ranks of the node map. All zero to begin with.
 struct alignas(128) Doorbell {
   std::atomic<uint32_t> rings;     // the futex
   std::atomic<uint32_t> sleepers;  // threads that sleep, or are about to
+  std::atomic<uint32_t> core;      // 1 + where a thread of this rank was last seen, 0: nowhere yet
+
+  // Of the own rank: where it is now.
+  void NoteCore() {
+    const uint32_t now = wait_detail::Core() + 1;
+    if (core.load(std::memory_order_relaxed) != now) core.store(now, std::memory_order_relaxed);
+  }
+  // Whether it was last seen where the caller is.
+  bool SharesCore() const { return core.load(std::memory_order_relaxed) == wait_detail::Core() + 1; }
 
   // After a change that a thread of this rank may wait for, made with memory_order_seq_cst.
   void Ring() {
@@ -57,9 +70,10 @@ using WaitClock = std::chrono::steady_clock;
 
 // Until ready(), true, or until `deadline`, false. `ready(rested)`: whether what is waited for is there, or the wait is of no use any
 // more (a rank is lost); it reads what it looks at with memory_order_seq_cst. `rested` is true where a look may take longer.
-// Whoever makes it true rings `bell` afterwards.
-template <typename Ready>
-bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point deadline, Ready&& ready) {
+// Whoever makes it true rings `bell` afterwards. `shares_core()`: whether one that is waited for was last on this core; a busy wait then
+// gives the core away, and only then, for on a busy machine it may not come back for milliseconds.
+template <typename Ready, typename SharesCore>
+bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point deadline, Ready&& ready, SharesCore&& shares_core) {
   constexpr int kLooksPerClock = 64;
   constexpr std::chrono::milliseconds kLongestSleep(50);  // so that a deadline of the operation itself is looked at
   for (int look = 0; look < kLooksPerClock; ++look) {
@@ -76,6 +90,7 @@ bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point d
     const WaitClock::time_point now = WaitClock::now();
     if (now >= deadline) return ready(true);
     if (now - begin >= policy.spin) break;
+    if (shares_core()) wait_detail::Yield();
   }
   for (int look = policy.spin.count() > 0 ? 0 : kLooksPerClock; look < policy.yields; ++look) {
     if (ready(look % kLooksPerClock == 0)) return true;

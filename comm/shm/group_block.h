@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 
 namespace gantry::shm {
@@ -13,6 +14,7 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each dimension
 inline constexpr int kNameWords = 10;
+inline constexpr int64_t kInlineBytes = 2048;  // of an operation that travels with its entry
 inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool
 
 enum class Collective : uint8_t {
@@ -24,7 +26,8 @@ enum class MemoryKind : uint8_t {
   kPool,    // `place` is region << 48 | offset
   kStaged,  // in the rank's slot, a piece at a time
   kProcess,  // `place` is an address in the rank's process, for process_vm_readv
-  kNothing   // there are no bytes
+  kNothing,  // there are no bytes
+  kInline    // copied beside the entry: what is small moves in one step, and every rank works on all of it
 };
 
 struct Entry {
@@ -58,6 +61,8 @@ struct RankLines {
   alignas(128) std::atomic<uint64_t> taken[kMaxMessages];  // of what this rank receives, by tag
   // AllToAll: bytes to each rank, by turns as `full`.
   alignas(128) std::atomic<int64_t> part_bytes[2][kMaxRanks];
+  // Memory of small operations, by turns as `full`.
+  alignas(128) std::byte inline_bytes[2][kInlineBytes];
   // Shrink: not 0 once this rank touches nothing of the group, and none of its peers' memory for it, any more.
   alignas(128) std::atomic<uint64_t> came_to_shrink;
 };

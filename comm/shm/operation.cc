@@ -82,6 +82,32 @@ bool Call::Matches(const Entry& entry) const {
          entry.parts.load(kRelaxed) == parts;
 }
 
+RecordedKind Call::kind_for_recorder() const {
+  switch (kind) {
+    case Collective::kNone:
+      return RecordedKind::kNone;
+    case Collective::kBarrier:
+      return RecordedKind::kBarrier;
+    case Collective::kAllReduce:
+      return RecordedKind::kAllReduce;
+    case Collective::kReduceScatter:
+      return RecordedKind::kReduceScatter;
+    case Collective::kAllGather:
+      return RecordedKind::kAllGather;
+    case Collective::kBroadcast:
+      return RecordedKind::kBroadcast;
+    case Collective::kReduce:
+      return RecordedKind::kReduce;
+    case Collective::kAllToAll:
+      return RecordedKind::kAllToAll;
+    case Collective::kExchangeHalo:
+      return RecordedKind::kHalo;
+    case Collective::kSendReceive:
+      return RecordedKind::kSendReceive;
+  }
+  return RecordedKind::kNone;
+}
+
 std::string Call::Describe() const {
   std::string text(KindName(kind));
   switch (kind) {

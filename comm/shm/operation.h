@@ -7,6 +7,7 @@
 #include <string>
 
 #include "comm/communicator.h"
+#include "comm/recorder.h"
 #include "comm/shm/group_block.h"
 #include "comm/wait.h"
 
@@ -33,6 +34,7 @@ struct Call {
   static Call ReadFrom(const Entry& entry);
   // Whether both are the same collective with the same sizes. Reads the words alone, which is quick.
   bool Matches(const Entry& entry) const;
+  RecordedKind kind_for_recorder() const;
   // `all_reduce sum of 1024 f32 "generator.0.weight gradient"`
   std::string Describe() const;
 
@@ -76,11 +78,14 @@ struct Operation final : Pending::Work {
   int message_count = 0;
   bool is_partial = false;  // not every rank takes part
   std::atomic<int> priority{0};
+  bool is_inline = false;   // its memory travels with the entries
   bool in_background = false;
   absl::Duration timeout = absl::ZeroDuration();
 
   // How far it has come.
   uint64_t sequence = 0;
+  uint64_t ticket = 0;      // the recorder's
+  int recorded_peer = -1;   // whom the recorder says it waits for
   WaitClock::time_point deadline = {};  // set with the first wait
   bool is_published = false, is_entered = false, is_staged = false, has_process_memory = false;
   int parity = 0;

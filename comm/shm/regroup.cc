@@ -101,7 +101,7 @@ absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Shrink(absl::Dura
     block_.survivors.compare_exchange_strong(nobody, came, std::memory_order_seq_cst);
     RingOthers();
     return true;
-  });
+  }, [this] { return SharesCore(); });
   if (!decided) {
     std::string missing;
     for (int rank = 0; rank < size(); ++rank) {

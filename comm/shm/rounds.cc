@@ -1,5 +1,7 @@
 // Operations that all ranks of a group take part in, round by round.
 //
+//   small             publish with a copy of the memory | every rank works on all of it. No second meeting: what a rank publishes stays as
+//                     it is until the operation after the next, and by then all have been through.
 //   pool memory       publish | work on everybody's memory | through
 //   other memory      below a slot's size, or where cross-memory calls do not work, it goes through the ranks' slots in chunks:
 //                     chunk 0 into the slot, publish | work | chunk 0 out, chunk 1 in | work | ... | last chunk out
@@ -65,6 +67,7 @@ void ShmCommunicator::Publish(Operation& operation) {
   operation.piece_bytes = by_part ? kSlotBytes / size() / kLineBytes * kLineBytes : kSlotBytes;
   if (operation.call.memory == MemoryKind::kStaged) StageIn(operation, 0);
   RankLines& mine = lines(rank_);
+  if (operation.call.memory == MemoryKind::kInline) CopyBytes(mine.inline_bytes[operation.parity], operation.from, operation.from_bytes, false);
   if (operation.call.kind == Collective::kAllToAll) {
     for (int rank = 0; rank < size(); ++rank) {
       mine.part_bytes[operation.parity][rank].store(operation.parts[rank], std::memory_order_relaxed);
@@ -120,6 +123,8 @@ bool ShmCommunicator::Enter(Operation& operation) {
     const std::byte* base = nullptr;
     if (memory == MemoryKind::kStaged) {
       base = slot(rank);
+    } else if (memory == MemoryKind::kInline) {
+      base = lines(rank).inline_bytes[operation.parity];
     } else if (rank == rank_) {
       base = operation.from;
       if (memory == MemoryKind::kProcess) memory = MemoryKind::kPool;  // as far as this rank is concerned
@@ -138,6 +143,10 @@ bool ShmCommunicator::Enter(Operation& operation) {
         base += parts[before].load(std::memory_order_relaxed);
       }
     }
+    // Ranks have different parts, and learn here whether all of them are small.
+    if (operation.call.kind == Collective::kAllToAll) {
+      operation.is_inline = (rank == 0 || operation.is_inline) && (memory == MemoryKind::kInline || memory == MemoryKind::kNothing);
+    }
     operation.memory[rank] = memory;
     operation.base[rank] = base;
   }
@@ -148,7 +157,7 @@ bool ShmCommunicator::Enter(Operation& operation) {
 
 void ShmCommunicator::PlanRounds(Operation& operation) {
   const Collective kind = operation.call.kind;
-  if (kind == Collective::kBarrier) {
+  if (operation.is_inline) {
     operation.last_round = 1;
   } else if (operation.is_staged) {
     int64_t largest = operation.call.count;
@@ -189,7 +198,7 @@ bool ShmCommunicator::DoRound(Operation& operation) {
       if (operation.round < operation.last_round) StageIn(operation, chunk + 1);
       return true;
     }
-  } else if (operation.round == operation.last_round) {
+  } else if (operation.round == operation.last_round && !operation.is_inline) {
     return true;
   } else if (operation.round == 2) {
     return PullSlices(operation);
@@ -236,6 +245,11 @@ bool ShmCommunicator::ReduceSlices(Operation& operation, int64_t chunk) {
   int64_t begin = SliceBegin(bytes, size(), rank_), end = SliceBegin(bytes, size(), rank_ + 1);
   const bool only_root = operation.call.kind == Collective::kReduce;
   const bool only_own = operation.has_process_memory;  // nobody can write to another process's memory
+  if (operation.is_inline) {
+    std::byte* const to = operation.to;
+    const bool takes = bytes > 0 && (!only_root || rank_ == operation.call.root);
+    return !takes || ReduceRun(operation, 0, 0, bytes, std::span(&to, 1));
+  }
   if (only_root && only_own) {
     begin = 0;
     end = rank_ == operation.call.root ? bytes : 0;

@@ -1,6 +1,7 @@
 #include "comm/shm/shm_communicator.h"
 
 #include <algorithm>
+#include <bit>
 #include <utility>
 
 namespace gantry::shm {
@@ -46,7 +47,7 @@ absl::Status ShmCommunicator::WaitFor(Operation& operation, absl::Duration timeo
     if (operation.done()) return true;
     if (rested) node_.MoveOthers(this);
     return operation.done();
-  });
+  }, [this] { return SharesCore(); });
   if (operation.done()) return operation.status;
   return absl::DeadlineExceededError(absl::StrFormat("%s goes on after %s of waiting", operation.call.Describe(),
                                                      absl::FormatDuration(timeout)));
@@ -104,6 +105,11 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
     losses_seen_ = losses;
   }
   if (!looks_closely) return false;
+  if (Recorder* recorder = node_.recorder(); recorder != nullptr) {
+    const uint64_t missing = Missing(operation);
+    const int peer = missing == 0 ? -1 : ranks_[std::countr_zero(missing)];
+    if (peer != std::exchange(operation.recorded_peer, peer)) recorder->Waiting(operation.ticket, peer);
+  }
   const WaitClock::time_point now = WaitClock::now();
   if (operation.deadline == WaitClock::time_point()) operation.deadline = now + absl::ToChronoNanoseconds(operation.timeout);
   if (now >= operation.deadline) Break(Breach::kTimeout, operation, rank_, nullptr, Missing(operation));
@@ -111,6 +117,7 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
 }
 
 void ShmCommunicator::Finish(Operation& operation, absl::Status status) {
+  if (Recorder* recorder = node_.recorder(); recorder != nullptr) recorder->End(operation.ticket, status.ok());
   operation.status = std::move(status);
   const bool in_background = operation.in_background;
   operation.state.store(Operation::kDone, std::memory_order_seq_cst);
@@ -184,7 +191,15 @@ std::string ShmCommunicator::DescribeWait(const Operation& operation) const {
                          operation.call.Describe(), RankList(Missing(operation)));
 }
 
+bool ShmCommunicator::SharesCore() {
+  for (const int rank : ranks_) {
+    if (rank != ranks_[rank_] && node_.bell(rank).SharesCore()) return true;
+  }
+  return false;
+}
+
 void ShmCommunicator::RingOthers() {
+  node_.own_bell().NoteCore();
   for (const int rank : ranks_) {
     if (rank != ranks_[rank_]) node_.bell(rank).Ring();
   }

@@ -60,7 +60,8 @@ class ShmCommunicator final : public Communicator, private Mover {
   Operation* NextFree(absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(start_mutex_);
   template <typename Fill>
   Pending Start(const CollectiveOptions& options, Fill&& fill);
-  void Expose(Operation& operation, const void* data, int64_t bytes) const;
+  // `is_small`: the operation's memory is at most kInlineBytes on every rank, which all of them know alike.
+  void Expose(Operation& operation, const void* data, int64_t bytes, bool is_small = false) const;
 
   // shm_communicator.cc: moving on. All of it under the driving lock, which only one thread at a time gets.
   Result MoveOnce(bool rested) override;
@@ -78,6 +79,7 @@ class ShmCommunicator final : public Communicator, private Mover {
   uint64_t Missing(const Operation& operation) const;  // ranks that the operation waits for, as bits
   std::string DescribeWait(const Operation& operation) const;
   void RingOthers();
+  bool SharesCore();
 
   // rounds.cc: operations that all ranks take part in.
   Result StepFull(Operation& operation, bool looks_closely);

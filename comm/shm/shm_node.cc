@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <random>
 #include <utility>
 
@@ -21,10 +22,10 @@ struct Hello {
   uint64_t probe_value;
 };
 
+// Of one core's last cache as the kernel has it: the C library counts all of a socket's together.
 int64_t HalfOfLastCache() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  if (const long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE); bytes > 0) return bytes / 2;
-#endif
+  int64_t kibibytes = 0;
+  if (std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size"); file >> kibibytes && kibibytes > 0) return kibibytes * 512;
   return int64_t{16} << 20;
 }
 
@@ -47,6 +48,7 @@ absl::StatusOr<std::unique_ptr<ShmNode>> ShmNode::Open(Links& links, Liveness& l
 
 absl::Status ShmNode::Join(const NodeOptions& options, absl::Duration timeout) {
   const int self = links_.rank();
+  recorder_ = options.recorder;
   index_.assign(links_.size(), -1);
   process_ids_.assign(links_.size(), 0);
   for (int rank = 0; rank < links_.size(); ++rank) {
@@ -187,7 +189,7 @@ void ShmNode::RunLane() {
       if (!rested) return in_background_.load(std::memory_order_seq_cst) == 0;
       MoveOthers(nullptr);
       return in_background_.load(std::memory_order_seq_cst) == 0;
-    });
+    }, [] { return false; });
   }
 }
 

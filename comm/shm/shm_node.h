@@ -15,13 +15,15 @@
 #include "comm/links.h"
 #include "comm/liveness.h"
 #include "comm/pool.h"
+#include "comm/recorder.h"
 #include "comm/shared_region.h"
 #include "comm/wait.h"
 
 namespace gantry::shm {
 
 struct NodeOptions {
-  bool cross_memory = true;  // process_vm_readv for memory outside the pool, where a probe shows that it works between all ranks
+  bool cross_memory = false;  // process_vm_readv for large memory outside the pool, where a probe shows that it works between all ranks
+  Recorder* recorder = nullptr;
 };
 
 // Something with operations that go on in small steps. Its methods are called from any thread.
@@ -50,6 +52,7 @@ class ShmNode {
   const Pool& pool() const { return pool_; }
   std::span<const int> ranks() const { return ranks_; }  // of the job, on this node, ascending
   int core_count() const { return core_count_; }         // that these ranks may run on
+  Recorder* recorder() { return recorder_; }              // or null
   const WaitPolicy& policy() const { return policy_; }
   bool cross_memory() const { return cross_memory_; }
   int64_t process_id(int rank) const { return process_ids_[rank]; }  // for cross-memory calls
@@ -82,6 +85,7 @@ class ShmNode {
   int64_t stream_bytes_ = 16 << 20;
   bool cross_memory_ = false;
   WaitPolicy policy_;
+  Recorder* recorder_ = nullptr;
   SharedRegion region_;
   Doorbell* bells_ = nullptr;
   Doorbell* own_bell_ = nullptr;

@@ -58,6 +58,7 @@ Pending ShmTransport::Signal(GlobalAddress word, uint64_t add) {
   const absl::StatusOr<std::byte*> place = LocateWord(word);
   if (!place.ok()) return Pending(place.status());
   std::atomic_ref<uint64_t>(*reinterpret_cast<uint64_t*>(*place)).fetch_add(add, std::memory_order_seq_cst);
+  node_.own_bell().NoteCore();
   node_.bell(word.rank).Ring();
   return Pending();
 }
@@ -80,7 +81,7 @@ absl::Status ShmTransport::WaitSignal(int from, int region, int64_t offset, uint
     }
     if (rested && !lost) node_.MoveOthers(nullptr);
     return lost;
-  });
+  }, [&] { return from >= 0 && Reaches(from) && node_.bell(from).SharesCore(); });
   if (!ready) return absl::DeadlineExceededError(absl::StrCat(describe(), "; it did not come in ", absl::FormatDuration(timeout)));
   if (!lost || word.load(std::memory_order_seq_cst) >= value) return absl::OkStatus();
   return node_.liveness().StatusOf(from, describe());

@@ -79,6 +79,11 @@ Pending ShmCommunicator::Start(const CollectiveOptions& options, Fill&& fill) {
     operation->timeout = std::min(options.timeout, absl::Hours(24 * 365));
     operation->sequence = ++started_;
     operation->deadline = {};
+    operation->recorded_peer = -1;
+    if (Recorder* recorder = node_.recorder(); recorder != nullptr) {
+      operation->ticket = recorder->Begin({.kind = operation->call.kind_for_recorder(), .value = options.name, .group = name_,
+                                           .number = operation->sequence, .bytes = operation->from_bytes});
+    }
     operation->is_published = operation->is_entered = operation->is_staged = operation->has_process_memory = false;
     operation->round = operation->last_round = operation->synced = operation->peer_step = 0;
     operation->cursor = 0;
@@ -93,9 +98,12 @@ Pending ShmCommunicator::Start(const CollectiveOptions& options, Fill&& fill) {
   return Pending(*operation);
 }
 
-void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t bytes) const {
+void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t bytes, bool is_small) const {
+  operation.is_inline = is_small;
   if (bytes == 0) {
     operation.call.memory = MemoryKind::kNothing;
+  } else if (is_small) {
+    operation.call.memory = MemoryKind::kInline;
   } else if (const std::optional<GlobalAddress> address = node_.pool().Find(data, bytes); address.has_value()) {
     operation.call.memory = MemoryKind::kPool;
     operation.call.place = static_cast<uint64_t>(address->region) << 48 | static_cast<uint64_t>(address->offset);
@@ -117,7 +125,7 @@ Pending ShmCommunicator::AllReduce(void* data, int64_t count, ElementType type, 
     operation.call.count = count;
     operation.from = operation.to = Bytes(data);
     operation.from_bytes = count * SizeBytes(type);
-    Expose(operation, data, operation.from_bytes);
+    Expose(operation, data, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 
@@ -133,7 +141,7 @@ Pending ShmCommunicator::Reduce(void* data, int64_t count, ElementType type, Red
     operation.call.count = count;
     operation.from = operation.to = Bytes(data);
     operation.from_bytes = count * SizeBytes(type);
-    Expose(operation, data, operation.from_bytes);
+    Expose(operation, data, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 
@@ -152,7 +160,7 @@ Pending ShmCommunicator::ReduceScatter(const void* from, void* to, std::span<con
     for (int rank = 0; rank < size(); ++rank) operation.parts[rank] = counts[rank] * SizeBytes(type);
     operation.from_bytes = operation.call.count = Total(counts) * SizeBytes(type);
     operation.call.parts = Hash(counts);
-    Expose(operation, from, operation.from_bytes);
+    Expose(operation, from, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 
@@ -169,7 +177,7 @@ Pending ShmCommunicator::AllGather(const void* from, void* to, std::span<const i
     operation.from_bytes = bytes[rank_];
     operation.call.count = Total(bytes);
     operation.call.parts = Hash(bytes);
-    Expose(operation, from, operation.from_bytes);
+    Expose(operation, from, operation.from_bytes, *std::max_element(bytes.begin(), bytes.end()) <= kInlineBytes);
   });
 }
 
@@ -183,7 +191,7 @@ Pending ShmCommunicator::Broadcast(void* data, int64_t bytes, int root, const Co
     operation.call.count = bytes;
     operation.from = operation.to = Bytes(data);
     operation.from_bytes = bytes;
-    Expose(operation, data, rank_ == root ? bytes : 0);
+    Expose(operation, data, rank_ == root ? bytes : 0, bytes <= kInlineBytes);
   });
 }
 
@@ -206,7 +214,7 @@ Pending ShmCommunicator::AllToAll(const void* from, std::span<const int64_t> fro
     std::copy(to_bytes.begin(), to_bytes.end(), operation.to_parts);
     operation.from_bytes = Total(from_bytes);
     operation.call.largest_part = *std::max_element(from_bytes.begin(), from_bytes.end());
-    Expose(operation, from, operation.from_bytes);
+    Expose(operation, from, operation.from_bytes, operation.from_bytes <= kInlineBytes);
   });
 }
 
@@ -229,6 +237,8 @@ Pending ShmCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, 
     operation.is_partial = true;
     operation.call.kind = Collective::kExchangeHalo;
     operation.message_count = 0;
+    operation.from_bytes = 0;
+    for (const HaloExchange& halo : dimensions) operation.from_bytes += static_cast<int64_t>(halo.to_before.size() + halo.to_behind.size());
     int place = 0;
     const auto add = [&](int peer, int tag, bool out, const std::byte* data, size_t bytes) {
       operation.messages[operation.message_count++] = {.peer = peer, .tag = tag, .out = out, .data = const_cast<std::byte*>(data),
@@ -265,7 +275,7 @@ Pending ShmCommunicator::SendReceive(void* data, int64_t bytes, int from, int to
     operation.call.kind = Collective::kSendReceive;
     operation.call.root = from;
     operation.call.to = to;
-    operation.call.count = bytes;
+    operation.call.count = operation.from_bytes = bytes;
     operation.message_count = rank_ == from || rank_ == to ? 1 : 0;
     operation.messages[0] = {.peer = rank_ == from ? to : from, .out = rank_ == from, .data = Bytes(data), .bytes = bytes};
   });
@@ -277,6 +287,7 @@ absl::Status ShmCommunicator::Barrier(absl::Duration timeout) {
     operation.is_partial = false;
     operation.call.kind = Collective::kBarrier;
     operation.call.memory = MemoryKind::kNothing;
+    operation.is_inline = true;
     operation.from_bytes = 0;
   });
   return barrier.Wait(absl::InfiniteDuration());

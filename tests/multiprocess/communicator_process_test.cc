@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 #include <time.h>
 
 #include <algorithm>
@@ -59,7 +60,7 @@ TEST_P(CommunicatorProcessTest, ThreeCommunicatorsUnderRandomDelays) {
   RunRanksOptions options;
   options.timeout = absl::Seconds(120 + 2 * Seconds(2));
   RunRanks(GetParam(), [](Links& links, Liveness& liveness) {
-    Rank rank = Open(links, liveness);
+    Rank rank = Open(links, liveness, {.cross_memory = links.size() % 2 == 0});
     Communicator& world = rank.fabric->world();
     const int64_t end = NowNanoseconds() + static_cast<int64_t>(Seconds(2) * 1e9);
     std::mt19937_64 shared(17 * links.size());
@@ -153,6 +154,25 @@ TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
       EXPECT_TRUE((*rest)->Barrier().ok());
     });
   }
+}
+
+// A rank that waits costs next to nothing: it sleeps.
+TEST(CommunicatorWaitTest, WaitingRanksSleep) {
+  RunRanks(4, [](Links& links, Liveness& liveness) {
+    Rank rank = Open(links, liveness);
+    Communicator& world = rank.fabric->world();
+    ASSERT_TRUE(world.Barrier().ok());
+    const auto processor_seconds = [] {
+      rusage usage;
+      getrusage(RUSAGE_SELF, &usage);
+      return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + 1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+    };
+    const double before = processor_seconds();
+    constexpr double kSeconds = 2;
+    if (rank.rank == 3) std::this_thread::sleep_for(std::chrono::duration<double>(kSeconds));
+    ASSERT_TRUE(world.Barrier().ok());
+    EXPECT_LT(processor_seconds() - before, 0.02 * kSeconds);
+  });
 }
 
 TEST(TransportProcessTest, ReadOnlyMemoryCannotBeWritten) {

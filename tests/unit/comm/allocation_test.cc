@@ -1,0 +1,60 @@
+// Repeated collectives allocate nothing.
+
+#include <gtest/gtest.h>
+
+#include <optional>
+
+#include "tests/support/allocation_counter.h"
+#include "tests/support/thread_job.h"
+
+namespace gantry {
+namespace {
+
+TEST(CommunicatorAllocationTest, RepeatedCollectivesAllocateNothing) {
+  RunThreadRanks(2, 1 << 20, {}, [](Rank& rank, ThreadJob&) {
+    Communicator& world = rank.fabric->world();
+    auto* data = reinterpret_cast<float*>(rank.arena);
+    std::vector<float> outside(100000);
+    const std::vector<int64_t> parts = {4000, 4000}, counts = {1000, 1000};
+    const auto all = [&] {
+      bool ok = true;
+      for (const bool in_background : {false, true}) {
+        const CollectiveOptions options{.name = "a name that is longer than what a string holds by itself", .in_background = in_background};
+        Pending one = world.AllReduce(data, 100000, ElementType::kF32, ReduceOp::kSum, options);
+        Pending two = world.AllReduce(outside.data(), 100000, ElementType::kBf16, ReduceOp::kMax, options);
+        ok &= one.Wait().ok() && two.Wait().ok();
+        ok &= world.AllGather(data + rank.rank * 1000, data, parts, options).Wait().ok();
+        ok &= world.ReduceScatter(data, data + 4000, counts, ElementType::kF32, ReduceOp::kSum, options).Wait().ok();
+        ok &= world.AllToAll(data, parts, data + 4000, parts, options).Wait().ok();
+        ok &= world.Broadcast(data, 4000, 0, options).Wait().ok();
+        ok &= world.Reduce(data, 4000, ElementType::kF32, ReduceOp::kSum, 0, options).Wait().ok();
+        ok &= world.SendReceive(data, 4000, 0, 1, options).Wait().ok();
+        const HaloExchange halo{.before = 1 - world.rank(),
+                                .behind = 1 - world.rank(),
+                                .to_before = {rank.arena, 64},
+                                .to_behind = {rank.arena + 64, 64},
+                                .from_before = {rank.arena + 128, 64},
+                                .from_behind = {rank.arena + 192, 64}};
+        ok &= world.ExchangeHalo(std::span(&halo, 1), options).Wait().ok();
+        ok &= rank.fabric->transport(1).Put({1 - rank.rank, 0, 4096}, {rank.arena, 64}).Wait().ok();
+        ok &= world.Barrier().ok();
+      }
+      return ok;
+    };
+    ASSERT_TRUE(all());  // makes the lane
+    ASSERT_TRUE(world.Barrier().ok());
+    // Both ranks are threads of this process: what either allocates is counted.
+    std::optional<testing::AllocationCounter> counter;
+    if (rank.rank == 0) counter.emplace();
+    bool ok = true;
+    for (int i = 0; i < 50; ++i) ok &= all();
+    if (rank.rank == 0) {
+      EXPECT_EQ(counter->Count(), 0);
+    }
+    EXPECT_TRUE(ok);
+    ASSERT_TRUE(world.Barrier().ok());
+  });
+}
+
+}  // namespace
+}  // namespace gantry

@@ -5,6 +5,7 @@ namespace {
 
 constexpr int kVectorFloats = 8;
 constexpr int kTileRows = 6;
+constexpr int kGroupSteps = 16;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
 #include "ops/cpu/panel/norm_kernels.inc"
@@ -16,8 +17,8 @@ const PanelKernels kAvx2Kernels = {
     .gemm = Gemm,
     .gemm_transposed = GemmTransposed,
     .transpose = Transpose,
-    .winograd = {{MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM4R2>()},
-                 {MakeWinogradKernels<FormM2R3>(), MakeWinogradKernels<FormM4R3>()}},
+    .winograd = {{MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM3R2>(), MakeWinogradKernels<FormM4R2>()},
+                 {MakeWinogradKernels<FormM2R3>(), MakeWinogradKernels<FormM3R3>(), MakeWinogradKernels<FormM4R3>()}},
     .moments = Moments,
     .normalize = Normalize,
     .gradient_sums = GradientSums,

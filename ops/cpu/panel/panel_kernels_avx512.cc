@@ -5,7 +5,6 @@ namespace {
 
 constexpr int kVectorFloats = 16;
 constexpr int kTileRows = 16;
-constexpr int kGroupSteps = 16;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
 #include "ops/cpu/panel/norm_kernels.inc"

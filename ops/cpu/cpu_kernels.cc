@@ -11,6 +11,7 @@ namespace {
 constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakePanelKernel,
     cpu::MakePanelNormalization,
+    cpu::MakePlainNormalization,
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,
     cpu::MakeFastOptimizer,

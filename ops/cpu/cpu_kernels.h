@@ -13,6 +13,9 @@ using KernelMaker = absl::StatusOr<std::unique_ptr<Kernel>> (*)(const KernelRequ
 
 // panel_normalization.cc: batch norm of panel tensors.
 absl::StatusOr<std::unique_ptr<Kernel>> MakePanelNormalization(const KernelRequest& request);
+// normalization.cc: batch, instance, group and layer norm of plain tensors, statistics and parameters constant over rows of at least
+// 16 elements.
+absl::StatusOr<std::unique_ptr<Kernel>> MakePlainNormalization(const KernelRequest& request);
 // elementwise.cc: every elementwise op, broadcast, fill and add_if. On plain tensors with any broadcast; on panel
 // tensors with operands of the same shape, scalars, and one value per channel.
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastElementwise(const KernelRequest& request);

@@ -37,7 +37,7 @@ Direction DirectionOf(const Attributes& attributes) {
 
 ConvOptions OptionsOf(const Attributes& attributes) {
   ConvOptions options;
-  for (Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd4}) {
+  for (Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd3, Algorithm::kWinograd4}) {
     if (Name(algorithm) == attributes.String("algorithm")) options.algorithm = algorithm;
   }
   const std::vector<int64_t> formats = attributes.Ints("formats", {1, 1});

@@ -90,6 +90,7 @@ struct Candidate {
   std::function<void()> pack;
   std::function<void()> run;
   std::function<std::vector<float>()> result;
+  double error = 0;  // RMS error against double over the RMS of the result
   double best_ms = 1e30;
   double best_pack_ms = 1e30;
 };
@@ -103,8 +104,8 @@ double TimeMs(const std::function<void()>& work) {
 Candidate MakePanel(const Layer& layer, Direction direction, Algorithm algorithm, const Operands& operands,
                     int threads) {
   const ConvGeometry g = layer.geometry;
-  const PanelConv conv = *PanelConv::Create(
-      g, direction, {.algorithm = algorithm, .input_format = layer.input_format, .output_format = layer.output_format});
+  const PanelConv conv = *PanelConv::Create(g, direction,
+                                            {.algorithm = algorithm, .input_format = layer.input_format, .output_format = layer.output_format});
   struct State {
     Floats input, output, weights, packed, scratch;
   };
@@ -251,6 +252,61 @@ Candidate MakeOneDnn(const Layer& layer, Direction direction, const Operands& op
   return candidate;
 }
 
+// Some of the results in double: pairs of an index and the value.
+std::vector<std::pair<int64_t, double>> SampleInDouble(const ConvGeometry& g, Direction direction, const Operands& o) {
+  constexpr int kSamples = 1000;
+  std::mt19937_64 random(2);
+  std::vector<std::pair<int64_t, double>> samples;
+  const auto in = [&](int64_t n, int64_t c, int64_t y, int64_t x) { return ((n * g.in_channels + c) * g.in_h + y) * g.in_w + x; };
+  const auto out = [&](int64_t n, int64_t c, int64_t y, int64_t x) { return ((n * g.out_channels + c) * g.out_h + y) * g.out_w + x; };
+  const auto below = [&](int64_t count) { return static_cast<int64_t>(random() % static_cast<uint64_t>(count)); };
+  for (int sample = 0; sample < kSamples; ++sample) {
+    double sum = 0;
+    const int64_t n = below(g.batch), c = below(g.in_channels), f = below(g.out_channels);
+    if (direction == Direction::kForward) {
+      const int64_t y = below(g.out_h), x = below(g.out_w);
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        const int64_t in_y = y * g.stride_h - g.pad_top + tap / g.kernel_w, in_x = x * g.stride_w - g.pad_left + tap % g.kernel_w;
+        if (in_y < 0 || in_y >= g.in_h || in_x < 0 || in_x >= g.in_w) continue;
+        for (int64_t i = 0; i < g.in_channels; ++i) {
+          sum += 1.0 * o.input[in(n, i, in_y, in_x)] * o.weights[(f * g.in_channels + i) * g.taps() + tap];
+        }
+      }
+      samples.emplace_back(out(n, f, y, x), sum);
+    } else if (direction == Direction::kInputGradient) {
+      const int64_t y = below(g.in_h), x = below(g.in_w);
+      for (int64_t tap = 0; tap < g.taps(); ++tap) {
+        const int64_t top = y + g.pad_top - tap / g.kernel_w, left = x + g.pad_left - tap % g.kernel_w;
+        if (top < 0 || left < 0 || top % g.stride_h != 0 || left % g.stride_w != 0) continue;
+        if (top / g.stride_h >= g.out_h || left / g.stride_w >= g.out_w) continue;
+        for (int64_t i = 0; i < g.out_channels; ++i) {
+          sum += 1.0 * o.output[out(n, i, top / g.stride_h, left / g.stride_w)] * o.weights[(i * g.in_channels + c) * g.taps() + tap];
+        }
+      }
+      samples.emplace_back(in(n, c, y, x), sum);
+    } else {
+      const int64_t tap = below(g.taps());
+      for (int64_t i = 0; i < g.batch * g.out_h * g.out_w; ++i) {
+        const int64_t image = i / (g.out_h * g.out_w), y = i / g.out_w % g.out_h, x = i % g.out_w;
+        const int64_t in_y = y * g.stride_h - g.pad_top + tap / g.kernel_w, in_x = x * g.stride_w - g.pad_left + tap % g.kernel_w;
+        if (in_y < 0 || in_y >= g.in_h || in_x < 0 || in_x >= g.in_w) continue;
+        sum += 1.0 * o.input[in(image, c, in_y, in_x)] * o.output[out(image, f, y, x)];
+      }
+      samples.emplace_back((f * g.in_channels + c) * g.taps() + tap, sum);
+    }
+  }
+  return samples;
+}
+
+double RelativeError(const std::vector<float>& actual, const std::vector<std::pair<int64_t, double>>& expected) {
+  double error = 0, size = 0;
+  for (const auto& [index, value] : expected) {
+    error += (actual[index] - value) * (actual[index] - value);
+    size += value * value;
+  }
+  return std::sqrt(error / size);
+}
+
 void RequireClose(const std::vector<float>& actual, const std::vector<float>& expected, const std::string& what) {
   double error = 0, size = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -298,7 +354,7 @@ int main(int argc, char** argv) {
     }
     for (Direction direction : {Direction::kForward, Direction::kInputGradient, Direction::kWeightGradient}) {
       std::vector<Candidate> candidates;
-      for (Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd4}) {
+      for (Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd3, Algorithm::kWinograd4}) {
         const ConvOptions options{
             .algorithm = algorithm, .input_format = layer.input_format, .output_format = layer.output_format};
         if (!PanelConv::Supports(g, direction, options)) continue;
@@ -310,8 +366,11 @@ int main(int argc, char** argv) {
         candidate.run();
       }
       const std::vector<float> expected = candidates.back().result();
-      for (const Candidate& candidate : candidates) {
-        RequireClose(candidate.result(), expected, std::string(layer.name) + " " + candidate.name);
+      const auto samples = SampleInDouble(g, direction, operands);
+      for (Candidate& candidate : candidates) {
+        const std::vector<float> result = candidate.result();
+        RequireClose(result, expected, std::string(layer.name) + " " + candidate.name);
+        candidate.error = RelativeError(result, samples);
       }
       for (int round = 0; round < rounds; ++round) {
         for (Candidate& candidate : candidates) {
@@ -326,6 +385,7 @@ int main(int argc, char** argv) {
       for (const Candidate& candidate : candidates) {
         std::printf("  %s%s %.2f ms %.0f GF/s", candidate.name == Name(chosen) ? "*" : "", candidate.name.c_str(),
                     candidate.best_ms, g.flops() / candidate.best_ms * 1e-6);
+        std::printf(" %.1e", candidate.error);
         if (candidate.pack) std::printf(" (pack %.2f)", candidate.best_pack_ms);
       }
       std::printf("\n");

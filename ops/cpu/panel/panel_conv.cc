@@ -30,9 +30,12 @@ class Scratch {
   float* next_;
 };
 
+// Index of the form: outputs of a tile less 2.
+int FormOf(Algorithm algorithm) { return static_cast<int>(algorithm) - static_cast<int>(Algorithm::kWinograd2); }
+
 // The form for a kernel of three taps per phase, or of two, which Supports then checks.
 const WinogradKernels& TransformsFor(Isa isa, const ConvGeometry& g, Algorithm algorithm) {
-  return KernelsFor(isa).winograd[g.kernel_h == 3 * g.stride_h ? 1 : 0][algorithm == Algorithm::kWinograd4 ? 1 : 0];
+  return KernelsFor(isa).winograd[g.kernel_h == 3 * g.stride_h ? 1 : 0][FormOf(algorithm)];
 }
 
 }  // namespace
@@ -55,6 +58,8 @@ std::string_view Name(Algorithm algorithm) {
       return "direct";
     case Algorithm::kWinograd2:
       return "winograd2";
+    case Algorithm::kWinograd3:
+      return "winograd3";
     case Algorithm::kWinograd4:
       return "winograd4";
   }
@@ -132,19 +137,26 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
   const double pixels = taps_inside(g.in_h, g.out_h, g.kernel_h, g.stride_h, g.pad_top, g.dilation_h) *
                         taps_inside(g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_left, g.dilation_w);
   const double batch = static_cast<double>(g.batch);
+  // The errors of images add up from layer to layer, and decide at the kinks of activations; a weight gradient's go no further.
+  constexpr double kMostAmplification = 2.01;
   Algorithm best = Algorithm::kDirect;
   double best_ns = pixels * batch * channel_steps * kStepNs +
                    packings * static_cast<double>(g.taps()) * channel_steps * 16.0 * kPackNs;
-  for (const auto& [algorithm, outputs] :
-       {std::pair{Algorithm::kWinograd2, int64_t{2}}, std::pair{Algorithm::kWinograd4, int64_t{4}}}) {
+  for (Algorithm algorithm : {Algorithm::kWinograd2, Algorithm::kWinograd3, Algorithm::kWinograd4}) {
+    const int64_t outputs = FormOf(algorithm) + 2;
     const WinogradKernels& transforms = TransformsFor(Isa::kPortable, g, algorithm);
     if (!winograd::Supports(g, transforms)) continue;
-    const double tiles = static_cast<double>(((g.out_h + outputs - 1) / outputs) * ((g.out_w + outputs - 1) / outputs));
+    if (direction != Direction::kWeightGradient && transforms.amplification > kMostAmplification) continue;
+    // Per dimension: a last tile that is not full needs no product of the last point.
+    const auto positions = [&](int64_t size) {
+      return static_cast<double>((size + outputs - 1) / outputs * transforms.points() - (size % outputs != 0 ? 1 : 0));
+    };
+    const double products = positions(g.out_h) * positions(g.out_w);
     const double points = static_cast<double>(transforms.points() * transforms.points());
     const double phases = static_cast<double>(g.stride_h * g.stride_w);
     const double panels =
         phases * static_cast<double>(PanelCount(g.in_channels)) + static_cast<double>(PanelCount(g.out_channels));
-    const double ns = tiles * points * batch * (phases * channel_steps * kStepNs + panels * 16.0 * kTransformNs) +
+    const double ns = products * batch * (phases * channel_steps * kStepNs + panels * 16.0 * kTransformNs) +
                       packings * points * phases * channel_steps * 16.0 * kPackNs;
     if (ns < best_ns) {
       best = algorithm;

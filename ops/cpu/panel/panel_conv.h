@@ -42,7 +42,8 @@ enum class Algorithm : uint8_t {
   kDirect,     // any geometry
   kWinograd2,  // F(2x2,..) per phase: 4x4 stride 2 and 2x2 (packed weights 2.25 times as large), 3x3 and 6x6 stride 2
                // (1.8 times)
-  kWinograd4,  // F(4x4,..) likewise: 6.25 and 4 times the weights, two to three times the rounding error of kDirect
+  kWinograd3,  // F(3x3,..) likewise: 4 and 2.8 times the weights
+  kWinograd4,  // F(4x4,..) likewise: 6.25 and 4 times the weights
 };
 
 // How an image operand lies in memory.
@@ -100,7 +101,8 @@ class PanelConv {
   ConvOptions options_;
 };
 
-// The fastest algorithm by a model of its products and memory traffic (constants measured on Zen 3, AVX2).
+// The fastest algorithm by a model of its products and memory traffic (constants measured on Zen 3, AVX2), among those that round
+// little: for images, forms whose amplification (WinogradKernels) is at most 2.
 // `calls_per_packing`: how often packed weights are used before they change; it does not matter to the weight gradient.
 // The model is of panel images; with a plain image of few channels on the input's side kDirect is best.
 Algorithm ChooseAlgorithm(const ConvGeometry& geometry, Direction direction, int calls_per_packing = 2);

@@ -1,5 +1,7 @@
 #include "ops/cpu/panel/panel_isa.h"
 
+#include <cstdlib>
+
 namespace gantry::cpu {
 
 std::string_view Name(Isa isa) {
@@ -24,9 +26,15 @@ bool IsaAvailable(Isa isa) {
 }
 
 Isa BestIsa() {
-  static const Isa best = IsaAvailable(Isa::kAvx512) ? Isa::kAvx512
-                          : IsaAvailable(Isa::kAvx2) ? Isa::kAvx2
-                                                     : Isa::kPortable;
+  static const Isa best = [] {
+    Isa widest = Isa::kPortable;
+    const char* const most = std::getenv("GANTRY_ISA");
+    for (Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+      if (most != nullptr && most == Name(widest)) break;
+      if (IsaAvailable(isa)) widest = isa;
+    }
+    return widest;
+  }();
   return best;
 }
 

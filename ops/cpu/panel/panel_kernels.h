@@ -38,6 +38,9 @@ struct WinogradKernels {
 
   int outputs;
   int taps;
+  // How much larger a result's rounding error is than that of the products and sums in the transformed domain: with random data and
+  // products off by e of their own size each, a result is off by `amplification` x e of its size.
+  double amplification;
   Function input;           // n x n -> n x n
   Function input_adjoint;   // n x n -> n x n
   Function output;          // n x n -> outputs x outputs
@@ -64,7 +67,7 @@ struct PanelKernels {
                           int64_t k_count, float* c, bool accumulate, const float* const* next);
   // to[c * to_stride + r] = (accumulate ? itself : 0) + from[r * from_stride + c], 16 rows and columns, any alignment.
   void (*transpose)(const float* from, int64_t from_stride, float* to, int64_t to_stride, bool accumulate);
-  WinogradKernels winograd[2][2];  // [taps 2, 3][outputs 2, 4]
+  WinogradKernels winograd[2][3];  // [taps 2, 3][outputs 2, 3, 4]
 
   // Norms; see norm_kernels.inc. Per-channel arguments are 16 floats, images are rows of 16.
   void (*moments)(int64_t rows, const float* x, float* center, float* sum, float* squares);

@@ -40,6 +40,13 @@ struct Tiling {
     const int64_t blocks = (tiles + most - 1) / most;
     return (tiles + blocks - 1) / blocks;
   }
+  // Whether a product of this tile and point enters any result. Only the last output of a tile, per dimension, depends on the
+  // last point, and the last tile may lack it.
+  bool Needs(int64_t tile, int64_t point) const {
+    const bool row_missing = point / points == points - 1 && tile / tiles_x == tiles_y - 1 && g.out_h % m != 0;
+    const bool column_missing = point % points == points - 1 && tile % tiles_x == tiles_x - 1 && g.out_w % m != 0;
+    return !row_missing && !column_missing;
+  }
   // Floats between the points of an array of `tile_count` x `panels` panels.
   int64_t point_stride(int64_t tile_count, int64_t panels) const {
     return tile_count * panels * panel_floats + kPointGap;
@@ -111,7 +118,8 @@ int64_t PackedPanel(int64_t source, int64_t result, int64_t source_panels, int64
 // products[point][tile][result panel] = sums[point][tile][source panel] times weights[point][result panel][source
 // panel].
 struct PointProducts {
-  int64_t batch, points, tiles, source_panels, result_panels, k_count;
+  const Tiling& tiling;
+  int64_t first_tile, tiles, source_panels, result_panels, k_count;
   const float* sources;
   int64_t source_point_stride;
   const float* weights;
@@ -120,13 +128,14 @@ struct PointProducts {
 };
 
 void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int thread_count) {
-  const int64_t panel_floats = p.batch * 16;
+  const int64_t panel_floats = p.tiling.panel_floats;
+  const int64_t points = p.tiling.all_points;
   int64_t groups = 1;
-  while (thread_count > 1 && groups < p.result_panels && p.points * groups % thread_count != 0 &&
-         p.points * groups < 8 * thread_count) {
+  while (thread_count > 1 && groups < p.result_panels && points * groups % thread_count != 0 &&
+         points * groups < 8 * thread_count) {
     ++groups;
   }
-  ParallelFor(thread_count, p.points * groups, [&](int64_t task) {
+  ParallelFor(thread_count, points * groups, [&](int64_t task) {
     const int64_t point = task / groups;
     const int64_t first = p.result_panels * (task % groups) / groups;
     const int64_t last = p.result_panels * (task % groups + 1) / groups;
@@ -138,13 +147,16 @@ void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int t
     for (int64_t chunk = 0; chunk < p.source_panels; chunk += kChunkPanels) {
       const int64_t count = std::min(kChunkPanels, p.source_panels - chunk);
       for (int64_t panel = first; panel < last; ++panel) {
+        bool first_call = true;
         for (int64_t tile = 0; tile < p.tiles; ++tile) {
+          if (!p.tiling.Needs(p.first_tile + tile, point)) continue;
           const float* panels[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) panels[i] = sources + (tile * p.source_panels + chunk + i) * panel_floats;
           const float* b = weights + PackedPanel(chunk, panel, p.source_panels, p.result_panels) * 256;
-          kernels.gemm(p.batch, count, panels, b, offsets, p.k_count,
+          kernels.gemm(p.tiling.g.batch, count, panels, b, offsets, p.k_count,
                        results + (tile * p.result_panels + panel) * panel_floats, chunk > 0, nullptr, 1.0f,
-                       tile == 0 ? b + count * 256 : nullptr);
+                       first_call ? b + count * 256 : nullptr);
+          first_call = false;
         }
       }
     }
@@ -255,8 +267,8 @@ void Forward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradK
       TransformInput(t, transforms, input, zeros, first_tile + task / t.phase_panels, phase_panel / t.in_panels,
                      phase_panel % t.in_panels, inputs + task * t.panel_floats, input_stride);
     });
-    RunPointProducts({.batch = g.batch,
-                      .points = t.all_points,
+    RunPointProducts({.tiling = t,
+                      .first_tile = first_tile,
                       .tiles = tile_count,
                       .source_panels = t.phase_panels,
                       .result_panels = t.out_panels,
@@ -274,8 +286,11 @@ void Forward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradK
       float bias[16];
       uint8_t modes[kMostPoints];
       std::fill_n(modes, kMostPoints, finish ? kApplyEpilogue : 0);
-      for (int64_t p = 0; p < t.all_points; ++p) sources[p] = products + p * product_stride + task * t.panel_floats;
-      OutputPatch(t, output, first_tile + task / t.out_panels, panel, results);
+      const int64_t tile = first_tile + task / t.out_panels;
+      for (int64_t p = 0; p < t.all_points; ++p) {
+        sources[p] = t.Needs(tile, p) ? products + p * product_stride + task * t.panel_floats : zeros;
+      }
+      OutputPatch(t, output, tile, panel, results);
       const TransformFinish last{modes, PanelBias(epilogue, panel, g.out_channels, bias), epilogue.slope};
       transforms.output(t.panel_floats, sources, results, &last);
     });
@@ -301,8 +316,8 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
       TransformOutputGradient(t, transforms, output_gradient, zeros, first_tile + task / t.out_panels,
                               task % t.out_panels, gradients + task * t.panel_floats, gradient_stride);
     });
-    RunPointProducts({.batch = g.batch,
-                      .points = t.all_points,
+    RunPointProducts({.tiling = t,
+                      .first_tile = first_tile,
                       .tiles = tile_count,
                       .source_panels = t.out_panels,
                       .result_panels = t.phase_panels,
@@ -334,7 +349,7 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
           }
         }
         for (int64_t p = 0; p < t.all_points; ++p) {
-          sources[p] = products + p * product_stride + (i * t.phase_panels + phase_panel) * t.panel_floats;
+          sources[p] = t.Needs(tile, p) ? products + p * product_stride + (i * t.phase_panels + phase_panel) * t.panel_floats : zeros;
         }
         transforms.input_adjoint(t.panel_floats, sources, results, &finish);
       }
@@ -382,34 +397,49 @@ struct GradientProducts {
   float* sums;  // [point][out panel of the block][input panel of the group][16 in][16 out]
 };
 
-void AddProducts(const GradientProducts& p, int64_t tiles, int64_t in_count, int64_t first_out, int64_t out_count,
-                 bool first_block) {
+// Collects tiles [tile, end) of the block that need `point`, at most `most` of them; `tile` moves behind the last one.
+int64_t TakeTiles(const Tiling& t, int64_t first_tile, int64_t point, int64_t most, int64_t end, int64_t& tile, int64_t* taken) {
+  int64_t count = 0;
+  for (; tile < end && count < most; ++tile) {
+    if (t.Needs(first_tile + tile, point)) taken[count++] = tile;
+  }
+  return count;
+}
+
+void AddProducts(const GradientProducts& p, int64_t first_tile, int64_t tiles, int64_t in_count, int64_t first_out, int64_t out_count) {
   const Tiling& t = p.t;
   const int64_t group = p.blocking.group_panels;
   for (int64_t point = 0; point < t.all_points; ++point) {
     const float* inputs = p.inputs + point * p.blocking.input_stride(t);
     const float* gradients = p.gradients + point * p.gradient_stride + first_out * t.panel_floats;
     float* sums = p.sums + point * p.blocking.sum_stride();
-    for (int64_t tile = 0; tile < tiles; tile += p.blocking.chunk_tiles) {
-      const int64_t count = std::min(p.blocking.chunk_tiles, tiles - tile);
+    bool accumulate = first_tile > 0;
+    int64_t now[kChunkPanels], later[kChunkPanels];
+    int64_t tile = 0;
+    int64_t count = TakeTiles(t, first_tile, point, p.blocking.chunk_tiles, tiles, tile, now);
+    if (count == 0 && !accumulate) std::memset(sums, 0, static_cast<size_t>(p.blocking.sum_stride()) * sizeof(float));
+    while (count > 0) {
+      const int64_t later_count = TakeTiles(t, first_tile, point, p.blocking.chunk_tiles, tiles, tile, later);
       for (int64_t o = 0; o < out_count; ++o) {
         const float* b[kChunkPanels];
         const float* next[kChunkPanels];
-        for (int64_t i = 0; i < count; ++i) b[i] = gradients + ((tile + i) * t.out_panels + o) * t.panel_floats;
-        // Behind the last panel of this block come those of the next chunk or point.
-        const bool last = o + 1 == out_count;
-        const int64_t step = !last ? t.panel_floats
-                             : tile + p.blocking.chunk_tiles < tiles
-                                 ? (count * t.out_panels - o) * t.panel_floats
-                                 : p.gradient_stride - (tile * t.out_panels + o) * t.panel_floats;
-        for (int64_t i = 0; i < count; ++i) next[i] = b[i] + step;
+        for (int64_t i = 0; i < count; ++i) {
+          b[i] = gradients + (now[i] * t.out_panels + o) * t.panel_floats;
+          // Behind the last panel of this block come those of the next chunk or point.
+          if (o + 1 < out_count) next[i] = b[i] + t.panel_floats;
+          else if (i < later_count) next[i] = gradients + later[i] * t.out_panels * t.panel_floats;
+          else next[i] = gradients + p.gradient_stride + i * t.out_panels * t.panel_floats;
+        }
         for (int64_t c = 0; c < in_count; ++c) {
           const float* a[kChunkPanels];
-          for (int64_t i = 0; i < count; ++i) a[i] = inputs + ((tile + i) * group + c) * t.panel_floats;
-          p.kernels.gemm_transposed(16, count, a, b, t.g.batch, sums + (o * group + c) * 256, !first_block || tile > 0,
+          for (int64_t i = 0; i < count; ++i) a[i] = inputs + (now[i] * group + c) * t.panel_floats;
+          p.kernels.gemm_transposed(16, count, a, b, t.g.batch, sums + (o * group + c) * 256, accumulate,
                                     c == 0 ? next : nullptr);
         }
       }
+      accumulate = true;
+      std::copy_n(later, later_count, now);
+      count = later_count;
     }
   }
 }
@@ -483,7 +513,7 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const Wi
           const GradientProducts products{
               t,   blocking, kernels, inputs, gradients + first_tile * t.out_panels * t.panel_floats, gradient_stride,
               sums};
-          AddProducts(products, tiles, in_count, first_out, out_count, first_tile == 0);
+          AddProducts(products, first_tile, tiles, in_count, first_out, out_count);
         }
         transform_sums(first_out, out_count);
       }

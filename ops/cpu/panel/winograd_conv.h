@@ -1,21 +1,24 @@
 // Winograd's form of convolutions with a square kernel of stride * taps, taps 2 or 3: a stride-2 4x4 convolution is the
 // sum of 4 convolutions, one per phase of the input's rows and columns, each with 2x2 taps and stride 1 (A Lavin, S
 // Gray, CVPR 2016, for the transforms; the phases are the polyphase form of a strided filter). All phases are summed in
-// the transformed domain, so an output tile has one inverse transform. F(2,2) needs 9 products for 16, F(4,2) 25 for
-// 64, F(2,3) 16 for 36, F(4,3) 36 for 144.
+// the transformed domain, so an output tile has one inverse transform. F(2,2) needs 9 products for 16, F(3,2) 16 for 36, F(4,2) 25
+// for 64, F(2,3) 16 for 36, F(3,3) 25 for 81, F(4,3) 36 for 144. A last tile that is not full leaves out the products of the point
+// at infinity, on which only its missing outputs depend: 8 outputs need 3 + 3 + 2 of F(3,2), 11 points instead of 12.
 //
 // The input gradient is the adjoint of the whole algorithm (not a convolution with flipped weights), the weight
 // gradient its derivative; both use the same transforms, transposed.
 //
 // RMS (largest) error against float64 over the RMS of the result, normal data, 64 -> 128 channels, as panel_conv_test
-// prints it:
-//                   direct             F(2,.)             F(4,.)
-//   4x4 forward     5.0e-7 (6.1e-6)    6.2e-7 (3.6e-6)    1.3e-6 (1.3e-5)
-//       input       3.8e-7 (3.6e-6)    4.4e-7 (3.7e-6)    9.2e-7 (6.1e-6)
-//       weights     1.8e-7 (3.0e-6)    2.3e-7 (1.9e-6)    3.5e-7 (3.0e-6)
-//   3x3 forward     3.8e-7 (4.2e-6)    2.8e-7 (1.3e-6)    1.3e-6 (1.1e-5)
-//       input       5.3e-7 (4.9e-6)    3.7e-7 (2.0e-6)    1.7e-6 (9.1e-6)
-//       weights     1.7e-7 (1.8e-6)    2.1e-7 (1.7e-6)    6.9e-7 (5.1e-6)
+// prints it, and the factor by which the transforms enlarge the errors of products (WinogradKernels::amplification):
+//                   direct             F(2,.)             F(3,.)             F(4,.)
+//   4x4 forward     1.1e-7 (5.6e-7)    2.5e-7 (1.3e-6)    1.9e-7 (1.2e-6)    5.3e-7 (4.1e-6)
+//       input       1.1e-7 (9.2e-7)    2.2e-7 (1.7e-6)    1.7e-7 (1.1e-6)    4.6e-7 (2.4e-6)
+//       weights     9.0e-8 (7.4e-7)    1.9e-7 (1.3e-6)    1.5e-7 (1.1e-6)    3.5e-7 (3.0e-6)
+//       factor      1                  2.0                1.7                4.0
+//   3x3 forward     1.0e-7 (5.4e-7)    1.9e-7 (7.9e-7)    4.0e-7 (2.4e-6)    5.8e-7 (3.4e-6)
+//       input       1.1e-7 (5.5e-7)    2.0e-7 (8.7e-7)    4.1e-7 (1.8e-6)    6.0e-7 (3.2e-6)
+//       weights     8.8e-8 (6.1e-7)    1.7e-7 (1.3e-6)    4.0e-7 (3.7e-6)    4.6e-7 (3.4e-6)
+//       factor      1                  1.7                3.7                4.8
 #pragma once
 
 #include "ops/cpu/panel/panel_conv.h"

@@ -422,6 +422,91 @@ TEST_F(FastOptimizerTest, LerpAndSumSquares) {
 }
 
 // The fast library has what it says it has: nothing of these families falls to the reference in f32.
+// A way to normalize `x`: over which axes, and the shape of scale and bias.
+struct NormCase {
+  Shape x;
+  Ints axes;
+  Shape parameter;
+};
+
+// Batch, instance, group and layer norm of random sizes, 1-D to 3-D.
+std::vector<NormCase> NormCases(std::mt19937_64& random) {
+  std::vector<NormCase> cases;
+  for (int rank = 3; rank <= 5; ++rank) {
+    for (int trial = 0; trial < 4; ++trial) {
+      Ints dims = {Draw(random, 1, 3), 2 * Draw(random, 1, 4)}, spatial, all = {1};
+      for (int axis = 2; axis < rank; ++axis) {
+        dims.push_back(rank == 3 ? Draw(random, 16, 5000) : Draw(random, 4, rank == 4 ? 60 : 14));
+        spatial.push_back(axis);
+        all.push_back(axis);
+      }
+      if (rank > 3) dims[2] += 12;  // rows are long enough, so that there is a fast kernel
+      Ints parameter(dims.size(), 1);
+      parameter[1] = dims[1];
+      Ints batch = spatial;
+      batch.insert(batch.begin(), 0);
+      cases.push_back({Shape(dims), batch, Shape(parameter)});
+      cases.push_back({Shape(dims), spatial, Shape(parameter)});
+      cases.push_back({Shape(dims), all, Shape(parameter)});
+      Ints grouped = dims, grouped_parameter = parameter, grouped_axes;
+      grouped.insert(grouped.begin() + 1, 2), grouped[2] /= 2;
+      grouped_parameter.insert(grouped_parameter.begin() + 1, 2), grouped_parameter[2] /= 2;
+      for (int axis = 2; axis <= rank; ++axis) grouped_axes.push_back(axis);
+      cases.push_back({Shape(grouped), grouped_axes, Shape(grouped_parameter)});
+    }
+  }
+  return cases;
+}
+
+TEST(FastNormalizationTest, PlainOverAnyAxes) {
+  std::mt19937_64 random(31);
+  int turn = 0;
+  for (const NormCase& c : NormCases(random)) {
+    const bool activation = ++turn % 2 == 0;
+    Attributes attributes = {{"axes", c.axes}, {"eps", 1e-5}};
+    if (activation) attributes.Set("slope", 0.2);
+    const std::vector<Tensor> inputs = {Drawn(c.x, random, 1.0, 5.0), Drawn(c.parameter, random, 0.5, 1.5), Drawn(c.parameter, random)};
+    ExpectFast("normalize", inputs, attributes, {}, 2e-6, 1.0);
+    const std::vector<Tensor> truth = RunTruth("normalize", inputs, attributes);
+    std::vector<Tensor> gradient = {Drawn(c.x, random), inputs[0], inputs[1]};
+    for (int i = 1; i < 3; ++i) gradient.push_back(MakeTensor(truth[i].type.shape, truth[i].values, DataType::kF32));
+    // As f32 stores them, so that the truth sees the same sides of the kink.
+    for (Tensor* tensor : {&gradient[3], &gradient[4]}) {
+      for (double& value : tensor->values) value = static_cast<float>(value);
+    }
+    if (activation) {
+      gradient.push_back(Drawn(c.x, random));
+    }
+    // Sums of n random terms: their rounding error grows with the root of n.
+    const double floor = std::sqrt(static_cast<double>(c.x.element_count()));
+    ExpectFast("normalize_grad", gradient, attributes, {}, 1e-6, floor);
+  }
+}
+
+TEST(FastNormalizationTest, ResultsOverInputs) {
+  std::mt19937_64 random(32);
+  const Shape shape{2, 3, 5, 7}, parameter{1, 3, 1, 1};
+  const Attributes attributes = {{"axes", Ints{0, 2, 3}}, {"eps", 1e-5}};
+  const std::vector<Tensor> inputs = {Drawn(shape, random), Drawn(parameter, random), Drawn(parameter, random)};
+  ExpectFast("normalize", inputs, attributes, {.in_place = {0}}, 2e-6, 1.0);
+  const std::vector<Tensor> gradient = {Drawn(shape, random), Drawn(shape, random), Drawn(parameter, random), Drawn(parameter, random),
+                                        Drawn(parameter, random, 0.5, 1.0)};
+  ExpectFast("normalize_grad", gradient, attributes, {.in_place = {0}}, 1e-6, 15.0);
+  ExpectFast("normalize_grad", gradient, attributes, {.in_place = {1}}, 1e-6, 15.0);
+}
+
+TEST(FastNormalizationTest, ThreadsDoNotChangeABit) {
+  std::mt19937_64 random(33);
+  const Shape shape{4, 16, 40, 40}, parameter{1, 16, 1, 1}, statistics{4, 16, 1, 1};
+  const Attributes attributes = {{"axes", Ints{2, 3}}, {"eps", 1e-5}};
+  const std::vector<Tensor> inputs = {Drawn(shape, random), Drawn(shape, random), Drawn(parameter, random), Drawn(statistics, random),
+                                      Drawn(statistics, random, 0.5, 1.0)};
+  const auto one = RunFast("normalize_grad", inputs, attributes, {.thread_count = 1});
+  const auto three = RunFast("normalize_grad", inputs, attributes, {.thread_count = 3});
+  ASSERT_TRUE(one.ok() && three.ok());
+  for (size_t i = 0; i < one->size(); ++i) EXPECT_EQ((*one)[i].values, (*three)[i].values);
+}
+
 TEST(FastKernelsTest, EveryElementwiseOpIsCoveredHere) {
   std::set<std::string_view> checked = {"broadcast", "fill", "add_if", "stop_gradient"};
   for (const auto& cases : {Unaries(), Binaries(), Gradients()}) {

@@ -78,6 +78,8 @@ struct OpDefinition {
   int (*updates)(int input_count, const Attributes& attributes) = nullptr;
   // Copies a value between the device and a tier, on a copy lane: no kernel runs. Only the planner emits such ops.
   bool moves = false;
+  // Only the planner emits it.
+  bool planner_only = false;
 };
 
 // The definition, or null. Definitions live as long as the program.
@@ -99,5 +101,6 @@ std::vector<OpDefinition> RandomOps();
 std::vector<OpDefinition> OptimizerOps();
 std::vector<OpDefinition> ControlOps();
 std::vector<OpDefinition> PanelOps();
+std::vector<OpDefinition> WeightRowsOps();
 
 }  // namespace gantry

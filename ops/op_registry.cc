@@ -12,7 +12,7 @@ const Registry& Ops() {
     auto* ops = new Registry();
     for (const std::vector<OpDefinition>& family :
          {ElementwiseOps(), ReductionOps(), ShapeOps(), MatmulOps(), ConvolutionOps(), PoolingOps(), ResizeOps(),
-          NormalizationOps(), IndexOps(), RandomOps(), OptimizerOps(), ControlOps(), PanelOps()}) {
+          NormalizationOps(), IndexOps(), RandomOps(), OptimizerOps(), ControlOps(), PanelOps(), WeightRowsOps()}) {
       for (const OpDefinition& op : family) ops->emplace(op.name, op);
     }
     return ops;
@@ -30,7 +30,7 @@ const OpDefinition* FindOp(std::string_view name) {
 std::vector<const OpDefinition*> AllOps() {
   std::vector<const OpDefinition*> ops;
   for (const auto& [name, op] : Ops()) {
-    if (!op.moves) ops.push_back(&op);
+    if (!op.moves && !op.planner_only) ops.push_back(&op);
   }
   return ops;
 }

@@ -19,29 +19,10 @@ WeightUse WeightUseOf(std::string_view op) {
 // The weight of a convolution.
 ValueId WeightOf(const Op& op) { return WeightUseOf(op.definition->name) == WeightUse::kMakes ? op.outputs[0] : op.inputs[1]; }
 
+// A sum of squares that can take its tensor in pieces.
+bool IsSumOfOne(const Op& op) { return op.definition->name == "sum_squares" && op.inputs.size() == 1; }
+
 int64_t RowBytes(const TensorType& type) { return type.size_bytes() / type.shape[0]; }
-
-}  // namespace
-
-absl::StatusOr<Program> ChunkWeights(const Program& program, int64_t chunk_bytes) {
-  GANTRY_RETURN_IF_ERROR(program.status());
-  Program target;
-  ProgramCopier copier(program, target);
-  for (OpId id = 0; id < static_cast<OpId>(program.ops().size()); ++id) {
-    const Op& op = program.ops()[id];
-    copier.Copy(id);
-    if (WeightUseOf(op.definition->name) == WeightUse::kNone || op.attributes.Int("groups", 1) != 1) continue;
-    const TensorType& type = program.TypeOf(WeightOf(op));
-    if (!IsFloat(type.dtype) || type.layout != TensorLayout::kPlain || type.size_bytes() < 2 * chunk_bytes) continue;
-    const int64_t rows = std::max<int64_t>(1, chunk_bytes / RowBytes(type) / kRowBlock) * kRowBlock;
-    if (rows < type.shape[0]) target.SetAttribute(id, "chunk", rows);
-  }
-  copier.Finish();
-  GANTRY_RETURN_IF_ERROR(target.status());
-  return target;
-}
-
-namespace {
 
 // Values that are in pieces together or not at all: versions of a weight, its gradients, moments and averages. Each group is known by
 // one of its values, its root.
@@ -95,6 +76,7 @@ class Groups {
       chunk_[root] = chunk;
       return;
     }
+    if (IsSumOfOne(op)) return;
     const std::vector<ValueId> together = Together(op);
     for (size_t i = 1; i < together.size(); ++i) Join(together[0], together[i]);
     for (const std::vector<ValueId>& values : {op.inputs, op.outputs}) {
@@ -130,6 +112,37 @@ class Groups {
   std::vector<int64_t> chunk_;  // per root
   std::vector<bool> whole_;     // per root: somebody wants it whole
 };
+
+}  // namespace
+
+absl::StatusOr<Program> ChunkWeights(const Program& program, int64_t chunk_bytes) {
+  GANTRY_RETURN_IF_ERROR(program.status());
+  Program target;
+  ProgramCopier copier(program, target);
+  for (OpId id = 0; id < static_cast<OpId>(program.ops().size()); ++id) {
+    const Op& op = program.ops()[id];
+    copier.Copy(id);
+    if (WeightUseOf(op.definition->name) == WeightUse::kNone || op.attributes.Int("groups", 1) != 1) continue;
+    const TensorType& type = program.TypeOf(WeightOf(op));
+    if (!IsFloat(type.dtype) || type.layout != TensorLayout::kPlain || type.size_bytes() < 2 * chunk_bytes) continue;
+    const int64_t rows = std::max<int64_t>(1, chunk_bytes / RowBytes(type) / kRowBlock) * kRowBlock;
+    if (rows < type.shape[0]) target.SetAttribute(id, "chunk", rows);
+  }
+  copier.Finish();
+  GANTRY_RETURN_IF_ERROR(target.status());
+  // Norms of gradients that may come in pieces.
+  Groups groups(target);
+  for (OpId id = 0; id < static_cast<OpId>(target.ops().size()); ++id) {
+    const Op& op = target.ops()[id];
+    const int64_t rows = IsSumOfOne(op) ? groups.Chunk(op.inputs[0]) : 0;
+    if (rows == 0) continue;
+    const TensorType& type = target.TypeOf(op.inputs[0]);
+    target.SetAttribute(id, "chunk", rows * (type.element_count() / type.shape[0]));
+  }
+  return target;
+}
+
+namespace {
 
 class WeightSplitter {
  public:
@@ -195,6 +208,7 @@ class WeightSplitter {
     if (const WeightUse use = WeightUseOf(op.definition->name); use != WeightUse::kNone && PieceRows(WeightOf(op)) > 0) {
       return use == WeightUse::kReads ? CopyReader(op) : CopyMaker(op);
     }
+    if (IsSumOfOne(op) && map_[op.inputs[0]].size() > 1) return CopySum(op);
     // An elementwise op in as many pieces as its results are.
     const int64_t step = op.outputs.empty() ? 0 : PieceRows(op.outputs[0]);
     const int64_t rows = step > 0 ? source_.TypeOf(op.outputs[0]).shape[0] : 1;
@@ -247,6 +261,18 @@ class WeightSplitter {
       attributes.Set("rows", std::min(step, count - begin));
       Define(op.outputs[0], target_.Emit("conv_weight_grad_rows", inputs, std::move(attributes))[0]);
     }
+  }
+
+  void CopySum(const Op& op) {
+    const std::vector<ValueId>& pieces = map_[op.inputs[0]];
+    ValueId sum = target_.Emit("fill", {}, {{"value", 0.0}, {"dims", std::vector<int64_t>{}}, {"dtype", std::string(Name(DataType::kF64))}})[0];
+    for (size_t piece = 0; piece < pieces.size() && target_.status().ok(); ++piece) {
+      Attributes attributes = op.attributes;
+      attributes.Set("last", static_cast<int64_t>(piece + 1 == pieces.size()));
+      const ValueId inputs[] = {sum, pieces[piece]};
+      sum = target_.Emit("sum_squares_rows", inputs, std::move(attributes))[0];
+    }
+    Define(op.outputs[0], sum);
   }
 
   void Define(ValueId value, ValueId made) {

@@ -247,6 +247,11 @@ TEST(BudgetCaseTest, WhatDoesNotFitSaysWhyAndWhatWould) {
   EXPECT_NE(Message(status).find("100000 bytes"), std::string::npos) << status;
   EXPECT_NE(Message(status).find("bytes too many"), std::string::npos) << status;
   EXPECT_NE(Message(status).find("What would fit"), std::string::npos) << status;
+  // No plan is smaller than the largest op: the message names it and its bytes.
+  EXPECT_NE(Message(status).find("The largest op alone needs "), std::string::npos) << status;
+  EXPECT_TRUE(Message(status).find("adam_update (phase ") != std::string::npos ||
+              Message(status).find("conv_weight_grad (phase ") != std::string::npos ||
+              Message(status).find("pack_weights (phase ") != std::string::npos) << status;
   EXPECT_EQ(device->reserved_bytes(), 0);
 }
 

@@ -80,6 +80,8 @@ struct OpDefinition {
   bool moves = false;
   // All ranks of a group take part (exchange.cc): no kernel runs, the communication lane carries it out. Only partitioning emits such ops.
   bool communicates = false;
+  // Only the planner emits it.
+  bool planner_only = false;
 };
 
 // The definition, or null. Definitions live as long as the program.
@@ -102,5 +104,6 @@ std::vector<OpDefinition> OptimizerOps();
 std::vector<OpDefinition> ControlOps();
 std::vector<OpDefinition> PanelOps();
 std::vector<OpDefinition> ExchangeOps();
+std::vector<OpDefinition> WeightRowsOps();
 
 }  // namespace gantry

@@ -12,7 +12,7 @@ const Registry& Ops() {
     auto* ops = new Registry();
     for (const std::vector<OpDefinition>& family :
          {ElementwiseOps(), ReductionOps(), ShapeOps(), MatmulOps(), ConvolutionOps(), PoolingOps(), ResizeOps(),
-          NormalizationOps(), IndexOps(), RandomOps(), OptimizerOps(), ControlOps(), PanelOps(), ExchangeOps()}) {
+          NormalizationOps(), IndexOps(), RandomOps(), OptimizerOps(), ControlOps(), PanelOps(), WeightRowsOps(), ExchangeOps()}) {
       for (const OpDefinition& op : family) ops->emplace(op.name, op);
     }
     return ops;
@@ -30,7 +30,7 @@ const OpDefinition* FindOp(std::string_view name) {
 std::vector<const OpDefinition*> AllOps() {
   std::vector<const OpDefinition*> ops;
   for (const auto& [name, op] : Ops()) {
-    if (!op.moves && !op.communicates) ops.push_back(&op);
+    if (!op.moves && !op.communicates && !op.planner_only) ops.push_back(&op);
   }
   return ops;
 }

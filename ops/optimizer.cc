@@ -108,6 +108,20 @@ Outputs InferSumSquares(Inputs inputs, const Attributes&) {
   return infer::One(inputs[0].dtype, Shape());
 }
 
+// {chunk}: elements, at least 1.
+absl::Status CheckChunk(const Attributes& attributes) {
+  return attributes.Has("chunk") ? infer::IntAttribute(attributes, "chunk", 1, infer::kMaxElements).status() : absl::OkStatus();
+}
+
+Outputs InferSumSquaresRows(Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(CheckChunk(attributes));
+  if (!(inputs[0] == TensorType{DataType::kF64, Shape()}) || !IsFloat(inputs[1].dtype)) {
+    return absl::InvalidArgumentError(absl::StrFormat("takes a f64 scalar and a float tensor, got %s and %s", inputs[0].ToString(),
+                                                      inputs[1].ToString()));
+  }
+  return infer::One(attributes.Int("last") != 0 ? inputs[1].dtype : DataType::kF64, Shape());
+}
+
 int AdamUpdates(int, const Attributes& attributes) { return static_cast<int>(3 * attributes.Int("count")); }
 int SgdUpdates(int, const Attributes& attributes) {
   return static_cast<int>((HasMomentum(attributes) ? 2 : 1) * attributes.Int("count"));
@@ -169,6 +183,12 @@ std::vector<OpDefinition> OptimizerOps() {
        .infer = InferSumSquares,
        .differentiate = SumSquaresRule,
        .cost = SumSquaresCost},
+      {.name = "sum_squares_rows",
+       .min_inputs = 2,
+       .max_inputs = 2,
+       .infer = InferSumSquaresRows,
+       .cost = SumSquaresCost,
+       .planner_only = true},
   };
 }
 

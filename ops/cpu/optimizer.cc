@@ -17,13 +17,16 @@ struct Block {
   int64_t begin, count;
 };
 
-std::vector<Block> BlocksOf(std::span<const TensorType> tensors) {
+// No block lies in two chunks of `chunk` elements, if positive.
+std::vector<Block> BlocksOf(std::span<const TensorType> tensors, int64_t chunk = 0) {
   std::vector<Block> blocks;
   for (size_t tensor = 0; tensor < tensors.size(); ++tensor) {
     // A panel tensor with its zero tail counts as flat.
     const int64_t floats = tensors[tensor].size_bytes() / static_cast<int64_t>(sizeof(float));
-    for (int64_t begin = 0; begin < floats; begin += kBlockElements) {
-      blocks.push_back({static_cast<int>(tensor), begin, std::min(kBlockElements, floats - begin)});
+    for (int64_t begin = 0; begin < floats;) {
+      const int64_t end = chunk > 0 ? std::min(floats, begin / chunk * chunk + chunk) : floats;
+      blocks.push_back({static_cast<int>(tensor), begin, std::min(kBlockElements, end - begin)});
+      begin += blocks.back().count;
     }
   }
   return blocks;
@@ -155,10 +158,13 @@ class LerpKernel final : public BucketKernel {
 };
 
 // One partial sum per block, added up in order: the number of threads does not change the result.
+// sum_squares, and sum_squares_rows, whose first input is the sum to begin with.
 class SumSquaresKernel final : public Kernel {
  public:
   explicit SumSquaresKernel(const KernelRequest& request)
-      : blocks_(BlocksOf(request.inputs)),
+      : carries_(request.op.name == "sum_squares_rows"),
+        is_double_(request.outputs[0].dtype == DataType::kF64),
+        blocks_(BlocksOf(request.inputs.subspan(carries_ ? 1 : 0), request.attributes.Int("chunk"))),
         threads_(UsefulThreads(request.thread_count, static_cast<int64_t>(blocks_.size()) * kBlockElements)) {}
   size_t scratch_bytes() const override { return blocks_.size() * sizeof(double); }
   std::string_view implementation() const override { return VectorImplementation(); }
@@ -167,15 +173,20 @@ class SumSquaresKernel final : public Kernel {
     ParallelFor(threads_, static_cast<int64_t>(blocks_.size()), [&](int64_t i) {
       const Block& block = blocks_[i];
       partial[i] = BestVectorKernels().sum_squares(
-          static_cast<const float*>(arguments.inputs[block.tensor]) + block.begin, block.count);
+          static_cast<const float*>(arguments.inputs[block.tensor + (carries_ ? 1 : 0)]) + block.begin, block.count);
     });
-    double total = 0.0;
+    double total = carries_ ? *static_cast<const double*>(arguments.inputs[0]) : 0.0;
     for (size_t i = 0; i < blocks_.size(); ++i) total += partial[i];
-    *static_cast<float*>(arguments.outputs[0]) = static_cast<float>(total);
+    if (is_double_) {
+      *static_cast<double*>(arguments.outputs[0]) = total;
+    } else {
+      *static_cast<float*>(arguments.outputs[0]) = static_cast<float>(total);
+    }
     return absl::OkStatus();
   }
 
  private:
+  const bool carries_, is_double_;
   const std::vector<Block> blocks_;
   const int threads_;
 };
@@ -184,6 +195,7 @@ class SumSquaresKernel final : public Kernel {
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastOptimizer(const KernelRequest& request) {
   const std::string_view name = request.op.name;
+  if (name == "sum_squares_rows" && request.inputs[1].dtype == DataType::kF32) return std::make_unique<SumSquaresKernel>(request);
   if (!AllF32(request)) return nullptr;
   if (name == "sum_squares") return std::make_unique<SumSquaresKernel>(request);
   for (const TensorType& type : request.inputs) {

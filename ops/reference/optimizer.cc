@@ -113,11 +113,29 @@ std::unique_ptr<Kernel> MakeSumSquares(const KernelRequest& request) {
   });
 }
 
+// The sum so far, and the squares of one more tensor after it.
+std::unique_ptr<Kernel> MakeSumSquaresRows(const KernelRequest& request) {
+  return MakeKernel(request, [](const OpInstance& op, const KernelArguments& arguments) {
+    double total = *Input<double>(arguments, 0);
+    const auto Add = [&](const auto* x) {
+      for (int64_t i = 0; i < op.inputs[1].element_count(); ++i) total += static_cast<double>(x[i]) * static_cast<double>(x[i]);
+    };
+    op.inputs[1].dtype == DataType::kF64 ? Add(Input<double>(arguments, 1)) : Add(Input<float>(arguments, 1));
+    if (op.outputs[0].dtype == DataType::kF64) {
+      *Output<double>(arguments, 0) = total;
+    } else {
+      *Output<float>(arguments, 0) = static_cast<float>(total);
+    }
+    return absl::OkStatus();
+  });
+}
+
 }  // namespace
 
 KernelTable OptimizerKernels() {
   return {
-      {"adam_update", MakeAdam}, {"sgd_update", MakeSgd}, {"lerp_update", MakeLerp}, {"sum_squares", MakeSumSquares}};
+      {"adam_update", MakeAdam}, {"sgd_update", MakeSgd}, {"lerp_update", MakeLerp}, {"sum_squares", MakeSumSquares},
+      {"sum_squares_rows", MakeSumSquaresRows}};
 }
 
 }  // namespace gantry::reference

@@ -19,6 +19,7 @@ gantry_status gantry_network_create_family(const char* family, const gantry_fami
     options.width = given.width;
     options.latent_size = given.latent_size;
     options.batch = given.batch_size;
+    options.frames = given.frames;
     GANTRY_ASSIGN_OR_RETURN(options.dtype, ToDataType(given.dtype));
     GANTRY_ASSIGN_OR_RETURN(Family built, BuildFamily(family, options));
     auto first = std::make_unique<gantry_network>();

@@ -72,6 +72,69 @@ Result DcganDiscriminator(const FamilyOptions& options, DiscriminatorNorm norm) 
   return net.Finish("logit", ops::Reshape(net.program(), x, Shape{options.batch, 1}));
 }
 
+// --- video ----------------------------------------------------------------------------------------------------------
+
+constexpr double kVideoDeviation = 0.01;
+
+int64_t Frames(const FamilyOptions& options) { return options.frames > 0 ? options.frames : options.image_size / 2; }
+
+// Frames that are left where the image is 4x4.
+int64_t BaseFrames(const FamilyOptions& options) { return Frames(options) >> StageCount(options); }
+
+Result VideoGenerator(const FamilyOptions& options) {
+  NetworkBuilder net("generator", options.dtype);
+  const int stages = StageCount(options);
+  ValueId x = net.Input("noise", Shape{options.batch, options.latent_size, 1, 1, 1});
+  int index = 0;
+  for (int stage = 0; stage < stages; ++stage) {
+    const bool first = stage == 0;
+    x = net.ConvTranspose(Layer(index), x,
+                          {.out_channels = Channels(options, stages - 1 - stage),
+                           .kernel = 4,
+                           .depth_kernel = first ? BaseFrames(options) : 4,
+                           .stride = first ? 1 : 2,
+                           .pad = first ? 0 : 1,
+                           .bias = false,
+                           .init = {.deviation = kVideoDeviation}});
+    x = ops::Relu(net.program(), net.BatchNorm(Layer(index + 1), x, kVideoDeviation));
+    index += 3;
+  }
+  x = net.ConvTranspose(Layer(index), x,
+                        {.out_channels = options.channels,
+                         .kernel = 4,
+                         .stride = 2,
+                         .pad = 1,
+                         .bias = false,
+                         .init = {.deviation = kVideoDeviation}});
+  return net.Finish("sample", ops::Tanh(net.program(), x));
+}
+
+Result VideoDiscriminator(const FamilyOptions& options) {
+  NetworkBuilder net("discriminator", options.dtype);
+  const int stages = StageCount(options);
+  ValueId x = net.Input("sample", Shape{options.batch, options.channels, Frames(options), options.image_size, options.image_size});
+  int index = 0;
+  for (int stage = 0; stage < stages; ++stage) {
+    x = net.Conv(Layer(index++), x,
+                 {.out_channels = Channels(options, stage),
+                  .kernel = 4,
+                  .stride = 2,
+                  .pad = 1,
+                  .bias = false,
+                  .init = {.deviation = kVideoDeviation}});
+    if (stage > 0) x = net.BatchNorm(Layer(index++), x, kVideoDeviation);
+    x = ops::LeakyRelu(net.program(), x, 0.2);
+    ++index;
+  }
+  x = net.Conv(Layer(index), x,
+               {.out_channels = 1,
+                .kernel = 4,
+                .depth_kernel = BaseFrames(options),
+                .bias = false,
+                .init = {.deviation = kVideoDeviation}});
+  return net.Finish("logit", ops::Reshape(net.program(), x, Shape{options.batch, 1}));
+}
+
 // --- sngan ----------------------------------------------------------------------------------------------------------
 
 Result SnganGenerator(const FamilyOptions& options) {
@@ -238,6 +301,10 @@ const std::vector<Entry>& Entries() {
         .ema = 0.999,
         .generator = Adam(2e-4, 0.0, 0.99),
         .discriminator = Adam(2e-4, 0.0, 0.99)}},
+      {kVideoFamily,
+       VideoGenerator,
+       VideoDiscriminator,
+       {.loss = GanLoss::kNonSaturating, .generator = Adam(2e-4, 0.5, 0.999), .discriminator = Adam(2e-4, 0.5, 0.999)}},
   };
   return *entries;
 }
@@ -271,6 +338,15 @@ absl::Status CheckOptions(const Entry& entry, const FamilyOptions& options) {
   if (entry.name == "r3gan" && options.width % (kGroupWidth / kExpansion) != 0) {
     return absl::InvalidArgumentError(
         absl::StrFormat("width is %d; r3gan needs a multiple of %d", options.width, kGroupWidth / kExpansion));
+  }
+  if (entry.name != kVideoFamily && options.frames != 0) {
+    return absl::InvalidArgumentError(absl::StrFormat("frames is %d; only '%s' makes clips", options.frames, kVideoFamily));
+  }
+  const int64_t unit = options.image_size / kBaseSize;
+  if (entry.name == kVideoFamily && (options.frames < 0 || options.frames > 512 || options.frames % unit != 0)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "frames is %d; clips of %dx%d have a multiple of %d, at most 512, for frames halve as often as the image down to 4x4",
+        options.frames, options.image_size, options.image_size, unit));
   }
   return absl::OkStatus();
 }

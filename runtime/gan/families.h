@@ -12,12 +12,16 @@ namespace gantry {
 
 struct FamilyOptions {
   int64_t image_size = 64;  // height and width, a power of two from 16 to 512
+  int64_t frames = 0;  // of a clip of "video": a multiple of image_size / 4, at most 512; 0: image_size / 2
   int64_t channels = 3;
   int64_t width = 64;  // channels at the highest resolution; they double with every halving, to at most 8 times this
   int64_t latent_size = 100;
   int64_t batch = 64;
   DataType dtype = DataType::kF32;
 };
+
+// The family whose samples are clips.
+inline constexpr std::string_view kVideoFamily = "video";
 
 struct Family {
   Model generator;      // "noise" -> "sample" [batch, channels, size, size]
@@ -46,6 +50,9 @@ struct FamilyDefaults {
 //  - "r3gan": Huang et al. 2024 (arXiv 2501.05441), one residual block a stage: 1x1, grouped 3x3 and 1x1 convolutions,
 //    biased leaky ReLU 0.2, bilinear resampling, no normalization; the last convolution of a block starts at zero
 //    (Fixup, Zhang et al. 2019, arXiv 1901.09321). Width must be a multiple of 8. Noise [batch, latent].
+//  - "video": the one-stream networks of Vondrick, Pirsiavash and Torralba 2016 (arXiv 1609.02612, section 3): dcgan with 4x4x4
+//    convolutions over frames, height and width, weights from N(0, 0.01). Samples are clips [batch, channels, frames, size, size]. The
+//    first and the last convolution have kernels of 4x4 on as many frames as are left. Noise [batch, latent, 1, 1, 1].
 std::vector<std::string> FamilyNames();
 
 // kNotFound for an unknown family, with the names; kInvalidArgument for options outside the ranges above, or networks

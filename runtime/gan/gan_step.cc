@@ -463,7 +463,12 @@ class StepBuilder {
       if (name == "sign_real" && !config_.health) continue;
       const auto value = log_.find(name);
       const ValueId sum = value == log_.end() ? Scalar(0.0) : value->second;
+      // A lazy penalty is known in some steps only.
+      if (const Value& made = program_.values()[sum]; made.kind == ValueKind::kComputed) {
+        program_.SetCondition(program_.ops()[made.producer].condition);
+      }
       program_.AddOutput(std::string(name), config_.accumulate == 1 ? sum : ops::Scale(program_, sum, 1.0 / config_.accumulate));
+      program_.SetCondition(kNoValue);
     }
     if (config_.health) {
       for (const auto& [role, norm] : norms_) program_.AddOutput(role + ".gradient_norm", norm);

@@ -71,28 +71,38 @@ ValueId NetworkBuilder::Weight(const std::string& layer, const Shape& shape, int
   return SpectrallyNormalized(layer, Parameter(layer + ".weight_orig", shape, options.init, fan_in));
 }
 
+Shape NetworkBuilder::WeightShape(ValueId x, int64_t first, int64_t second, const ConvolutionLayer& options) {
+  std::vector<int64_t> dims = {first, second};
+  const int rank = ShapeOf(x).rank() - 2;
+  dims.resize(2 + rank, options.kernel);
+  if (rank == 3 && options.depth_kernel > 0) dims[2] = options.depth_kernel;
+  return Shape(std::move(dims));
+}
+
 ValueId NetworkBuilder::Conv(const std::string& layer, ValueId x, const ConvolutionLayer& options) {
-  const int64_t in_channels = ShapeOf(x)[1] / options.groups;
-  const int64_t kernel = options.kernel;
-  const Shape shape{options.out_channels, in_channels, kernel, kernel};
-  const ValueId weight = Weight(layer, shape, in_channels * kernel * kernel, options);
+  const Shape shape = WeightShape(x, options.out_channels, ShapeOf(x)[1] / options.groups, options);
+  const int rank = shape.rank() - 2;
+  const ValueId weight = Weight(layer, shape, shape.element_count() / shape[0], options);
   const ValueId bias = options.bias ? Constant(layer + ".bias", Shape{options.out_channels}, 0.0) : kNoValue;
   return ops::Conv(program(), x, weight, bias,
-                   {.strides = {options.stride, options.stride},
-                    .pads = std::vector<int64_t>(4, options.pad),
+                   {.strides = std::vector<int64_t>(rank, options.stride),
+                    .pads = std::vector<int64_t>(2 * rank, options.pad),
                     .groups = options.groups});
 }
 
 ValueId NetworkBuilder::ConvTranspose(const std::string& layer, ValueId x, const ConvolutionLayer& options) {
   const Shape input = ShapeOf(x);
-  const int64_t kernel = options.kernel;
-  const Shape shape{input[1], options.out_channels, kernel, kernel};
-  const ValueId weight = Weight(layer, shape, options.out_channels * kernel * kernel, options);
+  const Shape shape = WeightShape(x, input[1], options.out_channels, options);
+  const int rank = shape.rank() - 2;
+  const ValueId weight = Weight(layer, shape, shape.element_count() / shape[0], options);
   const ValueId bias = options.bias ? Constant(layer + ".bias", Shape{options.out_channels}, 0.0) : kNoValue;
-  const ConvAttributes attributes = {.strides = {options.stride, options.stride},
-                                     .pads = std::vector<int64_t>(4, options.pad)};
-  const auto Extent = [&](int axis) { return (input[axis] - 1) * options.stride - 2 * options.pad + kernel; };
-  return ops::ConvTranspose(program(), x, weight, bias, attributes, {Extent(2), Extent(3)});
+  const ConvAttributes attributes = {.strides = std::vector<int64_t>(rank, options.stride),
+                                     .pads = std::vector<int64_t>(2 * rank, options.pad)};
+  std::vector<int64_t> spatial;
+  for (int axis = 2; axis < input.rank(); ++axis) {
+    spatial.push_back((input[axis] - 1) * options.stride - 2 * options.pad + shape[axis]);
+  }
+  return ops::ConvTranspose(program(), x, weight, bias, attributes, std::move(spatial));
 }
 
 ValueId NetworkBuilder::Linear(const std::string& layer, ValueId x, const ConvolutionLayer& options) {

@@ -19,6 +19,7 @@ struct WeightInit {
 struct ConvolutionLayer {
   int64_t out_channels = 0;
   int64_t kernel = 3;
+  int64_t depth_kernel = 0;  // of the first of three spatial axes; 0: as the others
   int64_t stride = 1;
   int64_t pad = 0;
   int64_t groups = 1;
@@ -38,7 +39,8 @@ class NetworkBuilder {
   // A parameter that begins as a constant.
   ValueId Constant(const std::string& name, const Shape& shape, double value);
 
-  // Square 2-D convolution, and transposed convolution with weight [in, out, kernel, kernel] (one group).
+  // Convolution with equal kernels, strides and pads on all spatial axes that x has, but for depth_kernel, and transposed convolution
+  // with weight [in, out, kernel, ...] (one group).
   ValueId Conv(const std::string& layer, ValueId x, const ConvolutionLayer& options);
   ValueId ConvTranspose(const std::string& layer, ValueId x, const ConvolutionLayer& options);
   // x [N, in] -> [N, out_channels]; uses bias, spectral_norm and init of the options.
@@ -53,6 +55,8 @@ class NetworkBuilder {
   absl::StatusOr<Model> Finish(std::string output, ValueId value);
 
  private:
+  // [first, second, kernel of every spatial axis of x].
+  Shape WeightShape(ValueId x, int64_t first, int64_t second, const ConvolutionLayer& options);
   // The weight of a layer, divided by its greatest singular value if so asked.
   ValueId Weight(const std::string& layer, const Shape& shape, int64_t fan_in, const ConvolutionLayer& options);
   ValueId SpectrallyNormalized(const std::string& layer, ValueId weight);

@@ -36,6 +36,7 @@ struct RunConfig {
     std::string family = "dcgan";
     std::string generator, discriminator;                         // ONNX files; empty: the family's
     int64_t image_size = 0, channels = 0, width = 0, latent = 0;  // 0 only without a family; channels: as the data's
+    int64_t frames = 0;                                           // of clips; 0: as the data's
   } model;
   struct DataSection {
     std::string path, tensor, split = "train";

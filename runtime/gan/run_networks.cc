@@ -17,6 +17,7 @@ absl::StatusOr<GanRole> BuildRole(const RunConfig& config, const NetworkConfig& 
     return role;
   }
   absl::StatusOr<Family> family = BuildFamily(network.family, {.image_size = config.model.image_size,
+                                                               .frames = network.family == kVideoFamily ? config.model.frames : 0,
                                                                .channels = config.model.channels,
                                                                .width = config.model.width,
                                                                .latent_size = config.model.latent,

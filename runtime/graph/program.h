@@ -104,6 +104,9 @@ class Program final : public Builder {
   // The memory layout of a computed value, plain unless lowering says otherwise.
   void SetLayout(ValueId value, TensorLayout layout);
 
+  // Sets or replaces an attribute of an op, one that does not change its types.
+  void SetAttribute(OpId op, std::string name, AttributeValue value) { ops_[op].attributes.Set(std::move(name), std::move(value)); }
+
   // Where a value is; on the device unless residency says otherwise.
   void SetTier(ValueId value, int tier);
 

@@ -6,6 +6,7 @@
 
 #include "memory/layout/layout_check.h"
 #include "memory/layout/layout_solver.h"
+#include "ops/weight_rows.h"
 
 namespace gantry {
 namespace {
@@ -222,6 +223,16 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeKernel(const Program& program, OpId 
   if (op.definition->communicates) {
     if (options.exchanges == nullptr) return absl::FailedPreconditionError(absl::StrCat(program.Describe(id), ": there are no other ranks"));
     return Try(*options.exchanges);
+  }
+  if (IsByRows(*op.definition, op.attributes)) {
+    for (const KernelLibrary* library : {&CpuKernels(), &ReferenceKernels()}) {
+      if (library == &CpuKernels() && options.kernels != KernelChoice::kFast) continue;
+      auto kernel = MakeRowsKernel(request, [&](const KernelRequest& chunk) { return library->Make(chunk); });
+      if (!kernel.ok()) return Annotate(kernel.status(), program.Describe(id));
+      if (*kernel == nullptr) continue;
+      if (options.kernels == KernelChoice::kFast && library == &ReferenceKernels()) fallbacks.insert(std::string(op.definition->name));
+      return kernel;
+    }
   }
   if (options.kernels == KernelChoice::kFast) {
     GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Kernel> kernel, Try(CpuKernels()));

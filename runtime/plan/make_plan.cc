@@ -10,6 +10,7 @@
 #include "runtime/plan/order.h"
 #include "runtime/plan/plan.h"
 #include "runtime/plan/reside.h"
+#include "runtime/plan/split_weights.h"
 
 namespace gantry {
 namespace {
@@ -179,7 +180,9 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
     GANTRY_ASSIGN_OR_RETURN(result, Lower(result, options));
     GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
   }
+  GANTRY_ASSIGN_OR_RETURN(result, ChunkWeights(result, options.chunk_bytes));
   if (!tight) return result;
+  GANTRY_ASSIGN_OR_RETURN(result, SplitWeights(result, piece_bytes));
   GANTRY_ASSIGN_OR_RETURN(result, SplitUpdates(result, piece_bytes));
   return UpdateEarly(result);
 }

@@ -40,6 +40,9 @@ struct PlanOptions {
   bool fuse = true;
   bool in_place = true;    // let kernels write over inputs that nobody reads later
   bool winograd = true;    // allow Winograd forms of convolutions (ops/cpu/panel/panel_conv.h states their accuracy)
+  // Weights from two of these on are used so many bytes at a time, with a budget and without (split_weights.h): it decides the order of
+  // sums, and how small a budget may be.
+  int64_t chunk_bytes = 2 << 20;
   MemoryBudget device_memory;
   // Where values may wait that do not fit, nearest first. Used only where the budget asks for it.
   std::vector<TierOptions> tiers;

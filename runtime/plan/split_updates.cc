@@ -29,6 +29,12 @@ class Splitter {
     for (size_t s = 0; s < source_.states().size(); ++s) {
       const State& state = source_.states()[s];
       const TensorType& type = source_.TypeOf(state.first);
+      if (!state.whole.empty()) {
+        State whole = state;
+        whole.name = state.whole;
+        map_[state.first] = {target_.AddStatePiece(state.name, whole, state.begin, type)};
+        continue;
+      }
       if (!split[s]) {
         map_[state.first] = {target_.AddState(state.name, state.network, state.role, type, state.initializer)};
         continue;
@@ -66,7 +72,7 @@ class Splitter {
     for (size_t s = 0; s < source_.states().size(); ++s) {
       const TensorType& type = source_.TypeOf(source_.states()[s].first);
       state_of[source_.states()[s].first] = static_cast<int>(s);
-      split[s] = type.layout == TensorLayout::kPlain && type.element_count() > PieceElements(type);
+      split[s] = source_.states()[s].whole.empty() && type.layout == TensorLayout::kPlain && type.element_count() > PieceElements(type);
     }
     for (const Op& op : source_.ops()) {
       const std::vector<int> pieces = PieceInputs(op);

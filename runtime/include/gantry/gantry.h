@@ -239,10 +239,11 @@ typedef struct gantry_family_config {
   int64_t batch_size;
   int32_t dtype;       /* GANTRY_F32 or GANTRY_F64 */
   int32_t reserved;    /* 0 */
+  int64_t frames;      /* of a clip of "video": a multiple of image_size / 4; 0: image_size / 2. 0 for other families */
 } gantry_family_config;
-#define GANTRY_FAMILY_CONFIG_INIT {sizeof(gantry_family_config), 64, 3, 64, 100, 64, GANTRY_F32, 0}
+#define GANTRY_FAMILY_CONFIG_INIT {sizeof(gantry_family_config), 64, 3, 64, 100, 64, GANTRY_F32, 0, 0}
 
-/* Both networks of a published architecture: "dcgan", "wgan-gp", "sngan" or "r3gan". `config` may be NULL.
+/* Both networks of a published architecture: "dcgan", "wgan-gp", "sngan", "r3gan" or "video". `config` may be NULL.
  * Errors: GANTRY_NOT_FOUND         unknown family; the message lists them
  *         GANTRY_INVALID_ARGUMENT  a size that the family cannot have. */
 GANTRY_API gantry_status gantry_network_create_family(const char* family, const gantry_family_config* config,

@@ -213,8 +213,9 @@ TEST_P(EveryFamilyTest, FitsTogetherAtEverySize) {
     ASSERT_TRUE(family.ok()) << family.status();
     const Program& generator = family->generator.program;
     const Program& discriminator = family->discriminator.program;
-    EXPECT_EQ(generator.TypeOf(generator.FindOutput("sample")).shape, (Shape{2, 3, size, size}));
-    EXPECT_EQ(discriminator.TypeOf(discriminator.FindInput("sample")).shape, (Shape{2, 3, size, size}));
+    const Shape sample = GetParam() == kVideoFamily ? Shape{2, 3, size / 2, size, size} : Shape{2, 3, size, size};
+    EXPECT_EQ(generator.TypeOf(generator.FindOutput("sample")).shape, sample);
+    EXPECT_EQ(discriminator.TypeOf(discriminator.FindInput("sample")).shape, sample);
     EXPECT_EQ(discriminator.TypeOf(discriminator.FindOutput("logit")).shape, (Shape{2, 1}));
   }
 }
@@ -264,6 +265,34 @@ INSTANTIATE_TEST_SUITE_P(All, EveryFamilyTest, testing::ValuesIn(FamilyNames()),
 });
 
 // A penalty on the gradient of each sample's logit needs logits that depend on that sample only.
+// Table of the paper's section 3 for clips of 32 frames, and what changes where there are fewer.
+TEST(FamiliesTest, VideoHasItsAuthorsLayers) {
+  const absl::StatusOr<Family> family = BuildFamily(kVideoFamily, {.image_size = 64, .batch = 1});
+  ASSERT_TRUE(family.ok()) << family.status();
+  const std::map<std::string, Shape> generator = StateShapes(family->generator);
+  const std::map<std::string, Shape> discriminator = StateShapes(family->discriminator);
+  EXPECT_EQ(generator.at("0.weight"), (Shape{100, 512, 2, 4, 4}));
+  EXPECT_EQ(generator.at("3.weight"), (Shape{512, 256, 4, 4, 4}));
+  EXPECT_EQ(generator.at("6.weight"), (Shape{256, 128, 4, 4, 4}));
+  EXPECT_EQ(generator.at("9.weight"), (Shape{128, 64, 4, 4, 4}));
+  EXPECT_EQ(generator.at("12.weight"), (Shape{64, 3, 4, 4, 4}));
+  EXPECT_EQ(generator.at("10.running_var"), (Shape{64}));
+  EXPECT_EQ(discriminator.at("0.weight"), (Shape{64, 3, 4, 4, 4}));
+  EXPECT_EQ(discriminator.at("2.weight"), (Shape{128, 64, 4, 4, 4}));
+  EXPECT_EQ(discriminator.at("8.weight"), (Shape{512, 256, 4, 4, 4}));
+  EXPECT_EQ(discriminator.at("11.weight"), (Shape{1, 512, 2, 4, 4}));
+  EXPECT_EQ(discriminator.count("1.running_mean"), 0u) << "the first layer of the discriminator has no norm";
+  const absl::StatusOr<Family> shorter = BuildFamily(kVideoFamily, {.image_size = 64, .frames = 16, .batch = 1});
+  ASSERT_TRUE(shorter.ok()) << shorter.status();
+  EXPECT_EQ(StateShapes(shorter->generator).at("0.weight"), (Shape{100, 512, 1, 4, 4}));
+  const Program& program = shorter->generator.program;
+  EXPECT_EQ(program.TypeOf(program.FindOutput("sample")).shape, (Shape{1, 3, 16, 64, 64}));
+  const absl::Status odd = BuildFamily(kVideoFamily, {.image_size = 64, .frames = 24}).status();
+  EXPECT_THAT(std::string(odd.message()), HasSubstr("a multiple of 16"));
+  const absl::Status image = BuildFamily("dcgan", {.image_size = 64, .frames = 16}).status();
+  EXPECT_THAT(std::string(image.message()), HasSubstr("only 'video' makes clips"));
+}
+
 TEST(FamiliesTest, TheWganCriticJudgesEverySampleByItself) {
   const absl::StatusOr<Family> family =
       BuildFamily("wgan-gp", {.image_size = 16, .channels = 1, .width = 4, .batch = 2, .dtype = DataType::kF64});

@@ -7,6 +7,7 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/data/npy.h"
@@ -226,6 +227,31 @@ TEST_F(TrainerTest, SamplesFromACheckpointAreThoseOfTheRun) {
               SampleCheckpoint(folder_ / family, 11, 6, true, *device_)->values);
     EXPECT_FALSE(SampleCheckpoint(folder_ / family, 0, 5, true, *device_).ok());
   }
+}
+
+TEST_F(TrainerTest, TrainsOnClips) {
+  std::vector<float> clips(6 * 1 * 4 * 16 * 16);
+  for (size_t i = 0; i < clips.size(); ++i) clips[i] = static_cast<float>(std::sin(0.01 * static_cast<double>(i)));
+  ASSERT_TRUE(WriteNpy(folder_ / "clips.npy", *HostArray::FromValues<float>({6, 1, 4, 16, 16}, clips)).ok());
+  const std::string text =
+      "[model]\nfamily = \"video\"\nimage_size = 16\nwidth = 8\nlatent = 6\n[data]\npath = \"clips.npy\"\n[train]\n"
+      "batch = 2\nsteps = 3\n[output]\ndirectory = \"clips\"\nsample_count = 3\n";
+  const auto Run = [&](const std::string& toml) {
+    std::ofstream(folder_ / "clips.toml") << toml;
+    absl::StatusOr<RunConfig> config = LoadRunConfig(folder_ / "clips.toml");
+    EXPECT_TRUE(config.ok()) << config.status();
+    return Trainer::Create(*std::move(config), *device_, {});
+  };
+  const auto trainer = Run(text);
+  ASSERT_TRUE(trainer.ok()) << trainer.status();
+  EXPECT_EQ((*trainer)->session().sample_shape(), (Shape{2, 1, 4, 16, 16}));  // channels and frames are the data's
+  while (!(*trainer)->finished()) ASSERT_TRUE((*trainer)->Step().ok());
+  ASSERT_TRUE((*trainer)->Finish().ok());
+  const auto samples = SampleCheckpoint(folder_ / "clips", 3, 5, false, *device_);
+  ASSERT_TRUE(samples.ok()) << samples.status();
+  EXPECT_THAT(samples->shape, ElementsAre(3, 1, 4, 16, 16));
+  const auto pictures = Run(absl::StrReplaceAll(text, {{"clips.npy", "samples.npy"}}));
+  EXPECT_THAT(std::string(pictures.status().message()), HasSubstr("takes clips, [channels,frames,height,width]"));
 }
 
 TEST_F(TrainerTest, TrainsNetworksFromFilesOnPlainVectors) {

@@ -39,6 +39,8 @@ struct ResidencyTier {
   int64_t budget_bytes = INT64_MAX;
   double out_bytes_per_second = 1e10, in_bytes_per_second = 1e10;
   double latency_seconds = 0.0;  // of each copy
+  // What compute loses to a copy that runs beside it, where both need the same cores or memory.
+  double out_compute_seconds_per_byte = 0.0, in_compute_seconds_per_byte = 0.0;
 };
 
 struct ResidencyProblem {
@@ -93,6 +95,7 @@ struct ResidencySchedule {
   double compute_seconds = 0.0;    // of it, ops
   double recompute_seconds = 0.0;  // of them, ops run again
   double wait_seconds = 0.0;       // compute waiting for copies
+  double beside_seconds = 0.0;     // what compute lost to copies beside it
   int64_t peak_bytes = 0;          // largest sum of bytes on the device
   int peak_op = -1;                // op at (or before) which it is reached
   std::vector<int64_t> tier_peak_bytes, out_bytes, in_bytes;  // per tier

@@ -50,8 +50,9 @@ absl::Status ValidateResidencyProblem(const ResidencyProblem& problem) {
   }
   if (problem.tiers.size() > 32) return absl::InvalidArgumentError("there may be at most 32 tiers");
   for (const ResidencyTier& tier : problem.tiers) {
-    if (!(tier.out_bytes_per_second > 0) || !(tier.in_bytes_per_second > 0) || !(tier.latency_seconds >= 0)) {
-      return absl::InvalidArgumentError("a tier needs rates above 0 and a latency of at least 0");
+    if (!(tier.out_bytes_per_second > 0) || !(tier.in_bytes_per_second > 0) || !(tier.latency_seconds >= 0) ||
+        !(tier.out_compute_seconds_per_byte >= 0) || !(tier.in_compute_seconds_per_byte >= 0)) {
+      return absl::InvalidArgumentError("a tier needs rates above 0, and a latency and costs for compute of at least 0");
     }
   }
   return absl::OkStatus();
@@ -325,7 +326,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
   }
   std::deque<int> pending;
   int64_t in_flight = 0;
-  double clock = 0.0;
+  double clock = 0.0, beside = 0.0;
   op_bytes_.assign(problem_.ops.size(), 0);
   const auto WaitUntil = [&](double time) {
     if (time <= clock) return;
@@ -359,6 +360,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       free = std::max(free, clock) + tier.latency_seconds + static_cast<double>(size) / tier.in_bytes_per_second;
       finish[index] = free;
       schedule.in_bytes[episode.fetch_tier] += size;
+      beside += static_cast<double>(size) * tier.in_compute_seconds_per_byte;
     }
     const int64_t live = bytes_[p] + in_flight;
     int64_t& here = op_bytes_[positions_[p].op];
@@ -376,7 +378,10 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       }
     }
     const double seconds = problem_.ops[positions_[p].op].seconds;
-    clock += seconds;
+    // What copies take from compute is charged to the op that runs when they begin.
+    clock += seconds + beside;
+    schedule.beside_seconds += beside;
+    beside = 0.0;
     schedule.compute_seconds += seconds;
     if (positions_[p].again) schedule.recompute_seconds += seconds;
     for (int index : stashes[p]) {
@@ -389,9 +394,12 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       in_flight += size;
       pending.push_back(index);
       schedule.out_bytes[episode.stash_tier] += size;
+      beside += static_cast<double>(size) * tier.out_compute_seconds_per_byte;
       Hold(episode.item, episode.stash_tier);
     }
   }
+  clock += beside;
+  schedule.beside_seconds += beside;
   while (!pending.empty()) TakeBack(count);
   schedule.seconds = clock;
 }

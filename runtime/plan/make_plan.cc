@@ -5,6 +5,7 @@
 #include "memory/hash.h"
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/graph/rewrite.h"
+#include "runtime/plan/cost_model.h"
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/lower.h"
 #include "runtime/plan/order.h"
@@ -19,12 +20,6 @@ constexpr int kBudgetRounds = 8;
 // Layout search: about a third of a second where it is to be the best, for training programs meet their bound much earlier or
 // not at all; less where a round more does as well; none where only the order matters.
 constexpr int64_t kBestLayout = 300'000'000, kRoundLayout = 60'000'000, kAnyLayout = 1;
-
-double ComputeSeconds(const Program& program, const PlanOptions& options) {
-  double seconds = 0;
-  for (OpId op = 0; op < static_cast<OpId>(program.ops().size()); ++op) seconds += EstimateSeconds(program, op, options);
-  return seconds;
-}
 
 std::string Bytes(int64_t bytes) { return absl::StrFormat("%d bytes (%.1f MiB)", bytes, static_cast<double>(bytes) / 1048576.0); }
 
@@ -107,7 +102,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
-  const double unlimited = ComputeSeconds(base.program, options);
+  const double unlimited = CostModel(options).Seconds(base);
   int64_t target = budget;
   ResidencySolution best;
   int64_t best_bytes = INT64_MAX;
@@ -155,7 +150,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
       plan.tiers[tier].out_bytes = schedule.out_bytes[tier];
       plan.tiers[tier].in_bytes = schedule.in_bytes[tier];
     }
-    plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), solution.choice, schedule.actions};
+    plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), CostText(options), solution.choice, schedule.actions};
     GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
     return plan;
   }
@@ -204,10 +199,11 @@ absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options
   if (budget > 0 && plan.arena_bytes > budget) return PlanWithin(program, options, budget, plan.arena_bytes);
   plan.residency.budget_bytes = budget;
   plan.residency.footprint_bytes = plan.arena_bytes;
-  plan.residency.seconds = plan.residency.unlimited_seconds = plan.residency.bound_seconds = ComputeSeconds(plan.program, options);
+  plan.residency.seconds = plan.residency.unlimited_seconds = plan.residency.bound_seconds = CostModel(options).Seconds(plan);
   plan.origin.program = Fingerprint(program);
   plan.origin.prepared = Fingerprint(plan.program);
   plan.origin.machine = MachineText(options);
+  plan.origin.costs = CostText(options);
   GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
   return plan;
 }

@@ -15,6 +15,8 @@
 
 namespace gantry {
 
+struct Machine;
+
 enum class KernelChoice : uint8_t {
   kFast,       // CpuKernels, and ReferenceKernels for what those lack
   kReference,  // ReferenceKernels only
@@ -26,7 +28,7 @@ struct MemoryBudget {
   double fraction = 0.0;   // where bytes is 0; 0: no limit
 };
 
-// How fast things go, as far as the planner knows: what it chooses depends on it, results do not.
+// How fast things go before anything is measured: what the planner chooses depends on it, results do not.
 struct MachineRates {
   double flops_per_second = 3e10;   // of one thread
   double bytes_per_second = 8e9;    // of an op that reads and writes memory
@@ -45,6 +47,7 @@ struct PlanOptions {
   std::vector<TierOptions> tiers;
   bool recompute = true;   // let ops run again instead of keeping what they made; likewise
   MachineRates rates;
+  std::shared_ptr<const Machine> machine;  // what was measured or described goes before `rates`; null: nothing was
 };
 
 inline constexpr int64_t kNoOffset = -1;
@@ -94,6 +97,7 @@ struct PlanOrigin {
   std::string program;   // fingerprint of the step program
   std::string prepared;  // of the program that residency began with: simplified, fused, lowered to a machine
   std::string machine;   // what kernels were chosen for: "avx2, 2 threads"
+  std::string costs;     // where predicted seconds come from: CostText of cost_model.h
   ResidencyChoice choice;
   std::vector<ResidencyAction> actions;
 };

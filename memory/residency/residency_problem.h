@@ -108,9 +108,13 @@ class ResidencyScheduler {
   // `problem` must be valid and outlive the scheduler.
   explicit ResidencyScheduler(const ResidencyProblem& problem);
   ResidencySchedule Run(const ResidencyChoice& choice);
+  // The same without `actions`, for a search that compares many.
+  ResidencySchedule Judge(const ResidencyChoice& choice);
 
-  // Of the last Run: bytes on the device at every op of the problem (the largest while its actions run).
+  // Of the last Run or Judge: bytes on the device at every op of the problem (the largest while its actions run), and how long compute
+  // waited there for copies.
   const std::vector<int64_t>& op_bytes() const { return op_bytes_; }
+  const std::vector<double>& op_waits() const { return op_waits_; }
 
  private:
   struct Episode {
@@ -155,6 +159,7 @@ class ResidencyScheduler {
   std::vector<int64_t> bytes_;     // per position
   std::vector<double> start_;      // per position, without waits
   std::vector<int64_t> op_bytes_;  // per op
+  std::vector<double> op_waits_;   // per op
 };
 
 }  // namespace gantry

@@ -328,9 +328,12 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
   int64_t in_flight = 0;
   double clock = 0.0, beside = 0.0;
   op_bytes_.assign(problem_.ops.size(), 0);
+  op_waits_.assign(problem_.ops.size(), 0.0);
+  int at_op = 0;
   const auto WaitUntil = [&](double time) {
     if (time <= clock) return;
     schedule.wait_seconds += time - clock;
+    if (!op_waits_.empty()) op_waits_[at_op] += time - clock;
     clock = time;
   };
   const auto TakeBack = [&](int position) {
@@ -341,6 +344,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
     pending.pop_front();
   };
   for (int p = 0; p < count; ++p) {
+    at_op = positions_[p].op;
     const auto Waiting = [&](int item) {
       return std::any_of(pending.begin(), pending.end(), [&](int index) { return episodes_[index].item == item; });
     };
@@ -433,13 +437,18 @@ void ResidencyScheduler::Emit(ResidencySchedule& schedule) const {
   }
 }
 
-ResidencySchedule ResidencyScheduler::Run(const ResidencyChoice& choice) {
+ResidencySchedule ResidencyScheduler::Judge(const ResidencyChoice& choice) {
   ResidencySchedule schedule;
   if (!Expand(choice)) return schedule;
   schedule.valid = true;
   PlaceFetches();
   WalkClock(schedule);
-  Emit(schedule);
+  return schedule;
+}
+
+ResidencySchedule ResidencyScheduler::Run(const ResidencyChoice& choice) {
+  ResidencySchedule schedule = Judge(choice);
+  if (schedule.valid) Emit(schedule);
   return schedule;
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_join.h"
+#include "runtime/gan/machine_file.h"
 #include "runtime/c_api/call.h"
 #include "runtime/c_api/handles.h"
 #include "runtime/data/file.h"
@@ -205,8 +206,12 @@ gantry_status gantry_gan_plan(gantry_gan* gan, gantry_plan_info* info) {
     if (gan->generators.empty() || gan->discriminators.empty()) {
       return Error(GANTRY_INVALID_ARGUMENT, "a session needs at least one generator and one discriminator");
     }
+    GanSessionOptions options = gan->options;
+    absl::StatusOr<std::shared_ptr<const Machine>> machine = FindMachine(gan->machine);
+    if (!machine.ok()) return FromFile(machine.status());
+    SetMachine(*std::move(machine), options.plan);
     GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<GanSession> session,
-                            GanSession::Create(gan->options, gan->generators, gan->discriminators, *gan->context->device));
+                            GanSession::Create(options, gan->generators, gan->discriminators, *gan->context->device));
     gan->scalar_names = session->ScalarNames();
     gan->state_names = session->StateNames();
     gan->session = std::move(session);
@@ -235,7 +240,9 @@ gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory
     options.directory = Text(given.directory);
     options.link = Text(given.link);
     options.recompute = given.disable_recompute == 0;
-    return SetMemory(options, gan->options.plan);
+    GANTRY_RETURN_IF_ERROR(SetMemory(options, gan->options.plan));
+    gan->machine = Text(given.machine);
+    return absl::OkStatus();
   });
 }
 

@@ -10,6 +10,7 @@
 #include "absl/strings/str_join.h"
 #include "runtime/data/image_grid.h"
 #include "runtime/data/npy.h"
+#include "runtime/gan/machine_file.h"
 #include "runtime/gan/run_networks.h"
 #include "runtime/gan/session_checkpoint.h"
 
@@ -67,6 +68,8 @@ absl::Status Trainer::Build(Device& device) {
   GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config_));
   GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed, .plan_file = config_.plan_file};
   options.plan.thread_count = static_cast<int>(config_.threads);
+  GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config_.memory.machine));
+  SetMachine(std::move(machine), options.plan);
   GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
                                                        std::move(networks.discriminators), device));
 

@@ -24,7 +24,7 @@ struct MemoryOptions {
   std::string directory;         // of the file tier
   std::string link;              // "out=2GB/s,in=2GB/s,latency=10us,jitter=1ms": every tier at this speed; empty: as fast as it goes
   bool recompute = true;         // ops may run again instead of what they made being kept
-  std::string machine;           // machine file to plan for; empty: the calibration of this machine, if there is one; "none": neither
+  std::string machine;           // machine file to plan for; empty: see FindMachine (runtime/gan/machine_file.h)
 };
 
 // Sets device_memory, tiers and recompute. kInvalidArgument names the key, "memory.device", its value and what is allowed.

@@ -43,7 +43,9 @@ void AddMemory(CLI::App* command, MemoryFlags& memory) {
   command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR");
   command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED");
   command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE");
-  command->add_flag("!--no-recompute", memory.recompute, "Run no op again to save memory");
+  command->add_option("--machine", memory.machine, "Plan for the machine of this file; default: GANTRY_MACHINE, else this machine's calibration")
+      ->type_name("FILE");
+  command->add_flag("--recompute,!--no-recompute", memory.recompute, "Run ops again to save memory (default), or none; the last one counts");
 }
 
 // Which subcommand was chosen: its callback stores what to run, so that failures are thrown outside of CLI11.

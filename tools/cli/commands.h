@@ -9,10 +9,10 @@ namespace gantry::cli {
 
 // A budget, as --device-memory and its companions say: the keys of the section [memory] that were given.
 struct MemoryFlags {
-  std::string device, offload, host, file, directory, link, plan;
+  std::string device, offload, host, file, directory, link, plan, machine;
   bool recompute = true;
   bool any() const {
-    return !device.empty() || !offload.empty() || !host.empty() || !file.empty() || !directory.empty() || !link.empty() || !plan.empty() || !recompute;
+    return !device.empty() || !offload.empty() || !host.empty() || !file.empty() || !directory.empty() || !link.empty() || !plan.empty() || !machine.empty() || !recompute;
   }
 };
 

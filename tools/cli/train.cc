@@ -103,6 +103,7 @@ std::vector<std::string> WithMemory(std::vector<std::string> settings, const Mem
   Add("directory", memory.directory);
   Add("link", memory.link);
   Add("plan", memory.plan);
+  Add("machine", memory.machine);
   if (!memory.recompute) Add("recompute", "false");
   return settings;
 }
@@ -116,6 +117,7 @@ void SetMemory(gantry_gan* gan, const MemoryFlags& memory) {
   given.file = memory.file.c_str();
   given.directory = memory.directory.c_str();
   given.link = memory.link.c_str();
+  given.machine = memory.machine.c_str();
   given.disable_recompute = memory.recompute ? 0 : 1;
   if (gantry_gan_set_memory(gan, &given) != GANTRY_OK) throw Failure(kExitUsage, gantry_last_error());
   if (!memory.plan.empty()) Require(gantry_gan_use_plan(gan, memory.plan.c_str()));

@@ -428,8 +428,9 @@ typedef struct gantry_memory {
   const char* link;          /* speed that copies are held to: "out=2GB/s,in=2GB/s,latency=10us" */
   int32_t disable_recompute; /* 1: no op runs again */
   int32_t reserved;          /* 0 */
+  const char* machine;       /* a machine file to plan for; default: that of GANTRY_MACHINE, else this machine's calibration */
 } gantry_memory;
-#define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0}
+#define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /* Call before gantry_gan_plan.
  * Errors: GANTRY_INVALID_ARGUMENT     a text is not as above; the message names it
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */

@@ -1,0 +1,30 @@
+// Measures what ops and copies take on this machine, by training steps of built-in families: kernels run there as they run in any
+// other step, with operands as warm or cold as they are.
+#pragma once
+
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "memory/device.h"
+#include "runtime/gan/gan_session.h"
+#include "runtime/plan/machine.h"
+
+namespace gantry {
+
+struct CalibrateOptions {
+  int steps = 3;              // that count, of each workload; the fastest time of each op is taken
+  std::string directory;      // where a file tier would be: it is measured too; empty: only host memory is
+  std::function<void(std::string_view)> progress;  // a line for each workload; may be empty
+};
+
+// A machine file's content. Takes a few seconds on a machine that does nothing else. Errors of the device and the folder.
+absl::StatusOr<Machine> Calibrate(const CalibrateOptions& options, Device& device);
+
+// Runs `steps` steps of a session on made-up data and adds what its ops took to `machine`. The session is of no further use.
+absl::Status AddSamples(GanSession& session, int steps, Machine& machine);
+
+// Seconds of a step of the session on made-up data: the fastest of `steps`, without a first one.
+absl::StatusOr<double> MeasureStep(GanSession& session, int steps);
+
+}  // namespace gantry

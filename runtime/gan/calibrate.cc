@@ -11,6 +11,9 @@
 #include "memory/tier/copy_lanes.h"
 #include "memory/tier/tier.h"
 #include "runtime/gan/families.h"
+#include "runtime/gan/machine_file.h"
+#include "runtime/gan/run_networks.h"
+#include "runtime/gan/run_planning.h"
 #include "runtime/plan/cost_model.h"
 
 namespace gantry {
@@ -181,6 +184,27 @@ absl::Status AddSamples(GanSession& session, int steps, Machine& machine) {
             [](const MeasuredKernel& a, const MeasuredKernel& b) { return std::tie(a.family, a.threads) < std::tie(b.family, b.threads); });
   SetOverallRates(machine);
   return absl::OkStatus();
+}
+
+absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& given, int steps, Machine& machine, Device& device) {
+  RunConfig config = given;
+  GANTRY_RETURN_IF_ERROR(FindChannels(config));
+  CalibratedStep result;
+  for (const bool again : {false, true}) {
+    GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config));
+    GanSessionOptions options{.step = config.step, .plan = config.plan, .seed = config.seed};
+    options.plan.thread_count = static_cast<int>(config.threads);
+    SetMachine(std::make_shared<const Machine>(machine), options.plan);
+    GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<GanSession> session,
+                            GanSession::Create(options, std::move(networks.generators), std::move(networks.discriminators), device));
+    if (!again) {
+      GANTRY_RETURN_IF_ERROR(AddSamples(*session, steps, machine));
+      continue;
+    }
+    result.predicted_seconds = session->plan().residency.seconds;
+    GANTRY_ASSIGN_OR_RETURN(result.measured_seconds, MeasureStep(*session, steps));
+  }
+  return result;
 }
 
 absl::StatusOr<Machine> Calibrate(const CalibrateOptions& options, Device& device) {

@@ -8,6 +8,7 @@
 
 #include "memory/device.h"
 #include "runtime/gan/gan_session.h"
+#include "runtime/gan/run_config.h"
 #include "runtime/plan/machine.h"
 
 namespace gantry {
@@ -20,6 +21,13 @@ struct CalibrateOptions {
 
 // A machine file's content. Takes a few seconds on a machine that does nothing else. Errors of the device and the folder.
 absl::StatusOr<Machine> Calibrate(const CalibrateOptions& options, Device& device);
+
+// What a run's step takes, as planned with `machine` and as measured.
+struct CalibratedStep {
+  double predicted_seconds = 0, measured_seconds = 0;
+};
+// Adds what the ops of a run's step took to `machine`, and plans and measures the step again with it. The data are made up.
+absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& config, int steps, Machine& machine, Device& device);
 
 // Runs `steps` steps of a session on made-up data and adds what its ops took to `machine`. The session is of no further use.
 absl::Status AddSamples(GanSession& session, int steps, Machine& machine);

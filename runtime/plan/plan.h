@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -36,6 +37,13 @@ struct MachineRates {
   double op_seconds = 2e-6;         // of any op
 };
 
+// How to build the same step with its batch in other micro-batches, for advice where it does not fit.
+struct StepVariants {
+  int64_t batch = 0;   // samples per update
+  int accumulate = 1;  // micro-batches that they go through the networks in now
+  std::function<absl::StatusOr<Program>(int accumulate)> build;  // null: not known
+};
+
 struct PlanOptions {
   KernelChoice kernels = KernelChoice::kFast;
   int thread_count = 1;
@@ -48,6 +56,8 @@ struct PlanOptions {
   bool recompute = true;   // let ops run again instead of keeping what they made; likewise
   MachineRates rates;
   std::shared_ptr<const Machine> machine;  // what was measured or described goes before `rates`; null: nothing was
+  StepVariants variants;
+  bool advise = true;      // where nothing fits, look for what would: that plans the step several times
 };
 
 inline constexpr int64_t kNoOffset = -1;

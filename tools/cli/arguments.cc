@@ -113,6 +113,11 @@ void AddModel(CLI::App& app, Chosen& chosen) {
   CLI::App* show_plan = plan->add_subcommand("show", "Print what a step will need: peak bytes and the largest buffers");
   AddSource(show_plan, options)->description("A run file, the folder of a reference case, or a plan file");
   show_plan->callback([&] { chosen = [] { return RunPlanShow(options); }; });
+  static WhatIfOptions what_if;
+  CLI::App* ask = plan->add_subcommand("what-if", "Say what a run's step would need and take if it were run otherwise");
+  AddSource(ask, what_if.model)->description("A run file");
+  ask->add_flag("--json", what_if.json, "One line of JSON instead of a table");
+  ask->callback([&] { chosen = [] { return RunPlanWhatIf(what_if); }; });
   CLI::App* diff = plan->add_subcommand("diff", "Print what changes from one plan file to another");
   diff->add_option("from", plans.first, "Plan file")->required();
   diff->add_option("to", plans.second, "Plan file")->required();
@@ -127,6 +132,18 @@ void AddModel(CLI::App& app, Chosen& chosen) {
     if (!plan->get_subcommands().empty()) return;
     chosen = [] { return RunPlanMake(plans); };
   });
+}
+
+void AddCalibrate(CLI::App& app, Chosen& chosen) {
+  static CalibrateOptions options;
+  CLI::App* command = app.add_subcommand("calibrate", "Measure what ops and copies take on this machine, for all later plans");
+  command->add_option("run", options.run, "A run file whose step is measured as well, so that its predictions are the best");
+  command->add_option("--set", options.settings, "Override a key of the run file")->type_name("KEY=VALUE")->allow_extra_args(false);
+  command->add_option("--out", options.out, "Machine file to write; default: where later plans look")->type_name("FILE");
+  command->add_option("--offload-directory", options.directory, "Measure copies to a file in this folder too")->type_name("DIR");
+  command->add_option("--threads", options.threads, "Threads of a step; 0 (default): one a core")->check(CLI::Range(0, 4096));
+  command->add_option("--steps", options.steps, "Steps that each workload is measured for; default 3")->check(CLI::Range(1, 1000));
+  command->callback([&] { chosen = [] { return RunCalibrate(options); }; });
 }
 
 void AddTrain(CLI::App& app, Chosen& chosen) {
@@ -221,6 +238,7 @@ int ParseAndRun(int argc, char** argv) {
   AddTrain(app, chosen);
   AddCheck(app, chosen);
   AddModel(app, chosen);
+  AddCalibrate(app, chosen);
   AddLayout(app, chosen);
   AddLaunch(app, chosen);
   AddInfo(app, chosen);

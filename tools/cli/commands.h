@@ -75,6 +75,22 @@ int RunPlanMake(const PlanOptions& options);
 int RunPlanDiff(const PlanOptions& options);
 int RunPlanVerify(const PlanOptions& options);
 
+struct WhatIfOptions {
+  ModelOptions model;
+  bool json = false;
+};
+int RunPlanWhatIf(const WhatIfOptions& options);
+
+struct CalibrateOptions {
+  std::string run;       // a run file to measure as well
+  std::vector<std::string> settings;
+  std::string out;       // machine file; empty: where later plans look
+  std::string directory; // of a file tier
+  int threads = 0;       // 0: one for each core
+  int steps = 3;
+};
+int RunCalibrate(const CalibrateOptions& options);
+
 struct TrainOptions {
   MemoryFlags memory;
   std::string run_file;

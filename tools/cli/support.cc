@@ -56,10 +56,11 @@ void Require(gantry_status status, std::string_view context) {
   throw Failure(ExitCodeOf(status), message + gantry_last_error());
 }
 
-Context MakeContext(int thread_count) {
+Context MakeContext(int thread_count, int32_t log_level) {
   gantry_context_config config = GANTRY_CONTEXT_CONFIG_INIT;
   config.thread_count = thread_count;
   config.log = PrintMessage;
+  config.log_level = log_level;
   gantry_context* context = nullptr;
   Require(gantry_context_create(&config, &context));
   return Context(context);

@@ -42,8 +42,8 @@ using Archive = std::unique_ptr<gantry_archive, Destroy<gantry_archive_destroy>>
 using Network = std::unique_ptr<gantry_network, Destroy<gantry_network_destroy>>;
 using Gan = std::unique_ptr<gantry_gan, Destroy<gantry_gan_destroy>>;
 
-// A context on the CPU whose warnings go to stderr. 0 threads: one for each core.
-Context MakeContext(int thread_count);
+// A context on the CPU whose messages up to `log_level` go to stderr. 0 threads: one for each core.
+Context MakeContext(int thread_count, int32_t log_level = GANTRY_LOG_WARNING);
 
 // "12,345,678 bytes (11.8 MiB)".
 std::string BytesText(uint64_t bytes);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -111,6 +112,9 @@ class ResidencyScheduler {
   // The same without `actions`, for a search that compares many.
   ResidencySchedule Judge(const ResidencyChoice& choice);
 
+  // Whether the choice can be carried out at all: nothing that it makes again has lost its inputs.
+  bool Possible(const ResidencyChoice& choice) { return Expand(choice); }
+
   // Of the last Run or Judge: bytes on the device at every op of the problem (the largest while its actions run), and how long compute
   // waited there for copies.
   const std::vector<int64_t>& op_bytes() const { return op_bytes_; }
@@ -146,8 +150,16 @@ class ResidencyScheduler {
   void Touch(int item, int position);
   void Leave(int item, Residence residence);
   void PlaceFetches();
-  using ByPosition = std::vector<std::vector<int>>;
-  std::pair<ByPosition, ByPosition> CopiesByPosition() const;
+  // Episodes of each position, behind one another.
+  struct ByPosition {
+    std::vector<int> first, episodes;  // those of position p: episodes[first[p]] to episodes[first[p + 1]]
+    std::span<const int> at(int position) const {
+      return std::span(episodes).subspan(first[position], first[position + 1] - first[position]);
+    }
+  };
+  template <typename PositionOf>
+  void Sort(PositionOf position_of, ByPosition& by) const;
+  void SortCopies();
   void WalkClock(ResidencySchedule& schedule);
   void Emit(ResidencySchedule& schedule) const;
 
@@ -158,6 +170,7 @@ class ResidencyScheduler {
   std::vector<std::pair<int, int64_t>> shared_;  // positions where an episode of one position hands its memory on
   std::vector<int64_t> bytes_;     // per position
   std::vector<double> start_;      // per position, without waits
+  ByPosition issues_, needs_, stashes_;  // fetches by where they begin and where they must be done, stashes by what they follow
   std::vector<int64_t> op_bytes_;  // per op
   std::vector<double> op_waits_;   // per op
 };

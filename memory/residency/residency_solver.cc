@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <span>
 
 #include "memory/residency/residency_gaps.h"
 #include "memory/status.h"
@@ -11,12 +12,12 @@ namespace gantry {
 namespace {
 
 // Budgets that the greedy choice is made for.
-constexpr double kGreedyShares[] = {1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5};
+constexpr double kGreedyShares[] = {1.0, 0.9, 0.7, 0.95, 0.8, 0.6, 0.5};
 // A copy that hides behind compute costs this share of its time: the lane might be needed by another.
 constexpr double kHiddenCopy = 0.02;
 // Of the search: how much worse a step may be to go on from, at first; work, in ops and items judged; how far before a wait it looks.
 constexpr double kThreshold = 0.01;
-constexpr int kSearchWork = 3'000'000, kBefore = 12, kAttempts = 200;
+constexpr int kSearchWork = 8'000'000, kBefore = 12, kAttempts = 200;
 
 class Solver {
  public:
@@ -38,7 +39,7 @@ class Solver {
         Exhaust();
       } else {
         // Leaving some of the budget free gives copies in room to come early.
-        for (const double share : kGreedyShares) {
+        for (const double share : std::span(kGreedyShares).first(std::clamp(options_.greedy_budgets, 1, 7))) {
           if (!AtBound()) Greedy(static_cast<int64_t>(share * static_cast<double>(problem_.budget_bytes)));
         }
         Search();
@@ -206,12 +207,13 @@ class Solver {
       for (const Offer& offer : offers) {
         if (left <= 0) break;
         const ResidencyGap& gap = gaps_[offer.gap];
-        ResidencyChoice next = choice;
-        Set(next, gap, offer.residence);
+        std::vector<Residence> before = choice[gap.item];
+        Set(choice, gap, offer.residence);
         // Where things run again, one choice can make another impossible.
         if (options_.recompute) {
           ++trials_;
-          if (!scheduler.Judge(next).valid) {
+          if (!scheduler.Possible(choice)) {
+            choice[gap.item] = std::move(before);
             refused[offer.gap * (problem_.tiers.size() + 2) + static_cast<size_t>(offer.residence)] = true;
             progress = true;
             continue;
@@ -219,11 +221,15 @@ class Solver {
         }
         if (IsTier(offer.residence)) {
           const int tier = TierOf(offer.residence);
-          if (problem_.items[gap.item].bytes > tier_room[tier]) continue;
+          if (problem_.items[gap.item].bytes > tier_room[tier]) {
+            choice[gap.item] = std::move(before);
+            continue;
+          }
           tier_room[tier] -= problem_.items[gap.item].bytes;
+          std::swap(choice[gap.item], before);
           lane[tier] += TierSeconds(gap, tier, choice);
+          std::swap(choice[gap.item], before);
         }
-        choice = std::move(next);
         left -= problem_.items[gap.item].bytes;
         progress = true;
       }
@@ -306,27 +312,27 @@ class Solver {
         double left = total * static_cast<double>(random()) / 4294967296.0;
         for (at = 0; at + 1 < ops_ && left >= waits[at]; ++at) left -= waits[at];
       }
-      ResidencyChoice next = current;
-      bool changed = false;
-      for (int move = 1 + static_cast<int>(Below(3)); move > 0; --move) changed = Move(at, Below, next) || changed;
-      if (!changed) continue;
+      std::vector<std::pair<int, std::vector<Residence>>> before;
+      for (int move = 1 + static_cast<int>(Below(3)); move > 0; --move) Move(at, Below, current, before);
+      if (before.empty()) continue;
       ++trials_;
-      ResidencySchedule schedule = scheduler_.Judge(next);
-      if (!schedule.valid) continue;
+      ResidencySchedule schedule = scheduler_.Judge(current);
       const double threshold = kThreshold * (1.0 - static_cast<double>(trial) / trials);
-      const int64_t over = Excess(schedule);
-      if (over > excess || (over == excess && schedule.seconds > seconds * (1 + threshold))) continue;
-      current = next;
+      const int64_t over = schedule.valid ? Excess(schedule) : 0;
+      if (!schedule.valid || over > excess || (over == excess && schedule.seconds > seconds * (1 + threshold))) {
+        for (auto undo = before.rbegin(); undo != before.rend(); ++undo) current[undo->first] = std::move(undo->second);
+        continue;
+      }
       seconds = schedule.seconds;
       excess = over;
       waits = scheduler_.op_waits();
-      if (Better(schedule)) Keep(next, std::move(schedule));
+      if (Better(schedule)) Keep(current, std::move(schedule));
     }
   }
 
-  // Changes one gap of what is live at or shortly before `at`. False where there is none.
+  // Changes one gap of what is live at or shortly before `at`, if there is one, and notes in `before` how its item was.
   template <typename Below>
-  bool Move(int at, Below below, ResidencyChoice& choice) {
+  void Move(int at, Below below, ResidencyChoice& choice, std::vector<std::pair<int, std::vector<Residence>>>& before) {
     const int place = std::max(0, at - static_cast<int>(below(kBefore)));
     const bool evict = below(2) == 0;
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
@@ -339,10 +345,10 @@ class Solver {
       const std::vector<Residence> choices = Choices(gap.item, gap.index);
       const Residence residence = choices[below(choices.size())];
       if (residence == now) continue;
+      before.emplace_back(gap.item, choice[gap.item]);
       Set(choice, gap, residence);
-      return true;
+      return;
     }
-    return false;
   }
 
   bool AtBound() const { return solution_.fits && solution_.schedule.seconds <= solution_.bound_seconds * 1.001; }

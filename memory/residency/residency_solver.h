@@ -12,6 +12,7 @@ struct ResidencyOptions {
   // How many schedules the search tries; a count and not a clock, so that the same problem gives the same answer everywhere.
   // Problems with at most `exhaustive_gaps` open choices are searched completely, whatever this says.
   int trials = 0;  // 0: as many as take about half a second for a thousand ops
+  int greedy_budgets = 7;  // budgets that the greedy choice is made for, 1 to 7: less than the real one leaves copies room
   int exhaustive_gaps = 10;
 };
 

@@ -38,6 +38,19 @@ OpWork WorkOf(const Program& program, OpId id) {
     work.flops += static_cast<double>(outputs.back().element_count());
   }
   if (op.definition->cost != nullptr) work.flops = op.definition->cost(inputs, outputs, op.attributes).flops;
+  if (!op.attributes.Has("begin")) return work;
+  // An update of a piece touches no more of the whole than the piece has.
+  double piece = INFINITY, whole = 0;
+  for (const TensorType& type : inputs) {
+    if (type.element_count() > 1) piece = std::min(piece, static_cast<double>(type.size_bytes()));
+    whole = std::max(whole, static_cast<double>(type.size_bytes()));
+  }
+  if (!std::isfinite(piece)) return work;
+  work.bytes = 0;
+  for (const auto* types : {&inputs, &outputs}) {
+    for (const TensorType& type : *types) work.bytes += std::min(piece, static_cast<double>(type.size_bytes()));
+  }
+  work.flops *= piece / whole;
   return work;
 }
 

@@ -9,6 +9,7 @@
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/lower.h"
 #include "runtime/plan/order.h"
+#include "runtime/plan/plan_totals.h"
 #include "runtime/plan/plan.h"
 #include "runtime/plan/reside.h"
 #include "runtime/plan/too_small.h"
@@ -84,6 +85,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
       plan.tiers[tier].in_bytes = schedule.in_bytes[tier];
     }
     plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), CostText(options), solution.choice, schedule.actions};
+    plan.costs = StepCosts(plan, options);
     GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
     return plan;
   }
@@ -137,6 +139,7 @@ absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options
   plan.origin.prepared = Fingerprint(plan.program);
   plan.origin.machine = MachineText(options);
   plan.origin.costs = CostText(options);
+  plan.costs = StepCosts(plan, options);
   GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
   return plan;
 }
@@ -165,10 +168,15 @@ std::string Describe(const Plan& plan) {
         residency.unlimited_seconds, residency.wait_seconds, residency.recompute_seconds, residency.bound_seconds,
         100.0 * (residency.seconds / residency.bound_seconds - 1.0)));
   }
+  if (!plan.residency.used) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s a step\n", plan.residency.seconds));
+  absl::StrAppend(&text, "costs          ", plan.origin.costs, "\n");
+  std::vector<std::pair<std::string, int64_t>> tiers;
   for (const PlannedTier& tier : plan.tiers) {
+    tiers.emplace_back(tier.options.name, tier.bytes);
     absl::StrAppend(&text, absl::StrFormat("tier %-9s %d bytes (lower bound %d), %d bytes out and %d in a step\n", tier.options.name,
                                            tier.bytes, tier.lower_bound_bytes, tier.out_bytes, tier.in_bytes));
   }
+  text += Describe(TotalsOf(plan.costs, plan.buffers, tiers));
   absl::StrAppend(&text, "largest at the peak:\n");
   for (const PlannedBuffer* buffer : at_peak) absl::StrAppend(&text, Describe(*buffer), "\n");
   if (!plan.fallbacks.empty()) {

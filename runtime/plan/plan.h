@@ -112,6 +112,15 @@ struct PlanOrigin {
   std::vector<ResidencyAction> actions;
 };
 
+// One step of a schedule, as far as totals need it.
+struct StepCost {
+  std::string phase, network;
+  double seconds = 0.0;  // predicted: of a copy, on its lane
+  int tier = kDeviceTier;  // of a copy
+  bool out = false;
+  int64_t bytes = 0;     // of a copy
+};
+
 struct Plan {
   Program program;                    // as executed: simplified, fused, lowered
   std::vector<PlannedOp> schedule;    // in order of execution
@@ -123,6 +132,7 @@ struct Plan {
   PlannedResidency residency;
   PlanOrigin origin;
   std::string layout_method;
+  std::vector<StepCost> costs;        // predicted, per step of the schedule (plan_totals.h)
   std::vector<std::string> fallbacks;  // ops for which the fast kernels have no form, by name, each once
 };
 

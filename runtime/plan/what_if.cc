@@ -15,7 +15,7 @@ namespace gantry {
 namespace {
 
 // The search of each case: what a plan gains by more is little.
-constexpr int kTrials = 60;
+constexpr int kTrials = 60, kGreedyBudgets = 2;
 constexpr int64_t kAnyLayout = 1;
 // An idle network leaves where so much of the step runs without it.
 constexpr double kIdleShare = 0.125;
@@ -64,7 +64,7 @@ class Case {
   absl::StatusOr<WhatIfAnswer> Within(int64_t budget, bool recompute, bool tiers) {
     ResidencyProblem within = problem();
     within.budget_bytes = budget;
-    GANTRY_ASSIGN_OR_RETURN(const ResidencySolution solution, SolveResidency(within, {.recompute = recompute, .tiers = tiers, .trials = kTrials}));
+    GANTRY_ASSIGN_OR_RETURN(const ResidencySolution solution, SolveResidency(within, {.recompute = recompute, .tiers = tiers, .trials = kTrials, .greedy_budgets = kGreedyBudgets}));
     WhatIfAnswer answer = From(solution.schedule);
     answer.fits = solution.fits;
     return answer;
@@ -224,7 +224,7 @@ class Asker {
 
   // The largest batch within the budget, found by doubling and halving on the step built for each batch; at most `kBuilds` of them.
   absl::Status Batches(int64_t footprint) {
-    constexpr int kBuilds = 10;
+    constexpr int kBuilds = 6;
     const int64_t unit = std::max(1, what_.accumulate);
     std::map<int64_t, WhatIfAnswer> known;  // by batch
     // Nothing moved: bytes are nearly linear in the batch, so two points tell about where the limit is.
@@ -270,7 +270,7 @@ class Asker {
 
   // The same with what the planner may do: doubled for as long as it fits, then halfway.
   absl::Status WithinBatches(int64_t from, int64_t unit) {
-    constexpr int kSolves = 6;
+    constexpr int kSolves = 5;
     std::optional<WhatIfAnswer> best;
     int64_t low = 0, high = 0, batch = 2 * from;
     for (int solve = 0; solve < kSolves; ++solve) {

@@ -35,7 +35,8 @@ class Case {
   }
 
   int op_count() const { return static_cast<int>(base_.schedule.size()); }
-  int64_t arena_bytes() const { return base_.arena_bytes; }
+  // The most that is live at once: layouts of training steps reach it, or nearly so.
+  int64_t arena_bytes() const { return base_.lower_bound_bytes; }
   const ResidencyProblem& problem() const { return resider_->problem(); }
   const Program& program() const { return base_.program; }
 
@@ -224,7 +225,7 @@ class Asker {
 
   // The largest batch within the budget, found by doubling and halving on the step built for each batch; at most `kBuilds` of them.
   absl::Status Batches(int64_t footprint) {
-    constexpr int kBuilds = 6;
+    constexpr int kBuilds = 8;
     const int64_t unit = std::max(1, what_.accumulate);
     std::map<int64_t, WhatIfAnswer> known;  // by batch
     // Nothing moved: bytes are nearly linear in the batch, so two points tell about where the limit is.

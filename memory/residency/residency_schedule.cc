@@ -260,24 +260,27 @@ void ResidencyScheduler::PlaceFetches() {
   }
   // The fetch that is needed last first.
   Sort([](const Episode& episode) { return episode.fetch_tier >= 0 ? episode.begin : -1; }, needs_);
-  std::vector<double> next(problem_.tiers.size(), std::numeric_limits<double>::infinity());
-  for (auto at = needs_.episodes.rbegin(); at != needs_.episodes.rend(); ++at) {
-    const int index = *at;
-    Episode& episode = episodes_[index];
-    const ResidencyTier& tier = problem_.tiers[episode.fetch_tier];
-    const int64_t size = problem_.items[episode.item].bytes;
-    double& until = next[episode.fetch_tier];
-    const double seconds = tier.latency_seconds + static_cast<double>(size) / tier.in_bytes_per_second;
-    // A quarter of its time early, for machines are not exact.
-    const double wanted = std::min(until, start_[episode.begin]) - 1.25 * seconds;
-    until = std::min(until, start_[episode.begin]) - seconds;
-    int issue = episode.begin;
-    while (issue > earliest_position[index] && start_[issue] > wanted && start_[issue - 1] >= earliest[index] &&
-           bytes_[issue - 1] + size <= problem_.budget_bytes) {
-      --issue;
-      bytes_[issue] += size;
+  // Just in time first, then a quarter of its time early where there is still room, for machines are not exact: what would be early must
+  // not take the room of what would be late.
+  for (const double early : {1.0, 1.25}) {
+    std::vector<double> next(problem_.tiers.size(), std::numeric_limits<double>::infinity());
+    for (auto at = needs_.episodes.rbegin(); at != needs_.episodes.rend(); ++at) {
+      const int index = *at;
+      Episode& episode = episodes_[index];
+      const ResidencyTier& tier = problem_.tiers[episode.fetch_tier];
+      const int64_t size = problem_.items[episode.item].bytes;
+      double& until = next[episode.fetch_tier];
+      const double seconds = tier.latency_seconds + static_cast<double>(size) / tier.in_bytes_per_second;
+      const double wanted = std::min(until, start_[episode.begin]) - early * seconds;
+      until = std::min(until, start_[episode.begin]) - seconds;
+      int issue = episode.issue >= 0 ? episode.issue : episode.begin;
+      while (issue > earliest_position[index] && start_[issue] > wanted && start_[issue - 1] >= earliest[index] &&
+             bytes_[issue - 1] + size <= problem_.budget_bytes) {
+        --issue;
+        bytes_[issue] += size;
+      }
+      episode.issue = issue;
     }
-    episode.issue = issue;
   }
 }
 

@@ -45,6 +45,8 @@ class Advice {
  public:
   Advice(const Program& program, const PlanOptions& options, int64_t budget) : program_(program), options_(options) {
     options_.advise = false;
+    // A share of the step would be another budget once the step is another.
+    if (options.device_memory.bytes == 0) budget_flag_ = absl::StrFormat("--device-memory %d ", budget);
     options_.device_memory = {.bytes = budget};
   }
 
@@ -121,13 +123,14 @@ class Advice {
       if (variants.batch % accumulate != 0) continue;
       const absl::StatusOr<Program> program = variants.build(static_cast<int>(accumulate));
       if (!program.ok()) return;
-      if (Try(absl::StrFormat("--set train.accumulate=%d", accumulate), *program, options_)) return;
+      if (Try(absl::StrFormat("%s--set train.accumulate=%d", budget_flag_, accumulate), *program, options_)) return;
     }
   }
 
   const Program& program_;
   PlanOptions options_;
   std::vector<Fix> fixes_;
+  std::string budget_flag_;
 };
 
 }  // namespace

@@ -36,15 +36,22 @@ CLI::Validator NotEmpty() {
 
 void AddMemory(CLI::App* command, MemoryFlags& memory) {
   command->add_option("--device-memory", memory.device, "What a step may take of the device: 64MiB, or a share of what it takes otherwise: 1/4")
-      ->type_name("SIZE");
+      ->type_name("SIZE")
+      ->take_last();
   command->add_option("--offload", memory.offload, "Where values wait that do not fit; default host")
-      ->check(CLI::IsMember({"none", "host", "file", "host+file"}));
-  command->add_option("--host-memory", memory.host, "Most bytes that wait in host memory")->type_name("SIZE");
-  command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR");
-  command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED");
-  command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE");
+      ->check(CLI::IsMember({"none", "host", "file", "host+file"}))
+      ->take_last();
+  command->add_option("--host-memory", memory.host, "Most bytes that wait in host memory")->type_name("SIZE")
+      ->take_last();
+  command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR")
+      ->take_last();
+  command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED")
+      ->take_last();
+  command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE")
+      ->take_last();
   command->add_option("--machine", memory.machine, "Plan for the machine of this file; default: GANTRY_MACHINE, else this machine's calibration")
-      ->type_name("FILE");
+      ->type_name("FILE")
+      ->take_last();
   command->add_flag("--recompute,!--no-recompute", memory.recompute, "Run ops again to save memory (default), or none; the last one counts");
 }
 

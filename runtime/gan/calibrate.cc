@@ -40,6 +40,13 @@ constexpr Workload kWorkloads[] = {
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
+// The lower one of two in the middle. `values` must not be empty.
+double Median(std::vector<double>& values) {
+  const auto middle = values.begin() + static_cast<int64_t>((values.size() - 1) / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
 absl::StatusOr<std::unique_ptr<GanSession>> MakeSession(const Workload& workload, Device& device) {
   GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(workload.family, {.image_size = workload.size, .width = workload.width, .batch = workload.batch}));
   GANTRY_ASSIGN_OR_RETURN(const FamilyDefaults defaults, DefaultsOf(workload.family));
@@ -144,25 +151,24 @@ absl::StatusOr<MachineTier> MeasureTier(const TierOptions& options, GanSession& 
 
 absl::StatusOr<double> MeasureStep(GanSession& session, int steps) {
   const std::vector<float> real = MadeUpSamples(session);
-  double best = std::numeric_limits<double>::infinity();
+  std::vector<double> seconds;
   for (int step = 0; step <= steps; ++step) {
     const double begin = Now();
     GANTRY_RETURN_IF_ERROR(session.Step({.real = real}));
-    if (step > 0) best = std::min(best, Now() - begin);
+    if (step > 0) seconds.push_back(Now() - begin);
   }
-  return best;
+  return Median(seconds);
 }
 
 absl::Status AddSamples(GanSession& session, int steps, Machine& machine) {
   const std::vector<float> real = MadeUpSamples(session);
   Executor& executor = session.executor();
-  std::vector<double> best;
+  std::vector<std::vector<double>> seconds(executor.op_seconds().size());  // of each op, by step
   for (int step = 0; step <= steps; ++step) {
     executor.SetProfiling(true);
     GANTRY_RETURN_IF_ERROR(session.Step({.real = real}));
     if (step == 0) continue;
-    if (best.empty()) best.assign(executor.op_seconds().size(), std::numeric_limits<double>::infinity());
-    for (size_t op = 0; op < best.size(); ++op) best[op] = std::min(best[op], executor.op_seconds()[op]);
+    for (size_t op = 0; op < seconds.size(); ++op) seconds[op].push_back(executor.op_seconds()[op]);
   }
   executor.SetProfiling(false);
   const Plan& plan = session.plan();
@@ -170,15 +176,15 @@ absl::Status AddSamples(GanSession& session, int steps, Machine& machine) {
   for (const PlannedOp& step : plan.schedule) {
     const Op& op = plan.program.ops()[step.op];
     if (op.definition->is_view) continue;
-    const double seconds = best[index++];
-    if (step.kernel == nullptr || !(seconds > 0)) continue;
+    const double median = Median(seconds[index++]);
+    if (step.kernel == nullptr || !(median > 0)) continue;
     const std::string family = FamilyOf(op, *step.kernel);
     const int threads = session.options().plan.thread_count;
     auto kernel = std::find_if(machine.kernels.begin(), machine.kernels.end(),
                                [&](const MeasuredKernel& known) { return known.family == family && known.threads == threads; });
     if (kernel == machine.kernels.end()) kernel = machine.kernels.insert(kernel, {family, threads, {}});
     const OpWork work = WorkOf(plan.program, step.op);
-    if (work.bytes > 0) AddSample(*kernel, {work.flops, work.bytes, seconds});
+    if (work.bytes > 0) AddSample(*kernel, {work.flops, work.bytes, median});
   }
   std::sort(machine.kernels.begin(), machine.kernels.end(),
             [](const MeasuredKernel& a, const MeasuredKernel& b) { return std::tie(a.family, a.threads) < std::tie(b.family, b.threads); });

@@ -14,7 +14,7 @@
 namespace gantry {
 
 struct CalibrateOptions {
-  int steps = 3;              // that count, of each workload; the fastest time of each op is taken
+  int steps = 3;              // that count, of each workload, at least 1; the median of each op is taken
   std::string directory;      // where a file tier would be: it is measured too; empty: only host memory is
   std::function<void(std::string_view)> progress;  // a line for each workload; may be empty
 };
@@ -32,7 +32,7 @@ absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& config, int steps, 
 // Runs `steps` steps of a session on made-up data and adds what its ops took to `machine`. The session is of no further use.
 absl::Status AddSamples(GanSession& session, int steps, Machine& machine);
 
-// Seconds of a step of the session on made-up data: the fastest of `steps`, without a first one.
+// Seconds of a step of the session on made-up data: the median of `steps` (>= 1), without a first one.
 absl::StatusOr<double> MeasureStep(GanSession& session, int steps);
 
 }  // namespace gantry

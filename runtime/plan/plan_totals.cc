@@ -10,12 +10,20 @@ namespace {
 
 using Row = PlanTotals::Row;
 
-Row& RowOf(std::vector<Row>& rows, const std::string& name) {
-  const auto found = std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return row.name == name; });
-  if (found != rows.end()) return *found;
-  rows.push_back({.name = name});
-  return rows.back();
-}
+// Rows by name, in order of appearance.
+class RowFinder {
+ public:
+  explicit RowFinder(std::vector<Row>& rows) : rows_(rows) {}
+  Row& operator()(const std::string& name) {
+    const auto [found, added] = index_.try_emplace(name, rows_.size());
+    if (added) rows_.push_back({.name = name});
+    return rows_[found->second];
+  }
+
+ private:
+  std::vector<Row>& rows_;
+  std::map<std::string, size_t> index_;
+};
 
 void AddStep(const StepCost& step, Row& row) {
   if (step.tier == kDeviceTier) {
@@ -27,18 +35,33 @@ void AddStep(const StepCost& step, Row& row) {
   (step.out ? row.out_seconds : row.in_seconds) += step.seconds;
 }
 
-// Sums of live bytes at each step, of the buffers for which `counts` holds.
-template <typename Counts>
-std::vector<int64_t> Live(std::span<const PlannedBuffer> buffers, size_t steps, Counts counts) {
+// What is live on the device at each step.
+std::vector<int64_t> Live(std::span<const PlannedBuffer> buffers, size_t steps) {
   std::vector<int64_t> live(steps + 1, 0);
   for (const PlannedBuffer& buffer : buffers) {
-    if (buffer.tier != kDeviceTier || !counts(buffer)) continue;
+    if (buffer.tier != kDeviceTier) continue;
     live[std::min(static_cast<size_t>(buffer.lower), steps)] += buffer.bytes;
     live[std::min(static_cast<size_t>(buffer.upper), steps)] -= buffer.bytes;
   }
   for (size_t step = 1; step <= steps; ++step) live[step] += live[step - 1];
   live.pop_back();
   return live;
+}
+
+// The most bytes of one network that are on the device at once.
+std::map<std::string, int64_t> NetworkPeaks(std::span<const PlannedBuffer> buffers) {
+  std::map<std::string, std::map<int, int64_t>> changes;  // by step
+  for (const PlannedBuffer& buffer : buffers) {
+    if (buffer.tier != kDeviceTier) continue;
+    changes[buffer.network][buffer.lower] += buffer.bytes;
+    changes[buffer.network][buffer.upper] -= buffer.bytes;
+  }
+  std::map<std::string, int64_t> peaks;
+  for (const auto& [network, by_step] : changes) {
+    int64_t live = 0;
+    for (const auto& [step, bytes] : by_step) peaks[network] = std::max(peaks[network], live += bytes);
+  }
+  return peaks;
 }
 
 std::string Table(std::string_view title, const std::vector<Row>& rows) {
@@ -52,18 +75,19 @@ std::string Table(std::string_view title, const std::vector<Row>& rows) {
 
 std::string TableDifference(std::string_view title, const std::vector<Row>& from, const std::vector<Row>& to) {
   std::vector<std::string> names;
-  for (const auto* rows : {&from, &to}) {
-    for (const Row& row : *rows) {
-      if (std::find(names.begin(), names.end(), row.name) == names.end()) names.push_back(row.name);
+  std::map<std::string, std::pair<Row, Row>> pairs;
+  const auto Add = [&](const std::vector<Row>& rows, Row std::pair<Row, Row>::* side) {
+    for (const Row& row : rows) {
+      const auto [found, added] = pairs.try_emplace(row.name);
+      if (added) names.push_back(row.name);
+      found->second.*side = row;
     }
-  }
+  };
+  Add(from, &std::pair<Row, Row>::first);
+  Add(to, &std::pair<Row, Row>::second);
   std::string text;
   for (const std::string& name : names) {
-    const auto Find = [&](const std::vector<Row>& rows) {
-      const auto found = std::find_if(rows.begin(), rows.end(), [&](const Row& row) { return row.name == name; });
-      return found == rows.end() ? Row{} : *found;
-    };
-    const Row a = Find(from), b = Find(to);
+    const auto& [a, b] = pairs.at(name);
     std::string line;
     const auto Number = [&](std::string_view what, int64_t before, int64_t after) {
       if (before != after) absl::StrAppend(&line, absl::StrFormat("%s%s %d -> %d", line.empty() ? "" : ", ", what, before, after));
@@ -111,18 +135,19 @@ std::vector<StepCost> StepCosts(const Plan& plan, const PlanOptions& options) {
 PlanTotals TotalsOf(std::span<const StepCost> steps, std::span<const PlannedBuffer> buffers, std::span<const std::pair<std::string, int64_t>> tiers) {
   PlanTotals totals;
   for (const auto& [name, bytes] : tiers) totals.tiers.push_back({.name = name, .peak_bytes = bytes});
-  const std::vector<int64_t> live = Live(buffers, steps.size(), [](const PlannedBuffer&) { return true; });
+  const std::vector<int64_t> live = Live(buffers, steps.size());
+  RowFinder phases(totals.phases), networks(totals.networks);
   for (size_t index = 0; index < steps.size(); ++index) {
     const StepCost& step = steps[index];
-    Row& phase = RowOf(totals.phases, step.phase);
+    Row& phase = phases(step.phase);
     AddStep(step, phase);
     phase.peak_bytes = std::max(phase.peak_bytes, live[index]);
-    AddStep(step, RowOf(totals.networks, step.network));
+    AddStep(step, networks(step.network));
     if (step.tier >= 0 && step.tier < static_cast<int>(totals.tiers.size())) AddStep(step, totals.tiers[step.tier]);
   }
+  const std::map<std::string, int64_t> peaks = NetworkPeaks(buffers);
   for (Row& row : totals.networks) {
-    const std::vector<int64_t> own = Live(buffers, steps.size(), [&](const PlannedBuffer& buffer) { return buffer.network == row.name; });
-    if (!own.empty()) row.peak_bytes = *std::max_element(own.begin(), own.end());
+    if (const auto found = peaks.find(row.name); found != peaks.end()) row.peak_bytes = found->second;
   }
   return totals;
 }

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -39,6 +40,8 @@ struct ResidencyTier {
   int64_t budget_bytes = INT64_MAX;
   double out_bytes_per_second = 1e10, in_bytes_per_second = 1e10;
   double latency_seconds = 0.0;  // of each copy
+  // What compute loses to a copy that runs beside it, where both need the same cores or memory.
+  double out_compute_seconds_per_byte = 0.0, in_compute_seconds_per_byte = 0.0;
 };
 
 struct ResidencyProblem {
@@ -93,6 +96,7 @@ struct ResidencySchedule {
   double compute_seconds = 0.0;    // of it, ops
   double recompute_seconds = 0.0;  // of them, ops run again
   double wait_seconds = 0.0;       // compute waiting for copies
+  double beside_seconds = 0.0;     // what compute lost to copies beside it
   int64_t peak_bytes = 0;          // largest sum of bytes on the device
   int peak_op = -1;                // op at (or before) which it is reached
   std::vector<int64_t> tier_peak_bytes, out_bytes, in_bytes;  // per tier
@@ -105,9 +109,16 @@ class ResidencyScheduler {
   // `problem` must be valid and outlive the scheduler.
   explicit ResidencyScheduler(const ResidencyProblem& problem);
   ResidencySchedule Run(const ResidencyChoice& choice);
+  // The same without `actions`, for a search that compares many.
+  ResidencySchedule Judge(const ResidencyChoice& choice);
 
-  // Of the last Run: bytes on the device at every op of the problem (the largest while its actions run).
+  // Whether the choice can be carried out at all: nothing that it makes again has lost its inputs.
+  bool Possible(const ResidencyChoice& choice) { return Expand(choice); }
+
+  // Of the last Run or Judge: bytes on the device at every op of the problem (the largest while its actions run), and how long compute
+  // waited there for copies.
   const std::vector<int64_t>& op_bytes() const { return op_bytes_; }
+  const std::vector<double>& op_waits() const { return op_waits_; }
 
  private:
   struct Episode {
@@ -139,8 +150,16 @@ class ResidencyScheduler {
   void Touch(int item, int position);
   void Leave(int item, Residence residence);
   void PlaceFetches();
-  using ByPosition = std::vector<std::vector<int>>;
-  std::pair<ByPosition, ByPosition> CopiesByPosition() const;
+  // Episodes of each position, behind one another.
+  struct ByPosition {
+    std::vector<int> first, episodes;  // those of position p: episodes[first[p]] to episodes[first[p + 1]]
+    std::span<const int> at(int position) const {
+      return std::span(episodes).subspan(first[position], first[position + 1] - first[position]);
+    }
+  };
+  template <typename PositionOf>
+  void Sort(PositionOf position_of, ByPosition& by) const;
+  void SortCopies();
   void WalkClock(ResidencySchedule& schedule);
   void Emit(ResidencySchedule& schedule) const;
 
@@ -151,7 +170,9 @@ class ResidencyScheduler {
   std::vector<std::pair<int, int64_t>> shared_;  // positions where an episode of one position hands its memory on
   std::vector<int64_t> bytes_;     // per position
   std::vector<double> start_;      // per position, without waits
+  ByPosition issues_, needs_, stashes_;  // fetches by where they begin and where they must be done, stashes by what they follow
   std::vector<int64_t> op_bytes_;  // per op
+  std::vector<double> op_waits_;   // per op
 };
 
 }  // namespace gantry

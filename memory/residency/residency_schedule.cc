@@ -50,8 +50,9 @@ absl::Status ValidateResidencyProblem(const ResidencyProblem& problem) {
   }
   if (problem.tiers.size() > 32) return absl::InvalidArgumentError("there may be at most 32 tiers");
   for (const ResidencyTier& tier : problem.tiers) {
-    if (!(tier.out_bytes_per_second > 0) || !(tier.in_bytes_per_second > 0) || !(tier.latency_seconds >= 0)) {
-      return absl::InvalidArgumentError("a tier needs rates above 0 and a latency of at least 0");
+    if (!(tier.out_bytes_per_second > 0) || !(tier.in_bytes_per_second > 0) || !(tier.latency_seconds >= 0) ||
+        !(tier.out_compute_seconds_per_byte >= 0) || !(tier.in_compute_seconds_per_byte >= 0)) {
+      return absl::InvalidArgumentError("a tier needs rates above 0, and a latency and costs for compute of at least 0");
     }
   }
   return absl::OkStatus();
@@ -235,13 +236,10 @@ void ResidencyScheduler::PlaceFetches() {
   for (const auto& [position, bytes] : shared_) bytes_[position] -= bytes;
 
   // When each stash should be through, lane by lane.
-  std::vector<int> order(episodes_.size());
-  for (size_t i = 0; i < order.size(); ++i) order[i] = static_cast<int>(i);
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return episodes_[a].end < episodes_[b].end; });
+  Sort([](const Episode& episode) { return episode.stash_tier >= 0 ? episode.end : -1; }, stashes_);
   std::vector<double> lane(problem_.tiers.size(), 0.0), finish(episodes_.size(), 0.0);
-  for (int index : order) {
+  for (int index : stashes_.episodes) {
     const Episode& episode = episodes_[index];
-    if (episode.stash_tier < 0) continue;
     const ResidencyTier& tier = problem_.tiers[episode.stash_tier];
     double& free = lane[episode.stash_tier];
     free = std::max(free, start_[episode.end + 1]) + tier.latency_seconds +
@@ -260,51 +258,69 @@ void ResidencyScheduler::PlaceFetches() {
     }
     before = index;
   }
-  std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return episodes_[a].begin > episodes_[b].begin; });
-  std::vector<double> next(problem_.tiers.size(), std::numeric_limits<double>::infinity());
-  for (int index : order) {
-    Episode& episode = episodes_[index];
-    if (episode.fetch_tier < 0) continue;
-    const ResidencyTier& tier = problem_.tiers[episode.fetch_tier];
-    const int64_t size = problem_.items[episode.item].bytes;
-    double& until = next[episode.fetch_tier];
-    const double seconds = tier.latency_seconds + static_cast<double>(size) / tier.in_bytes_per_second;
-    // A quarter of its time early, for machines are not exact.
-    const double wanted = std::min(until, start_[episode.begin]) - 1.25 * seconds;
-    until = std::min(until, start_[episode.begin]) - seconds;
-    int issue = episode.begin;
-    while (issue > earliest_position[index] && start_[issue] > wanted && start_[issue - 1] >= earliest[index] &&
-           bytes_[issue - 1] + size <= problem_.budget_bytes) {
-      --issue;
-      bytes_[issue] += size;
+  // The fetch that is needed last first.
+  Sort([](const Episode& episode) { return episode.fetch_tier >= 0 ? episode.begin : -1; }, needs_);
+  // Just in time first, then a quarter of its time early where there is still room, for machines are not exact: what would be early must
+  // not take the room of what would be late.
+  for (const double early : {1.0, 1.25}) {
+    std::vector<double> next(problem_.tiers.size(), std::numeric_limits<double>::infinity());
+    for (auto at = needs_.episodes.rbegin(); at != needs_.episodes.rend(); ++at) {
+      const int index = *at;
+      Episode& episode = episodes_[index];
+      const ResidencyTier& tier = problem_.tiers[episode.fetch_tier];
+      const int64_t size = problem_.items[episode.item].bytes;
+      double& until = next[episode.fetch_tier];
+      const double seconds = tier.latency_seconds + static_cast<double>(size) / tier.in_bytes_per_second;
+      const double wanted = std::min(until, start_[episode.begin]) - early * seconds;
+      until = std::min(until, start_[episode.begin]) - seconds;
+      int issue = episode.issue >= 0 ? episode.issue : episode.begin;
+      while (issue > earliest_position[index] && start_[issue] > wanted && start_[issue - 1] >= earliest[index] &&
+             bytes_[issue - 1] + size <= problem_.budget_bytes) {
+        --issue;
+        bytes_[issue] += size;
+      }
+      episode.issue = issue;
     }
-    episode.issue = issue;
   }
 }
 
-// Episodes whose fetch begins at each position, the one that is needed first before the others, and those that are stashed after it.
-std::pair<ResidencyScheduler::ByPosition, ResidencyScheduler::ByPosition> ResidencyScheduler::CopiesByPosition() const {
-  ByPosition issues(positions_.size() + 1), stashes(positions_.size() + 1);
-  for (int index = 0; index < static_cast<int>(episodes_.size()); ++index) {
-    const Episode& episode = episodes_[index];
-    if (episode.fetch_tier >= 0) issues[episode.issue].push_back(index);
-    if (episode.stash_tier >= 0) stashes[episode.end].push_back(index);
+// Counting sort of the episodes for which `position_of` is not negative; those of one position stay in their order.
+template <typename PositionOf>
+void ResidencyScheduler::Sort(PositionOf position_of, ByPosition& by) const {
+  by.first.assign(positions_.size() + 2, 0);
+  int count = 0;
+  for (const Episode& episode : episodes_) {
+    if (const int position = position_of(episode); position >= 0) ++by.first[position + 1], ++count;
   }
-  for (std::vector<int>& at : issues) {
-    std::stable_sort(at.begin(), at.end(), [&](int a, int b) { return episodes_[a].begin < episodes_[b].begin; });
+  for (size_t p = 1; p < by.first.size(); ++p) by.first[p] += by.first[p - 1];
+  by.episodes.resize(count);
+  std::vector<int>& next = by.first;  // moves to the end of each stretch, which is the begin of the following one
+  for (int index = static_cast<int>(episodes_.size()) - 1; index >= 0; --index) {
+    if (const int position = position_of(episodes_[index]); position >= 0) by.episodes[--next[position + 1]] = index;
   }
-  return {std::move(issues), std::move(stashes)};
+  // first[p + 1] is now where position p begins.
+  by.first.erase(by.first.begin());
+  by.first.push_back(count);
+}
+
+// Episodes whose fetch begins at each position, the one that is needed first before the others, those that must be there, and those
+// that are stashed after it.
+void ResidencyScheduler::SortCopies() {
+  Sort([](const Episode& episode) { return episode.fetch_tier >= 0 ? episode.issue : -1; }, issues_);
+  Sort([](const Episode& episode) { return episode.fetch_tier >= 0 ? episode.begin : -1; }, needs_);
+  Sort([](const Episode& episode) { return episode.stash_tier >= 0 ? episode.end : -1; }, stashes_);
+  for (size_t p = 0; p + 1 < issues_.first.size(); ++p) {
+    if (issues_.first[p + 1] - issues_.first[p] < 2) continue;
+    std::stable_sort(issues_.episodes.begin() + issues_.first[p], issues_.episodes.begin() + issues_.first[p + 1],
+                     [&](int a, int b) { return episodes_[a].begin < episodes_[b].begin; });
+  }
 }
 
 // Runs everything on a clock, and settles when the memory under copies out is taken back.
 void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
   const int count = static_cast<int>(positions_.size());
   const size_t tiers = problem_.tiers.size();
-  const auto [issues, stashes] = CopiesByPosition();
-  std::vector<std::vector<int>> needs(count + 1);
-  for (int index = 0; index < static_cast<int>(episodes_.size()); ++index) {
-    if (episodes_[index].fetch_tier >= 0) needs[episodes_[index].begin].push_back(index);
-  }
+  SortCopies();
   std::vector<double> out_free(tiers, 0.0), in_free(tiers, 0.0), finish(episodes_.size(), 0.0), stash_finish(episodes_.size(), 0.0);
   std::vector<int64_t> tier_bytes(tiers, 0);
   schedule.tier_peak_bytes.assign(tiers, 0);
@@ -325,11 +341,14 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
   }
   std::deque<int> pending;
   int64_t in_flight = 0;
-  double clock = 0.0;
+  double clock = 0.0, beside = 0.0;
   op_bytes_.assign(problem_.ops.size(), 0);
+  op_waits_.assign(problem_.ops.size(), 0.0);
+  int at_op = 0;
   const auto WaitUntil = [&](double time) {
     if (time <= clock) return;
     schedule.wait_seconds += time - clock;
+    if (!op_waits_.empty()) op_waits_[at_op] += time - clock;
     clock = time;
   };
   const auto TakeBack = [&](int position) {
@@ -340,10 +359,11 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
     pending.pop_front();
   };
   for (int p = 0; p < count; ++p) {
+    at_op = positions_[p].op;
     const auto Waiting = [&](int item) {
       return std::any_of(pending.begin(), pending.end(), [&](int index) { return episodes_[index].item == item; });
     };
-    for (int index : issues[p]) {
+    for (int index : issues_.at(p)) {
       while (Waiting(episodes_[index].item)) TakeBack(p);
     }
     while (!pending.empty() && (bytes_[p] + in_flight > problem_.budget_bytes ||
@@ -351,7 +371,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
                                              kStashSlack * (stash_finish[pending.front()] - start_[episodes_[pending.front()].end + 1]))) {
       TakeBack(p);
     }
-    for (int index : issues[p]) {
+    for (int index : issues_.at(p)) {
       const Episode& episode = episodes_[index];
       const ResidencyTier& tier = problem_.tiers[episode.fetch_tier];
       const int64_t size = problem_.items[episode.item].bytes;
@@ -359,6 +379,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       free = std::max(free, clock) + tier.latency_seconds + static_cast<double>(size) / tier.in_bytes_per_second;
       finish[index] = free;
       schedule.in_bytes[episode.fetch_tier] += size;
+      beside += static_cast<double>(size) * tier.in_compute_seconds_per_byte;
     }
     const int64_t live = bytes_[p] + in_flight;
     int64_t& here = op_bytes_[positions_[p].op];
@@ -367,7 +388,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       schedule.peak_bytes = live;
       schedule.peak_op = positions_[p].op;
     }
-    for (int index : needs[p]) {
+    for (int index : needs_.at(p)) {
       WaitUntil(finish[index]);
       const int item = episodes_[index].item;
       if (--tier_readers[item] == 0 && holder[item] >= 0 && !problem_.items[item].kept) {
@@ -376,10 +397,13 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       }
     }
     const double seconds = problem_.ops[positions_[p].op].seconds;
-    clock += seconds;
+    // What copies take from compute is charged to the op that runs when they begin.
+    clock += seconds + beside;
+    schedule.beside_seconds += beside;
+    beside = 0.0;
     schedule.compute_seconds += seconds;
     if (positions_[p].again) schedule.recompute_seconds += seconds;
-    for (int index : stashes[p]) {
+    for (int index : stashes_.at(p)) {
       const Episode& episode = episodes_[index];
       const ResidencyTier& tier = problem_.tiers[episode.stash_tier];
       const int64_t size = problem_.items[episode.item].bytes;
@@ -389,35 +413,37 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       in_flight += size;
       pending.push_back(index);
       schedule.out_bytes[episode.stash_tier] += size;
+      beside += static_cast<double>(size) * tier.out_compute_seconds_per_byte;
       Hold(episode.item, episode.stash_tier);
     }
   }
+  clock += beside;
+  schedule.beside_seconds += beside;
   while (!pending.empty()) TakeBack(count);
   schedule.seconds = clock;
 }
 
 void ResidencyScheduler::Emit(ResidencySchedule& schedule) const {
   const int count = static_cast<int>(positions_.size());
-  const auto [issues, stashes] = CopiesByPosition();
   std::vector<int> first_action(count + 1), run_action(count + 1);
   int next = 0;
   for (int p = 0; p < count; ++p) {
     first_action[p] = next;
-    next += static_cast<int>(issues[p].size());
+    next += static_cast<int>(issues_.at(p).size());
     run_action[p] = next;
-    next += 1 + static_cast<int>(stashes[p].size());
+    next += 1 + static_cast<int>(stashes_.at(p).size());
   }
   first_action[count] = run_action[count] = next;
   schedule.actions.reserve(next);
   for (int p = 0; p < count; ++p) {
-    for (int index : issues[p]) {
+    for (int index : issues_.at(p)) {
       const Episode& episode = episodes_[index];
       schedule.actions.push_back({ResidencyAction::Kind::kFetch, -1, episode.item, episode.fetch_tier, run_action[episode.begin], {}});
     }
     const Position& position = positions_[p];
     schedule.actions.push_back({position.again ? ResidencyAction::Kind::kAgain : ResidencyAction::Kind::kRun, position.op, -1, -1, -1,
                                 position.items});
-    for (int index : stashes[p]) {
+    for (int index : stashes_.at(p)) {
       const Episode& episode = episodes_[index];
       schedule.actions.push_back({ResidencyAction::Kind::kStash, -1, episode.item, episode.stash_tier,
                                   first_action[std::max(episode.done_by, p + 1)], {}});
@@ -425,13 +451,18 @@ void ResidencyScheduler::Emit(ResidencySchedule& schedule) const {
   }
 }
 
-ResidencySchedule ResidencyScheduler::Run(const ResidencyChoice& choice) {
+ResidencySchedule ResidencyScheduler::Judge(const ResidencyChoice& choice) {
   ResidencySchedule schedule;
   if (!Expand(choice)) return schedule;
   schedule.valid = true;
   PlaceFetches();
   WalkClock(schedule);
-  Emit(schedule);
+  return schedule;
+}
+
+ResidencySchedule ResidencyScheduler::Run(const ResidencyChoice& choice) {
+  ResidencySchedule schedule = Judge(choice);
+  if (schedule.valid) Emit(schedule);
   return schedule;
 }
 

@@ -2,46 +2,50 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
+#include <random>
+#include <span>
 
+#include "memory/residency/residency_gaps.h"
 #include "memory/status.h"
 
 namespace gantry {
 namespace {
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+// Budgets that the greedy choice is made for.
+constexpr double kGreedyShares[] = {1.0, 0.9, 0.7, 0.95, 0.8, 0.6, 0.5};
 // A copy that hides behind compute costs this share of its time: the lane might be needed by another.
 constexpr double kHiddenCopy = 0.02;
-
-struct Gap {
-  int item;
-  int index;
-  int from, to;  // ops around it; -1 and ops.size() at the ends of the step
-};
+// Of the search: how much worse a step may be to go on from, at first; work, in ops and items judged; how far before a wait it looks.
+constexpr double kThreshold = 0.01;
+constexpr int kSearchWork = 8'000'000, kBefore = 12, kAttempts = 200;
 
 class Solver {
  public:
   Solver(const ResidencyProblem& problem, const ResidencyOptions& options)
-      : problem_(problem), options_(options), scheduler_(problem), ops_(static_cast<int>(problem.ops.size())) {
+      : problem_(problem), options_(options), gap_table_(problem, options.recompute, options.tiers), gaps_(gap_table_.open()), scheduler_(problem),
+        ops_(static_cast<int>(problem.ops.size())) {
     start_.assign(ops_ + 1, 0.0);
     for (int op = 0; op < ops_; ++op) start_[op + 1] = start_[op] + problem.ops[op].seconds;
-    FindGaps();
   }
 
   ResidencySolution Run() {
     FindLargestOp();
     Consider(KeepAll(problem_));
     const std::vector<int64_t> kept_bytes = scheduler_.op_bytes();
-    solution_.bound_seconds = Bound(kept_bytes);
+    solution_.bound_seconds = ResidencyBound(problem_, gap_table_, options_.tiers, kept_bytes);
     // Nothing to win where everything may stay.
     if (!solution_.fits) {
       if (Combinations() <= std::pow(3.0, options_.exhaustive_gaps)) {
         Exhaust();
       } else {
-        Greedy();
-        Improve();
+        // Leaving some of the budget free gives copies in room to come early.
+        for (const double share : std::span(kGreedyShares).first(std::clamp(options_.greedy_budgets, 1, 7))) {
+          if (!AtBound()) Greedy(static_cast<int64_t>(share * static_cast<double>(problem_.budget_bytes)));
+        }
+        Search();
       }
     }
+    solution_.schedule = scheduler_.Run(solution_.choice);
     solution_.optimal = solution_.fits && (exhausted_ || solution_.schedule.seconds <= solution_.bound_seconds * (1 + 1e-12));
     if (exhausted_ && solution_.fits) solution_.bound_seconds = solution_.schedule.seconds;
     solution_.trials = trials_;
@@ -49,65 +53,21 @@ class Solver {
   }
 
  private:
-  // ---- What may be chosen
-
-  void FindGaps() {
-    for (int i = 0; i < static_cast<int>(problem_.items.size()); ++i) {
-      const ResidencyItem& item = problem_.items[i];
-      if (item.bytes == 0) continue;
-      const int uses = static_cast<int>(item.uses.size());
-      for (int gap = 0; gap <= uses; ++gap) {
-        const int from = gap == 0 ? item.made_by : item.uses[gap - 1];
-        const int to = gap == uses ? ops_ : item.uses[gap];
-        if (item.wraps && gap == uses && uses > 0) continue;  // the same as gap 0
-        if (gap == uses && !item.kept) continue;              // nothing follows
-        if (!item.wraps && to - from <= 1) continue;          // nothing between
-        if (Choices(i, gap).size() > 1) gaps_.push_back({i, gap, from, to});
-      }
-    }
-  }
-
-  // What a gap may be, kKeep first.
-  std::vector<Residence> Choices(int i, int gap) const {
-    const ResidencyItem& item = problem_.items[i];
-    std::vector<Residence> choices = {Residence::kKeep};
-    const bool last = gap == static_cast<int>(item.uses.size());
-    if (options_.recompute && item.made_by >= 0 && !last && item.changes.empty() && problem_.ops[item.made_by].repeatable) {
-      choices.push_back(Residence::kRecompute);
-    }
-    if (options_.tiers) {
-      for (int tier = 0; tier < static_cast<int>(problem_.tiers.size()); ++tier) {
-        if ((item.tiers >> tier & 1) != 0 && item.bytes <= problem_.tiers[tier].budget_bytes) choices.push_back(InTier(tier));
-      }
-    }
-    return choices;
-  }
+  std::vector<Residence> Choices(int item, int gap) const { return gap_table_.Choices(item, gap); }
+  bool Covers(const ResidencyGap& gap, int op) const { return gap_table_.Covers(gap, op); }
+  void Set(ResidencyChoice& choice, const ResidencyGap& gap, Residence residence) const { gap_table_.Set(choice, gap, residence); }
 
   double Combinations() const {
     double count = 1;
-    for (const Gap& gap : gaps_) count *= static_cast<double>(Choices(gap.item, gap.index).size());
+    for (const ResidencyGap& gap : gaps_) count *= static_cast<double>(Choices(gap.item, gap.index).size());
     return count;
-  }
-
-  // States that leave between uses must leave between steps.
-  void Set(ResidencyChoice& choice, const Gap& gap, Residence residence) const {
-    std::vector<Residence>& gaps = choice[gap.item];
-    gaps[gap.index] = residence;
-    if (!problem_.items[gap.item].wraps) return;
-    if (residence == Residence::kKeep) {
-      if (gap.index == 0) std::fill(gaps.begin(), gaps.end(), Residence::kKeep);
-      return;
-    }
-    gaps.front() = gaps.back() = residence;
-    for (Residence& other : gaps) {
-      if (other != Residence::kKeep) other = residence;
-    }
   }
 
   // ---- Judging
 
-  int64_t Excess(const ResidencySchedule& schedule) const {
-    int64_t excess = std::max<int64_t>(0, schedule.peak_bytes - problem_.budget_bytes);
+  int64_t Excess(const ResidencySchedule& schedule) const { return Excess(schedule, problem_.budget_bytes); }
+  int64_t Excess(const ResidencySchedule& schedule, int64_t budget) const {
+    int64_t excess = std::max<int64_t>(0, schedule.peak_bytes - budget);
     for (size_t tier = 0; tier < problem_.tiers.size(); ++tier) {
       excess += std::max<int64_t>(0, schedule.tier_peak_bytes[tier] - problem_.tiers[tier].budget_bytes);
     }
@@ -117,76 +77,19 @@ class Solver {
   // Runs `choice` and keeps it where it is better than the best so far.
   bool Consider(const ResidencyChoice& choice) {
     ++trials_;
-    ResidencySchedule schedule = scheduler_.Run(choice);
-    if (!schedule.valid) return false;
-    if (!Better(schedule)) return false;
+    ResidencySchedule schedule = scheduler_.Judge(choice);
+    if (!schedule.valid || !Better(schedule)) return false;
     Keep(choice, std::move(schedule));
     return true;
   }
 
   void FindLargestOp() {
     for (int op = 0; op < ops_; ++op) {
-      int64_t bytes = problem_.ops[op].scratch_bytes;
-      for (int item : problem_.ops[op].reads) {
-        const int heir = problem_.items[item].taken_over_by;
-        if (heir >= 0 && problem_.items[heir].made_by == op && problem_.items[item].uses.back() == op) continue;
-        bytes += problem_.items[item].bytes;
-      }
-      for (int item : problem_.ops[op].makes) bytes += problem_.items[item].bytes;
+      const int64_t bytes = OperandBytes(problem_, op);
       if (bytes <= solution_.largest_op_bytes) continue;
       solution_.largest_op_bytes = bytes;
       solution_.largest_op = op;
     }
-  }
-
-  // At every op the bytes above the budget must leave: each by recompute, which takes compute time, or through a tier's lane
-  // in, which takes lane time. The cheaper share of the two, as if items could be divided, is less than any schedule takes.
-  double Bound(const std::vector<int64_t>& kept_bytes) const {
-    const double compute = start_[ops_];
-    double bound = compute;
-    double in_rate = 0;
-    if (options_.tiers) {
-      for (const ResidencyTier& tier : problem_.tiers) in_rate += tier.in_bytes_per_second;
-    }
-    std::vector<int> order;
-    for (int op = 0; op < ops_; ++op) {
-      if (kept_bytes[op] > problem_.budget_bytes) order.push_back(op);
-    }
-    std::sort(order.begin(), order.end(), [&](int a, int b) { return kept_bytes[a] > kept_bytes[b]; });
-    if (order.size() > 8) order.resize(8);
-    for (int op : order) {
-      double over = static_cast<double>(kept_bytes[op] - problem_.budget_bytes);
-      std::vector<std::pair<double, double>> offers;  // seconds of recompute per byte, bytes
-      for (const Gap& gap : gaps_) {
-        if (!Covers(gap, op)) continue;
-        const double bytes = static_cast<double>(problem_.items[gap.item].bytes);
-        bool again = false;
-        for (Residence residence : Choices(gap.item, gap.index)) again = again || residence == Residence::kRecompute;
-        // Items of one op come back together.
-        double made_bytes = bytes;
-        if (again) {
-          made_bytes = 0;
-          for (int made : problem_.ops[problem_.items[gap.item].made_by].makes) made_bytes += static_cast<double>(problem_.items[made].bytes);
-        }
-        offers.push_back({again ? problem_.ops[problem_.items[gap.item].made_by].seconds / made_bytes : kInfinity, bytes});
-      }
-      std::sort(offers.begin(), offers.end());
-      // Recompute the cheapest first for as long as the lane would take longer than compute.
-      double again_seconds = 0;
-      for (const auto& [cost, bytes] : offers) {
-        if (over <= 0 || cost == kInfinity) break;
-        const double lane = in_rate > 0 ? over / in_rate : kInfinity;
-        if (lane <= compute + again_seconds) break;
-        double share = std::min(bytes, over);
-        if (in_rate > 0) share = std::min(share, (lane - compute - again_seconds) / (cost + 1 / in_rate));
-        again_seconds += share * cost;
-        over -= share;
-        if (share < bytes) break;
-      }
-      const double lane = over > 0 && in_rate > 0 ? over / in_rate : 0.0;
-      bound = std::max(bound, std::max(compute + again_seconds, lane));
-    }
-    return bound;
   }
 
   // ---- Complete search
@@ -202,7 +105,7 @@ class Solver {
       Consider(choice);
       return;
     }
-    const Gap& gap = gaps_[index];
+    const ResidencyGap& gap = gaps_[index];
     const std::vector<Residence> before = choice[gap.item];
     for (Residence residence : Choices(gap.item, gap.index)) {
       choice[gap.item] = before;
@@ -218,7 +121,7 @@ class Solver {
 
   double OpSeconds(int from, int to) const { return start_[std::max(0, std::min(to, ops_))] - start_[std::max(0, from + 1)]; }
 
-  double TierSeconds(const Gap& gap, int tier, const ResidencyChoice& choice) const {
+  double TierSeconds(const ResidencyGap& gap, int tier, const ResidencyChoice& choice) const {
     const ResidencyItem& item = problem_.items[gap.item];
     const ResidencyTier& t = problem_.tiers[tier];
     const double bytes = static_cast<double>(item.bytes);
@@ -241,7 +144,12 @@ class Solver {
     double score = 0;
   };
 
-  void Greedy() {
+  // For `budget` bytes of the device; every choice on the way is considered for the real one.
+  void Greedy(int64_t budget) {
+    ResidencyProblem tight = problem_;
+    tight.budget_bytes = budget;
+    ResidencyScheduler scheduler(tight);
+    const bool real = budget == problem_.budget_bytes;
     ResidencyChoice choice = KeepAll(problem_);
     std::vector<double> lane(problem_.tiers.size(), 0.0);
     std::vector<bool> refused(gaps_.size() * (problem_.tiers.size() + 2), false);
@@ -249,27 +157,27 @@ class Solver {
       return refused[gap * (problem_.tiers.size() + 2) + static_cast<size_t>(residence)];
     };
     for (size_t round = 0; round < 4 * gaps_.size() + 16; ++round) {
-      const ResidencySchedule schedule = scheduler_.Run(choice);
+      const ResidencySchedule schedule = scheduler.Judge(choice);
       if (!schedule.valid) break;
       ++trials_;
-      const std::vector<int64_t> bytes = scheduler_.op_bytes();
-      if (Better(schedule)) Keep(choice, schedule);
-      if (Excess(schedule) == 0) break;
+      const std::vector<int64_t> bytes = scheduler.op_bytes();
+      if (real && Better(schedule)) Keep(choice, schedule);
+      if (Excess(schedule, budget) == 0) break;
       // How much is over, summed over ops, so that a gap's relief is a difference.
       std::vector<double> over(ops_ + 1, 0.0);
       int64_t worst = 0;
       int at = -1;
       for (int op = 0; op < ops_; ++op) {
-        const int64_t excess = bytes[op] - problem_.budget_bytes;
+        const int64_t excess = bytes[op] - budget;
         over[op + 1] = over[op] + (excess > 0 ? 1.0 : 0.0);
         if (excess > worst) {
           worst = excess;
           at = op;
         }
       }
-      if (at < 0 && schedule.peak_op >= 0 && schedule.peak_bytes > problem_.budget_bytes) {
+      if (at < 0 && schedule.peak_op >= 0 && schedule.peak_bytes > budget) {
         at = schedule.peak_op;
-        worst = schedule.peak_bytes - problem_.budget_bytes;
+        worst = schedule.peak_bytes - budget;
       }
       std::vector<int64_t> tier_room;
       for (size_t tier = 0; tier < problem_.tiers.size(); ++tier) {
@@ -278,7 +186,7 @@ class Solver {
       if (at < 0) break;  // only a tier is over its budget
       std::vector<Offer> offers;
       for (size_t g = 0; g < gaps_.size(); ++g) {
-        const Gap& gap = gaps_[g];
+        const ResidencyGap& gap = gaps_[g];
         if (choice[gap.item][gap.index] != Residence::kKeep || !Covers(gap, at)) continue;
         const double freed = static_cast<double>(problem_.items[gap.item].bytes) * Relief(gap, over);
         if (freed <= 0) continue;
@@ -298,13 +206,14 @@ class Solver {
       bool progress = false;
       for (const Offer& offer : offers) {
         if (left <= 0) break;
-        const Gap& gap = gaps_[offer.gap];
-        ResidencyChoice next = choice;
-        Set(next, gap, offer.residence);
+        const ResidencyGap& gap = gaps_[offer.gap];
+        std::vector<Residence> before = choice[gap.item];
+        Set(choice, gap, offer.residence);
         // Where things run again, one choice can make another impossible.
         if (options_.recompute) {
           ++trials_;
-          if (!scheduler_.Run(next).valid) {
+          if (!scheduler.Possible(choice)) {
+            choice[gap.item] = std::move(before);
             refused[offer.gap * (problem_.tiers.size() + 2) + static_cast<size_t>(offer.residence)] = true;
             progress = true;
             continue;
@@ -312,16 +221,21 @@ class Solver {
         }
         if (IsTier(offer.residence)) {
           const int tier = TierOf(offer.residence);
-          if (problem_.items[gap.item].bytes > tier_room[tier]) continue;
+          if (problem_.items[gap.item].bytes > tier_room[tier]) {
+            choice[gap.item] = std::move(before);
+            continue;
+          }
           tier_room[tier] -= problem_.items[gap.item].bytes;
+          std::swap(choice[gap.item], before);
           lane[tier] += TierSeconds(gap, tier, choice);
+          std::swap(choice[gap.item], before);
         }
-        choice = std::move(next);
         left -= problem_.items[gap.item].bytes;
         progress = true;
       }
       if (!progress) break;
     }
+    if (!real) Consider(choice);
   }
 
   bool Better(const ResidencySchedule& schedule) const {
@@ -337,17 +251,8 @@ class Solver {
     solution_.fits = best_excess_ == 0;
   }
 
-  bool Covers(const Gap& gap, int op) const {
-    const ResidencyItem& item = problem_.items[gap.item];
-    if (item.wraps && gap.index == 0) {
-      if (item.uses.empty()) return true;
-      return op < item.uses.front() || op > item.uses.back();
-    }
-    return gap.from < op && op < gap.to;
-  }
-
   // Ops that are over the budget and inside the gap.
-  double Relief(const Gap& gap, const std::vector<double>& over) const {
+  double Relief(const ResidencyGap& gap, const std::vector<double>& over) const {
     const ResidencyItem& item = problem_.items[gap.item];
     if (item.wraps && gap.index == 0) {
       if (item.uses.empty()) return over[ops_];
@@ -356,7 +261,7 @@ class Solver {
     return over[std::max(gap.from + 1, std::min(gap.to, ops_))] - over[std::max(0, gap.from + 1)];
   }
 
-  double Cost(const Gap& gap, Residence residence, const ResidencyChoice& choice, const std::vector<double>& lane) const {
+  double Cost(const ResidencyGap& gap, Residence residence, const ResidencyChoice& choice, const std::vector<double>& lane) const {
     const ResidencyItem& item = problem_.items[gap.item];
     constexpr double kLeast = 1e-9;
     if (residence == Residence::kRecompute) {
@@ -382,29 +287,67 @@ class Solver {
     return exposed + seconds * (kHiddenCopy + crowded) + kLeast;
   }
 
-  // ---- Improvement: one gap at a time, for as long as it pays
+  // ---- Search: gaps near the places where compute waits change, and what is not much worse is gone on from
 
-  void Improve() {
-    if (solution_.choice.empty()) return;
-    int left = options_.trials;
-    bool better = true;
-    while (better && left > 0) {
-      better = false;
-      for (const Gap& gap : gaps_) {
-        if (left <= 0 || AtBound()) return;
-        const Residence now = solution_.choice[gap.item][gap.index];
-        if (now == Residence::kKeep && solution_.fits) continue;
-        for (Residence residence : Choices(gap.item, gap.index)) {
-          if (residence == now || left <= 0) continue;
-          ResidencyChoice choice = solution_.choice;
-          Set(choice, gap, residence);
-          --left;
-          if (Consider(choice)) {
-            better = true;
-            break;
-          }
-        }
+  // Threshold accepting (Dueck and Scheuer, Journal of Computational Physics 90, 1990). The moves are drawn where the waits are: what
+  // stays on the device just before a wait leaves, so that copies may begin earlier, or what is waited for stays or comes back in
+  // another way. Draws are the generator's own bits, the same everywhere.
+  void Search() {
+    if (solution_.choice.empty() || gaps_.empty()) return;
+    std::mt19937 random(1);
+    const auto Below = [&](size_t count) { return static_cast<size_t>(random() % count); };
+    ResidencyChoice current = solution_.choice;
+    double seconds = solution_.schedule.seconds;
+    int64_t excess = best_excess_;
+    static_cast<void>(scheduler_.Judge(current));
+    std::vector<double> waits = scheduler_.op_waits();
+    const int trials = options_.trials > 0 ? options_.trials
+                                           : std::clamp(kSearchWork / static_cast<int>(problem_.ops.size() + problem_.items.size() + 1), 100, 4000);
+    for (int trial = 0; trial < trials && !AtBound(); ++trial) {
+      // An op that waits, the long waits more often.
+      double total = 0;
+      for (double wait : waits) total += wait;
+      int at = static_cast<int>(Below(static_cast<size_t>(ops_)));
+      if (total > 0) {
+        double left = total * static_cast<double>(random()) / 4294967296.0;
+        for (at = 0; at + 1 < ops_ && left >= waits[at]; ++at) left -= waits[at];
       }
+      std::vector<std::pair<int, std::vector<Residence>>> before;
+      for (int move = 1 + static_cast<int>(Below(3)); move > 0; --move) Move(at, Below, current, before);
+      if (before.empty()) continue;
+      ++trials_;
+      ResidencySchedule schedule = scheduler_.Judge(current);
+      const double threshold = kThreshold * (1.0 - static_cast<double>(trial) / trials);
+      const int64_t over = schedule.valid ? Excess(schedule) : 0;
+      if (!schedule.valid || over > excess || (over == excess && schedule.seconds > seconds * (1 + threshold))) {
+        for (auto undo = before.rbegin(); undo != before.rend(); ++undo) current[undo->first] = std::move(undo->second);
+        continue;
+      }
+      seconds = schedule.seconds;
+      excess = over;
+      waits = scheduler_.op_waits();
+      if (Better(schedule)) Keep(current, std::move(schedule));
+    }
+  }
+
+  // Changes one gap of what is live at or shortly before `at`, if there is one, and notes in `before` how its item was.
+  template <typename Below>
+  void Move(int at, Below below, ResidencyChoice& choice, std::vector<std::pair<int, std::vector<Residence>>>& before) {
+    const int place = std::max(0, at - static_cast<int>(below(kBefore)));
+    const bool evict = below(2) == 0;
+    for (int attempt = 0; attempt < kAttempts; ++attempt) {
+      const ResidencyGap& gap = gaps_[below(gaps_.size())];
+      const ResidencyItem& item = problem_.items[gap.item];
+      const Residence now = choice[gap.item][gap.index];
+      const int end = item.wraps && gap.index == 0 && !item.uses.empty() ? item.uses.front() : gap.to;
+      const bool near = evict ? now == Residence::kKeep && Covers(gap, place) : now != Residence::kKeep && end >= place && end <= at + 1;
+      if (!near) continue;
+      const std::vector<Residence> choices = Choices(gap.item, gap.index);
+      const Residence residence = choices[below(choices.size())];
+      if (residence == now) continue;
+      before.emplace_back(gap.item, choice[gap.item]);
+      Set(choice, gap, residence);
+      return;
     }
   }
 
@@ -412,10 +355,11 @@ class Solver {
 
   const ResidencyProblem& problem_;
   const ResidencyOptions& options_;
+  const ResidencyGaps gap_table_;
+  const std::vector<ResidencyGap>& gaps_;
   ResidencyScheduler scheduler_;
   const int ops_;
   std::vector<double> start_;
-  std::vector<Gap> gaps_;
   ResidencySolution solution_;
   int64_t best_excess_ = -1;
   int trials_ = 0;

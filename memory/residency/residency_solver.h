@@ -9,9 +9,10 @@ namespace gantry {
 struct ResidencyOptions {
   bool recompute = true;  // allow running ops again
   bool tiers = true;      // allow copies to tiers
-  // How many schedules to try at most; a count and not a clock, so that the same problem gives the same answer everywhere.
+  // How many schedules the search tries; a count and not a clock, so that the same problem gives the same answer everywhere.
   // Problems with at most `exhaustive_gaps` open choices are searched completely, whatever this says.
-  int trials = 400;
+  int trials = 0;  // 0: as many as take about half a second for a thousand ops
+  int greedy_budgets = 7;  // budgets that the greedy choice is made for, 1 to 7: less than the real one leaves copies room
   int exhaustive_gaps = 10;
 };
 

@@ -56,6 +56,10 @@ Attributes ConvAttributesOf(const ConvGeometry& geometry, Direction direction, c
 
 namespace {
 
+Cost ConvCost(std::span<const TensorType>, std::span<const TensorType>, const Attributes& attributes) {
+  return {GeometryOf(attributes).flops()};
+}
+
 absl::StatusOr<PanelConv> ConvOf(const Attributes& attributes) {
   return PanelConv::Create(GeometryOf(attributes), DirectionOf(attributes), OptionsOf(attributes));
 }
@@ -159,13 +163,15 @@ std::vector<OpDefinition> PanelOps() {
                    return cpu::DirectionOf(attributes) == cpu::Direction::kForward
                               ? std::vector<TensorType>{{DataType::kF32, Shape{g.batch, g.out_channels, g.out_h, g.out_w}}}
                               : std::vector<TensorType>{{DataType::kF32, Shape{g.batch, g.in_channels, g.in_h, g.in_w}}};
-                 }});
+                 },
+                 .cost = cpu::ConvCost});
   ops.push_back({.name = "panel_conv_weight_grad", .min_inputs = 2, .max_inputs = 2,
                  .infer = [](Inputs, const Attributes& attributes) -> Types {
                    const cpu::ConvGeometry g = cpu::GeometryOf(attributes);
                    return std::vector<TensorType>{
                        {DataType::kF32, Shape{g.out_channels, g.in_channels, g.kernel_h, g.kernel_w}}};
-                 }});
+                 },
+                 .cost = cpu::ConvCost});
   return ops;
 }
 

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_join.h"
+#include "runtime/gan/machine_file.h"
 #include "runtime/c_api/call.h"
 #include "runtime/c_api/handles.h"
 #include "runtime/data/file.h"
@@ -167,9 +168,9 @@ gantry_status AddRole(gantry_gan* gan, bool generator, const char* role, const g
 }
 
 // The session as planned; an error that comes of a lost rank says so.
-absl::StatusOr<std::unique_ptr<GanSession>> Created(gantry_gan& gan) {
-  gan.options.ranks = gan.context->ranks.get();
-  auto session = GanSession::Create(gan.options, gan.generators, gan.discriminators, *gan.context->device);
+absl::StatusOr<std::unique_ptr<GanSession>> Created(gantry_gan& gan, GanSessionOptions options) {
+  options.ranks = gan.context->ranks.get();
+  auto session = GanSession::Create(options, gan.generators, gan.discriminators, *gan.context->device);
   if (!session.ok()) return gan.context->FromRanks(session.status());
   return session;
 }
@@ -213,8 +214,11 @@ gantry_status gantry_gan_plan(gantry_gan* gan, gantry_plan_info* info) {
     if (gan->generators.empty() || gan->discriminators.empty()) {
       return Error(GANTRY_INVALID_ARGUMENT, "a session needs at least one generator and one discriminator");
     }
-    GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<GanSession> session,
-                            Created(*gan));
+    GanSessionOptions options = gan->options;
+    absl::StatusOr<std::shared_ptr<const Machine>> machine = FindMachine(gan->machine);
+    if (!machine.ok()) return FromFile(machine.status());
+    SetMachine(*std::move(machine), options.plan);
+    GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<GanSession> session, Created(*gan, std::move(options)));
     gan->scalar_names = session->ScalarNames();
     gan->state_names = session->StateNames();
     gan->session = std::move(session);
@@ -243,7 +247,9 @@ gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory
     options.directory = Text(given.directory);
     options.link = Text(given.link);
     options.recompute = given.disable_recompute == 0;
-    return SetMemory(options, gan->options.plan);
+    GANTRY_RETURN_IF_ERROR(SetMemory(options, gan->options.plan));
+    gan->machine = Text(given.machine);
+    return absl::OkStatus();
   });
 }
 

@@ -65,6 +65,7 @@ struct gantry_network {
 struct gantry_gan {
   std::shared_ptr<gantry::c_api::SharedContext> context;
   gantry::GanSessionOptions options;
+  std::string machine;  // gantry_memory.machine
   std::vector<gantry::GanRole> generators, discriminators;  // moved into the session by the plan
   std::unique_ptr<gantry::GanSession> session;              // null before the plan; it must go before the context
   bool stopped = false;                                     // a step ended with a NaN or infinity

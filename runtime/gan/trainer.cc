@@ -11,7 +11,9 @@
 #include "runtime/data/image_grid.h"
 #include "runtime/data/npy.h"
 #include "runtime/gan/families.h"
+#include "runtime/gan/machine_file.h"
 #include "runtime/gan/run_networks.h"
+#include "runtime/gan/run_planning.h"
 #include "runtime/gan/session_checkpoint.h"
 
 namespace gantry {
@@ -72,6 +74,9 @@ absl::Status Trainer::Build(Device& device) {
   options.plan.thread_count = static_cast<int>(config_.threads);
   options.ranks = options_.ranks;
   GANTRY_ASSIGN_OR_RETURN(options.parallel, Parallel::Parse(config_.parallel));
+  GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config_.memory.machine));
+  SetMachine(std::move(machine), options.plan);
+  RunPlanning::SetVariants(config_, options.plan);
   GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
                                                        std::move(networks.discriminators), device));
 

@@ -5,12 +5,15 @@
 #include "memory/hash.h"
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/graph/rewrite.h"
+#include "runtime/plan/cost_model.h"
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/lower.h"
 #include "runtime/plan/order.h"
+#include "runtime/plan/plan_totals.h"
 #include "runtime/plan/plan.h"
 #include "runtime/plan/reside.h"
 #include "runtime/plan/split_weights.h"
+#include "runtime/plan/too_small.h"
 
 namespace gantry {
 namespace {
@@ -21,83 +24,9 @@ constexpr int kBudgetRounds = 8;
 // not at all; less where a round more does as well; none where only the order matters.
 constexpr int64_t kBestLayout = 300'000'000, kRoundLayout = 100'000'000, kAnyLayout = 1;
 
-double ComputeSeconds(const Program& program, const PlanOptions& options) {
-  double seconds = 0;
-  for (OpId op = 0; op < static_cast<OpId>(program.ops().size()); ++op) seconds += EstimateSeconds(program, op, options);
-  return seconds;
-}
-
-std::string Bytes(int64_t bytes) { return absl::StrFormat("%d bytes (%.1f MiB)", bytes, static_cast<double>(bytes) / 1048576.0); }
-
-// The largest buffers live at the arena's fullest moment.
-std::vector<const PlannedBuffer*> LargestAtPeak(const Plan& plan, size_t count) {
-  std::vector<int64_t> change(plan.schedule.size() + 2, 0);
-  for (const PlannedBuffer& buffer : plan.buffers) {
-    if (buffer.tier != kDeviceTier) continue;
-    change[buffer.lower] += buffer.bytes;
-    change[buffer.upper] -= buffer.bytes;
-  }
-  int64_t live = 0, peak = -1;
-  int peak_time = 0;
-  for (size_t time = 0; time < change.size(); ++time) {
-    live += change[time];
-    if (live <= peak) continue;
-    peak = live;
-    peak_time = static_cast<int>(time);
-  }
-  std::vector<const PlannedBuffer*> at_peak;
-  for (const PlannedBuffer& buffer : plan.buffers) {
-    if (buffer.tier == kDeviceTier && buffer.lower <= peak_time && peak_time < buffer.upper) at_peak.push_back(&buffer);
-  }
-  std::stable_sort(at_peak.begin(), at_peak.end(), [](const auto* a, const auto* b) { return a->bytes > b->bytes; });
-  if (at_peak.size() > count) at_peak.resize(count);
-  return at_peak;
-}
-
 std::string Describe(const PlannedBuffer& buffer) {
   return absl::StrFormat("%14d  %s%s%s%s%s", buffer.bytes, buffer.name, buffer.network.empty() ? "" : ", ", buffer.network,
                          buffer.phase.empty() ? "" : ", ", buffer.phase);
-}
-
-// Why nothing fits, and what would.
-absl::Status TooSmall(const Plan& base, Resider& resider, const PlanOptions& options, int64_t budget,
-                      const ResidencySolution& best, int64_t best_bytes) {
-  const int64_t need = std::max(best_bytes, best.largest_op_bytes);
-  std::string text = absl::StrFormat("the step does not fit %s of device memory: it needs %s with nothing offloaded, and %s with what "
-                                     "is allowed now, %d bytes too many",
-                                     Bytes(budget), Bytes(base.arena_bytes), Bytes(need), need - budget);
-  if (best.largest_op_bytes > budget) {
-    absl::StrAppend(&text, "\nThe largest op alone needs ", Bytes(best.largest_op_bytes), ": ",
-                    base.program.Describe(resider.OpOf(best.largest_op)));
-  }
-  absl::StrAppend(&text, "\nLargest with nothing offloaded:");
-  for (const PlannedBuffer* buffer : LargestAtPeak(base, 6)) absl::StrAppend(&text, "\n", Describe(*buffer));
-  struct Fix {
-    std::string what;
-    int64_t peak;
-    double seconds;
-  };
-  std::vector<Fix> fixes;
-  const auto Try = [&](std::string_view what, Resider& with, bool recompute) {
-    const auto solution = with.Solve(budget, recompute);
-    if (solution.ok() && solution->fits) fixes.push_back({std::string(what), solution->schedule.peak_bytes, solution->schedule.seconds});
-  };
-  if (!options.recompute) Try("let ops run again (memory.recompute = true)", resider, true);
-  if (options.tiers.empty()) {
-    PlanOptions with_host = options;
-    with_host.tiers = {TierOptions{.name = "host"}};
-    Resider other(base, {}, with_host);
-    Try("offload to the host (--offload host)", other, false);
-    if (options.recompute || fixes.empty()) Try("offload to the host and let ops run again (--offload host)", other, true);
-  }
-  fixes.push_back({absl::StrFormat("give the device this much (--device-memory %d)", need), need, best.schedule.seconds});
-  std::stable_sort(fixes.begin(), fixes.end(), [](const Fix& a, const Fix& b) { return a.seconds < b.seconds; });
-  absl::StrAppend(&text, "\nWhat would fit:");
-  for (const Fix& fix : fixes) {
-    absl::StrAppend(&text, absl::StrFormat("\n  %s: peak %s, predicted step %.4g s", fix.what, Bytes(fix.peak), fix.seconds));
-  }
-  absl::StrAppend(&text, "\n  or a smaller batch with accumulation (train.batch, train.accumulate)");
-  return absl::ResourceExhaustedError(text);
 }
 
 absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
@@ -108,7 +37,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
-  const double unlimited = ComputeSeconds(base.program, options);
+  const double unlimited = CostModel(options).Seconds(base);
   int64_t target = budget;
   ResidencySolution best;
   int64_t best_bytes = INT64_MAX;
@@ -159,11 +88,12 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
       plan.tiers[tier].out_bytes = schedule.out_bytes[tier];
       plan.tiers[tier].in_bytes = schedule.in_bytes[tier];
     }
-    plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), solution.choice, schedule.actions};
+    plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), CostText(options), solution.choice, schedule.actions};
+    plan.costs = StepCosts(plan, options);
     GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
     return plan;
   }
-  return TooSmall(base, resider, options, budget, best, best_bytes);
+  return TooSmall(program, base, resider, options, budget, best, best_bytes);
 }
 
 }  // namespace
@@ -210,10 +140,12 @@ absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options
   if (budget > 0 && plan.arena_bytes > budget) return PlanWithin(program, options, budget, plan.arena_bytes);
   plan.residency.budget_bytes = budget;
   plan.residency.footprint_bytes = plan.arena_bytes;
-  plan.residency.seconds = plan.residency.unlimited_seconds = plan.residency.bound_seconds = ComputeSeconds(plan.program, options);
+  plan.residency.seconds = plan.residency.unlimited_seconds = plan.residency.bound_seconds = CostModel(options).Seconds(plan);
   plan.origin.program = Fingerprint(program);
   plan.origin.prepared = Fingerprint(plan.program);
   plan.origin.machine = MachineText(options);
+  plan.origin.costs = CostText(options);
+  plan.costs = StepCosts(plan, options);
   GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
   return plan;
 }
@@ -242,10 +174,15 @@ std::string Describe(const Plan& plan) {
         residency.unlimited_seconds, residency.wait_seconds, residency.recompute_seconds, residency.bound_seconds,
         100.0 * (residency.seconds / residency.bound_seconds - 1.0)));
   }
+  if (!plan.residency.used) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s a step\n", plan.residency.seconds));
+  absl::StrAppend(&text, "costs          ", plan.origin.costs, "\n");
+  std::vector<std::pair<std::string, int64_t>> tiers;
   for (const PlannedTier& tier : plan.tiers) {
+    tiers.emplace_back(tier.options.name, tier.bytes);
     absl::StrAppend(&text, absl::StrFormat("tier %-9s %d bytes (lower bound %d), %d bytes out and %d in a step\n", tier.options.name,
                                            tier.bytes, tier.lower_bound_bytes, tier.out_bytes, tier.in_bytes));
   }
+  text += Describe(TotalsOf(plan.costs, plan.buffers, tiers));
   absl::StrAppend(&text, "largest at the peak:\n");
   for (const PlannedBuffer* buffer : at_peak) absl::StrAppend(&text, Describe(*buffer), "\n");
   if (!plan.fallbacks.empty()) {

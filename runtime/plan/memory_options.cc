@@ -90,6 +90,25 @@ absl::StatusOr<int64_t> ParseBytes(std::string_view text) {
   return static_cast<int64_t>(std::llround(number));
 }
 
+absl::StatusOr<double> ParseRate(std::string_view text) {
+  std::string_view rest = Trimmed(text);
+  double number = 0;
+  if (!TakeNumber(rest, number) || !rest.ends_with("/s") || !TakeUnit(Trimmed(rest.substr(0, rest.size() - 2)), kByteUnits, number) ||
+      number < 1 || number > 1e18) {
+    return absl::InvalidArgumentError(absl::StrFormat("\"%s\" is no rate; write it as \"2GB/s\" or \"500MiB/s\"", text));
+  }
+  return number;
+}
+
+absl::StatusOr<double> ParseSeconds(std::string_view text) {
+  std::string_view rest = Trimmed(text);
+  double number = 0;
+  if (!TakeNumber(rest, number) || number < 0 || !TakeUnit(rest, kSecondUnits, number) || number > 1e6) {
+    return absl::InvalidArgumentError(absl::StrFormat("\"%s\" is no time; write it as \"10us\" or \"1.5ms\"", text));
+  }
+  return number;
+}
+
 absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options) {
   constexpr std::string_view kDevice = "a size, as \"64MiB\", or a share of what the step takes with nothing offloaded, as \"1/4\" or \"0.25\"";
   options.device_memory = {};

@@ -10,6 +10,10 @@ namespace gantry {
 
 // "64MiB", "1.5 GB", "4096": a number and B, kB, MB, GB, TB or KiB, MiB, GiB, TiB. kInvalidArgument otherwise.
 absl::StatusOr<int64_t> ParseBytes(std::string_view text);
+// "2GB/s", "500MiB/s": bytes per second, above 0.
+absl::StatusOr<double> ParseRate(std::string_view text);
+// "10us", "1.5 ms", "2s".
+absl::StatusOr<double> ParseSeconds(std::string_view text);
 
 // The section [memory] of a run file; docs/reference/memory.md describes the texts.
 struct MemoryOptions {
@@ -20,6 +24,7 @@ struct MemoryOptions {
   std::string directory;         // of the file tier
   std::string link;              // "out=2GB/s,in=2GB/s,latency=10us,jitter=1ms": every tier at this speed; empty: as fast as it goes
   bool recompute = true;         // ops may run again instead of what they made being kept
+  std::string machine;           // machine file to plan for; empty: see FindMachine (runtime/gan/machine_file.h)
 };
 
 // Sets device_memory, tiers and recompute. kInvalidArgument names the key, "memory.device", its value and what is allowed.

@@ -45,11 +45,14 @@ absl::StatusOr<Program> UpdateEarly(const Program& program) {
   ProgramCopier copier(program, target);
   std::vector<bool> done(count, false);
   std::deque<OpId> ready;
+  // What follows from an op goes before what was ready already: all pieces of one weight's update run before another weight's begin,
+  // whose gradients may still be away.
   const auto Run = [&](OpId id) {
     copier.Copy(id);
     done[id] = true;
+    auto place = ready.begin();
     for (OpId next : after[id]) {
-      if (--waits_for[next] == 0 && IsEager(program, program.ops()[next])) ready.push_back(next);
+      if (--waits_for[next] == 0 && IsEager(program, program.ops()[next])) place = std::next(ready.insert(place, next));
     }
   };
   for (OpId id = 0; id < count; ++id) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -15,6 +16,8 @@
 
 namespace gantry {
 
+struct Machine;
+
 enum class KernelChoice : uint8_t {
   kFast,       // CpuKernels, and ReferenceKernels for what those lack
   kReference,  // ReferenceKernels only
@@ -26,12 +29,19 @@ struct MemoryBudget {
   double fraction = 0.0;   // where bytes is 0; 0: no limit
 };
 
-// How fast things go, as far as the planner knows: what it chooses depends on it, results do not.
+// How fast things go before anything is measured: what the planner chooses depends on it, results do not.
 struct MachineRates {
   double flops_per_second = 3e10;   // of one thread
   double bytes_per_second = 8e9;    // of an op that reads and writes memory
   double copy_bytes_per_second = 5e9;  // of a lane without a throttle
   double op_seconds = 2e-6;         // of any op
+};
+
+// How to build the same step with its batch in other micro-batches, for advice where it does not fit.
+struct StepVariants {
+  int64_t batch = 0;   // samples per update
+  int accumulate = 1;  // micro-batches that they go through the networks in now
+  std::function<absl::StatusOr<Program>(int accumulate)> build;  // null: not known
 };
 
 struct PlanOptions {
@@ -50,6 +60,9 @@ struct PlanOptions {
   MachineRates rates;
   // Makes the kernels of exchanges between ranks; null: programs of one rank only. Outlives the plan.
   const KernelLibrary* exchanges = nullptr;
+  std::shared_ptr<const Machine> machine;  // what was measured or described goes before `rates`; null: nothing was
+  StepVariants variants;
+  bool advise = true;      // where nothing fits, look for what would: that plans the step several times
 };
 
 inline constexpr int64_t kNoOffset = -1;
@@ -99,8 +112,18 @@ struct PlanOrigin {
   std::string program;   // fingerprint of the step program
   std::string prepared;  // of the program that residency began with: simplified, fused, lowered to a machine
   std::string machine;   // what kernels were chosen for: "avx2, 2 threads"
+  std::string costs;     // where predicted seconds come from: CostText of cost_model.h
   ResidencyChoice choice;
   std::vector<ResidencyAction> actions;
+};
+
+// One step of a schedule, as far as totals need it.
+struct StepCost {
+  std::string phase, network;
+  double seconds = 0.0;  // predicted: of a copy, on its lane
+  int tier = kDeviceTier;  // of a copy
+  bool out = false;
+  int64_t bytes = 0;     // of a copy
 };
 
 struct Plan {
@@ -114,6 +137,7 @@ struct Plan {
   PlannedResidency residency;
   PlanOrigin origin;
   std::string layout_method;
+  std::vector<StepCost> costs;        // predicted, per step of the schedule (plan_totals.h)
   std::vector<std::string> fallbacks;  // ops for which the fast kernels have no form, by name, each once
 };
 

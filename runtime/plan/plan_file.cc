@@ -7,6 +7,8 @@
 #include "memory/layout/layout_check.h"
 #include "nlohmann/json.hpp"
 #include "runtime/plan/lay_out.h"
+#include "runtime/plan/plan_totals.h"
+#include "runtime/plan/cost_model.h"
 #include "runtime/plan/reside.h"
 
 namespace gantry {
@@ -159,6 +161,7 @@ std::string PlanToJson(const Plan& plan) {
                {"program", plan.origin.program},
                {"prepared", plan.origin.prepared},
                {"machine", plan.origin.machine},
+               {"costs", plan.origin.costs},
                {"arena_bytes", plan.arena_bytes},
                {"lower_bound_bytes", plan.lower_bound_bytes},
                {"layout_method", plan.layout_method}};
@@ -199,7 +202,8 @@ std::string PlanToJson(const Plan& plan) {
     json["actions"].push_back(std::move(entry));
   }
   json["schedule"] = Json::array();
-  for (const PlannedOp& step : plan.schedule) {
+  for (size_t index = 0; index < plan.schedule.size(); ++index) {
+    const PlannedOp& step = plan.schedule[index];
     const Op& op = plan.program.ops()[step.op];
     Json entry = {{"op", std::string(op.definition->name)}, {"phase", plan.program.labels()[op.phase]},
                   {"network", plan.program.labels()[op.network]}};
@@ -209,6 +213,15 @@ std::string PlanToJson(const Plan& plan) {
       entry["scratch_bytes"] = step.kernel->scratch_bytes();
     }
     if (step.done_by >= 0) entry["done_by"] = step.done_by;
+    if (index < plan.costs.size()) {
+      const StepCost& cost = plan.costs[index];
+      entry["seconds"] = cost.seconds;
+      if (cost.tier != kDeviceTier) {
+        entry["tier"] = cost.tier;
+        entry["out"] = cost.out;
+        entry["bytes"] = cost.bytes;
+      }
+    }
     json["schedule"].push_back(std::move(entry));
   }
   json["offsets"] = plan.offsets;
@@ -339,6 +352,8 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
     plan.buffers.push_back(std::move(buffer));
   }
   GANTRY_RETURN_IF_ERROR(reader.status());
+  plan.origin.costs = CostText(options);
+  plan.costs = StepCosts(plan, options);
   GANTRY_RETURN_IF_ERROR(Annotate(VerifyPlan(plan), "the plan does not hold"));
   return plan;
 }
@@ -353,7 +368,20 @@ absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text) {
   plan.arena_bytes = reader.Get<int64_t>("arena_bytes", 0);
   plan.lower_bound_bytes = reader.Get<int64_t>("lower_bound_bytes", 0);
   plan.residency = ReadResidency(reader, json);
-  plan.ops = static_cast<int>(reader.Array("schedule").size());
+  plan.costs = reader.Get<std::string>("costs", "");
+  for (const Json& entry : reader.Array("schedule")) {
+    StepCost step{.phase = reader.Get<std::string>(entry, "phase", ""), .network = reader.Get<std::string>(entry, "network", ""),
+                  .seconds = reader.Get<double>(entry, "seconds", 0)};
+    if (entry.is_object() && entry.contains("tier")) {
+      step.tier = reader.Get<int>(entry, "tier", 0);
+      step.out = reader.Get<bool>(entry, "out", false);
+      step.bytes = reader.Get<int64_t>(entry, "bytes", 0);
+      if (step.bytes < 0 || step.bytes > kMostBytes || step.tier < 0) reader.Fail("a copy of the schedule is impossible");
+    }
+    if (!reader.status().ok()) return reader.status();
+    plan.steps.push_back(std::move(step));
+  }
+  plan.ops = static_cast<int>(plan.steps.size());
   for (const Json& entry : reader.Array("tiers")) {
     plan.tiers.push_back({reader.Get<std::string>(entry, "name", ""), reader.Get<int64_t>(entry, "bytes", 0)});
   }
@@ -398,6 +426,16 @@ absl::Status CheckSummary(const PlanSummary& plan) {
   return absl::OkStatus();
 }
 
+namespace {
+
+PlanTotals TotalsOf(const PlanSummary& plan) {
+  std::vector<std::pair<std::string, int64_t>> tiers;
+  for (const PlanSummary::Tier& tier : plan.tiers) tiers.emplace_back(tier.name, tier.bytes);
+  return TotalsOf(plan.steps, plan.buffers, tiers);
+}
+
+}  // namespace
+
 std::string Describe(const PlanSummary& plan) {
   std::string text = absl::StrFormat(
       "version        %s\nprogram        %s\nmachine        %s\nops            %d\narena          %d bytes (lower bound %d)\n", plan.version,
@@ -407,6 +445,7 @@ std::string Describe(const PlanSummary& plan) {
   for (const PlanSummary::Tier& tier : plan.tiers) absl::StrAppend(&text, absl::StrFormat("tier %-9s %d bytes\n", tier.name, tier.bytes));
   absl::StrAppend(&text, absl::StrFormat("residency      %d copies out, %d in, %d ops run again\npredicted      %.4g s a step\n",
                                          plan.residency.stashes, plan.residency.fetches, plan.residency.repeats, plan.residency.seconds));
+  absl::StrAppend(&text, "costs          ", plan.costs, "\n", Describe(TotalsOf(plan)));
   return text;
 }
 
@@ -418,6 +457,7 @@ std::string DescribeDifference(const PlanSummary& from, const PlanSummary& to) {
   };
   if (from.program != to.program) absl::StrAppend(&text, "program        ", from.program, " -> ", to.program, "\n");
   if (from.machine != to.machine) absl::StrAppend(&text, "machine        ", from.machine, " -> ", to.machine, "\n");
+  if (from.costs != to.costs) absl::StrAppend(&text, "costs          ", from.costs, " -> ", to.costs, "\n");
   Number("arena", from.arena_bytes, to.arena_bytes);
   Number("budget", from.residency.budget_bytes, to.residency.budget_bytes);
   Number("footprint", from.residency.footprint_bytes, to.residency.footprint_bytes);
@@ -426,6 +466,7 @@ std::string DescribeDifference(const PlanSummary& from, const PlanSummary& to) {
   Number("copies in", from.residency.fetches, to.residency.fetches);
   Number("run again", from.residency.repeats, to.residency.repeats);
   if (from.residency.seconds != to.residency.seconds) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s -> %.4g s\n", from.residency.seconds, to.residency.seconds));
+  text += DescribeDifference(TotalsOf(from), TotalsOf(to));
   // Buffers have no identity of their own: those of the same name and place in the step are compared by their number and bytes.
   struct Sum {
     int count = 0;

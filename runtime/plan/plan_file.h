@@ -20,7 +20,7 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
 
 // What can be said of a plan file without its program.
 struct PlanSummary {
-  std::string version, program, machine;
+  std::string version, program, machine, costs;
   int64_t arena_bytes = 0, lower_bound_bytes = 0;
   PlannedResidency residency;
   int ops = 0;
@@ -30,6 +30,7 @@ struct PlanSummary {
   };
   std::vector<Tier> tiers;
   std::vector<PlannedBuffer> buffers;
+  std::vector<StepCost> steps;
 };
 absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text);
 // The checker of files alone: no two buffers that are live together overlap, nothing lies outside its slab, the budget is held.

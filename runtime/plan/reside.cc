@@ -2,40 +2,18 @@
 
 #include <algorithm>
 
+#include "runtime/plan/cost_model.h"
+
 namespace gantry {
 namespace {
 
 // Copies of less are not worth an entry in a lane.
 constexpr int64_t kLeastBytes = 4096;
-// Plain loops against fast kernels, on one thread.
-constexpr double kReferenceSlowdown = 40.0;
 
 // Buffers begin at multiples of 64 bytes.
 int64_t Aligned(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 }  // namespace
-
-double EstimateSeconds(const Program& program, OpId id, const PlanOptions& options) {
-  const Op& op = program.ops()[id];
-  if (op.definition->is_view || op.definition->moves) return 0.0;
-  std::vector<TensorType> inputs, outputs;
-  double bytes = 0, elements = 0;
-  for (ValueId input : op.inputs) {
-    inputs.push_back(program.TypeOf(input));
-    bytes += static_cast<double>(inputs.back().size_bytes());
-  }
-  for (ValueId output : op.outputs) {
-    outputs.push_back(program.TypeOf(output));
-    bytes += static_cast<double>(outputs.back().size_bytes());
-    elements += static_cast<double>(outputs.back().element_count());
-  }
-  const double flops = op.definition->cost != nullptr ? op.definition->cost(inputs, outputs, op.attributes).flops : elements;
-  const MachineRates& rates = options.rates;
-  const bool slow = options.kernels == KernelChoice::kReference;
-  const double threads = slow ? 1.0 : static_cast<double>(std::max(1, options.thread_count));
-  const double compute = flops / (rates.flops_per_second * threads) * (slow ? kReferenceSlowdown : 1.0);
-  return std::max(compute, bytes / rates.bytes_per_second) + rates.op_seconds;
-}
 
 Resider::Resider(const Plan& base, const std::vector<TakeOver>& taken_over, const PlanOptions& options)
     : base_(base), options_(options) {
@@ -44,6 +22,7 @@ Resider::Resider(const Plan& base, const std::vector<TakeOver>& taken_over, cons
 
 void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
   const Program& program = base_.program;
+  const CostModel costs(options_);
   item_of_.assign(program.values().size(), -1);
   const auto AddItem = [&](ValueId value) {
     const Value& v = program.values()[value];
@@ -81,7 +60,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
     const int index = static_cast<int>(problem_.ops.size());
     op_of_.push_back(id);
     ResidencyOp cost;
-    cost.seconds = EstimateSeconds(program, id, options_);
+    cost.seconds = costs.Seconds(program, id, base_.schedule[step].kernel.get());
     cost.scratch_bytes = base_.schedule[step].kernel != nullptr
                              ? Aligned(static_cast<int64_t>(base_.schedule[step].kernel->scratch_bytes()))
                              : 0;
@@ -118,14 +97,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
       if (options_.tiers[tier].kind == TierKind::kFile) item.tiers &= ~(1u << tier);
     }
   }
-  for (const TierOptions& tier : options_.tiers) {
-    const auto Rate = [&](const Throttle& throttle) {
-      return throttle.bytes_per_second > 0 ? std::min(throttle.bytes_per_second, options_.rates.copy_bytes_per_second)
-                                           : options_.rates.copy_bytes_per_second;
-    };
-    problem_.tiers.push_back({tier.budget_bytes, Rate(tier.out), Rate(tier.in),
-                              std::max(tier.out.latency_seconds, tier.in.latency_seconds) + options_.rates.op_seconds});
-  }
+  for (const TierOptions& tier : options_.tiers) problem_.tiers.push_back(costs.TierOf(tier));
 }
 
 absl::Status CheckActions(const ResidencyProblem& problem, int tier_count, const ResidencySolution& solution) {

@@ -9,9 +9,6 @@
 
 namespace gantry {
 
-// Seconds that an op takes by the machine's rates.
-double EstimateSeconds(const Program& program, OpId op, const PlanOptions& options);
-
 struct ResidentProgram {
   Program program;
   std::vector<int> done_by;  // per op: PlannedOp::done_by

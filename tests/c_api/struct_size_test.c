@@ -66,7 +66,10 @@ static void offsets(void) {
   EXPECT(offsetof(gantry_batch, noise) == 24 && sizeof(gantry_batch) == 56);
   EXPECT(offsetof(gantry_attribute, int_value) == 24 && sizeof(gantry_attribute) == 72);
   EXPECT(offsetof(gantry_plan_info, fallback_count) == 48 && sizeof(gantry_plan_info) == 96);
-  EXPECT(offsetof(gantry_memory, link) == 48 && sizeof(gantry_memory) == 64);
+  EXPECT(offsetof(gantry_memory, link) == 48 && offsetof(gantry_memory, machine) == 64 && sizeof(gantry_memory) == 72);
+  EXPECT(offsetof(gantry_what_if, seconds) == 64 && sizeof(gantry_what_if) == 72);
+  EXPECT(offsetof(gantry_calibrate_config, steps) == 48 && sizeof(gantry_calibrate_config) == 56);
+  EXPECT(offsetof(gantry_calibration, path) == 24 && sizeof(gantry_calibration) == 1048);
   EXPECT(offsetof(gantry_tier_info, in_bytes) == 40 && sizeof(gantry_tier_info) == 48);
   EXPECT(offsetof(gantry_step_report, logged) == 80 && sizeof(gantry_step_report) == 104);
 }

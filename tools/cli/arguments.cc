@@ -42,14 +42,23 @@ void AddRanks(CLI::App* command, RankFlags& ranks) {
 
 void AddMemory(CLI::App* command, MemoryFlags& memory) {
   command->add_option("--device-memory", memory.device, "What a step may take of the device: 64MiB, or a share of what it takes otherwise: 1/4")
-      ->type_name("SIZE");
+      ->type_name("SIZE")
+      ->take_last();
   command->add_option("--offload", memory.offload, "Where values wait that do not fit; default host")
-      ->check(CLI::IsMember({"none", "host", "file", "host+file"}));
-  command->add_option("--host-memory", memory.host, "Most bytes that wait in host memory")->type_name("SIZE");
-  command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR");
-  command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED");
-  command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE");
-  command->add_flag("!--no-recompute", memory.recompute, "Run no op again to save memory");
+      ->check(CLI::IsMember({"none", "host", "file", "host+file"}))
+      ->take_last();
+  command->add_option("--host-memory", memory.host, "Most bytes that wait in host memory")->type_name("SIZE")
+      ->take_last();
+  command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR")
+      ->take_last();
+  command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED")
+      ->take_last();
+  command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE")
+      ->take_last();
+  command->add_option("--machine", memory.machine, "Plan for the machine of this file; default: GANTRY_MACHINE, else this machine's calibration")
+      ->type_name("FILE")
+      ->take_last();
+  command->add_flag("--recompute,!--no-recompute", memory.recompute, "Run ops again to save memory (default), or none; the last one counts");
 }
 
 // Which subcommand was chosen: its callback stores what to run, so that failures are thrown outside of CLI11.
@@ -118,6 +127,11 @@ void AddModel(CLI::App& app, Chosen& chosen) {
   CLI::App* show_plan = plan->add_subcommand("show", "Print what a step will need: peak bytes and the largest buffers");
   AddSource(show_plan, options)->description("A run file, the folder of a reference case, or a plan file");
   show_plan->callback([&] { chosen = [] { return RunPlanShow(options); }; });
+  static WhatIfOptions what_if;
+  CLI::App* ask = plan->add_subcommand("what-if", "Say what a run's step would need and take if it were run otherwise");
+  AddSource(ask, what_if.model)->description("A run file");
+  ask->add_flag("--json", what_if.json, "One line of JSON instead of a table");
+  ask->callback([&] { chosen = [] { return RunPlanWhatIf(what_if); }; });
   CLI::App* diff = plan->add_subcommand("diff", "Print what changes from one plan file to another");
   diff->add_option("from", plans.first, "Plan file")->required();
   diff->add_option("to", plans.second, "Plan file")->required();
@@ -132,6 +146,18 @@ void AddModel(CLI::App& app, Chosen& chosen) {
     if (!plan->get_subcommands().empty()) return;
     chosen = [] { return RunPlanMake(plans); };
   });
+}
+
+void AddCalibrate(CLI::App& app, Chosen& chosen) {
+  static CalibrateOptions options;
+  CLI::App* command = app.add_subcommand("calibrate", "Measure what ops and copies take on this machine, for all later plans");
+  command->add_option("run", options.run, "A run file whose step is measured as well, so that its predictions are the best");
+  command->add_option("--set", options.settings, "Override a key of the run file")->type_name("KEY=VALUE")->allow_extra_args(false);
+  command->add_option("--out", options.out, "Machine file to write; default: where later plans look")->type_name("FILE");
+  command->add_option("--offload-directory", options.directory, "Measure copies to a file in this folder too")->type_name("DIR");
+  command->add_option("--threads", options.threads, "Threads of a step; 0 (default): one a core")->check(CLI::Range(0, 4096));
+  command->add_option("--steps", options.steps, "Steps that each workload is measured for; default 3")->check(CLI::Range(1, 1000));
+  command->callback([&] { chosen = [] { return RunCalibrate(options); }; });
 }
 
 void AddTrain(CLI::App& app, Chosen& chosen) {
@@ -229,6 +255,7 @@ int ParseAndRun(int argc, char** argv) {
   AddTrain(app, chosen);
   AddCheck(app, chosen);
   AddModel(app, chosen);
+  AddCalibrate(app, chosen);
   AddLayout(app, chosen);
   std::vector<std::string> after_dashes;
   if (argc > 1 && std::string_view(argv[1]) == "run") {

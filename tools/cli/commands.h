@@ -9,10 +9,10 @@ namespace gantry::cli {
 
 // A budget, as --device-memory and its companions say: the keys of the section [memory] that were given.
 struct MemoryFlags {
-  std::string device, offload, host, file, directory, link, plan;
+  std::string device, offload, host, file, directory, link, plan, machine;
   bool recompute = true;
   bool any() const {
-    return !device.empty() || !offload.empty() || !host.empty() || !file.empty() || !directory.empty() || !link.empty() || !plan.empty() || !recompute;
+    return !device.empty() || !offload.empty() || !host.empty() || !file.empty() || !directory.empty() || !link.empty() || !plan.empty() || !machine.empty() || !recompute;
   }
 };
 
@@ -81,6 +81,22 @@ struct PlanOptions {
 int RunPlanMake(const PlanOptions& options);
 int RunPlanDiff(const PlanOptions& options);
 int RunPlanVerify(const PlanOptions& options);
+
+struct WhatIfOptions {
+  ModelOptions model;
+  bool json = false;
+};
+int RunPlanWhatIf(const WhatIfOptions& options);
+
+struct CalibrateOptions {
+  std::string run;       // a run file to measure as well
+  std::vector<std::string> settings;
+  std::string out;       // machine file; empty: where later plans look
+  std::string directory; // of a file tier
+  int threads = 0;       // 0: one for each core
+  int steps = 3;
+};
+int RunCalibrate(const CalibrateOptions& options);
 
 struct TrainOptions {
   RankFlags ranks;

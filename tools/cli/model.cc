@@ -58,23 +58,23 @@ class Planned {
       return;
     }
     RequireRunOptions(options);
-    run_ = OpenRun(context_.get(), options.source, WithMemory(options.settings, options.memory));
-    Require(gantry_run_plan_info(run_.get(), &info_));
+    run_ = OpenPlanning(context_.get(), options.source, WithMemory(options.settings, options.memory));
+    Require(gantry_planning_plan(run_.get(), &info_));
   }
   const gantry_plan_info& info() const { return info_; }
   const char* Text() const {
     const char* text = nullptr;
-    Require(gan_ ? gantry_gan_plan_text(gan_.get(), &text) : gantry_run_plan_text(run_.get(), &text));
+    Require(gan_ ? gantry_gan_plan_text(gan_.get(), &text) : gantry_planning_plan_text(run_.get(), &text));
     return text;
   }
   void Write(const std::string& path) const {
-    Require(gan_ ? gantry_gan_write_plan(gan_.get(), path.c_str()) : gantry_run_write_plan(run_.get(), path.c_str()));
+    Require(gan_ ? gantry_gan_write_plan(gan_.get(), path.c_str()) : gantry_planning_write_plan(run_.get(), path.c_str()));
   }
 
  private:
   Context context_;
   Gan gan_;
-  Run run_;
+  Planning run_;
   gantry_plan_info info_ = GANTRY_PLAN_INFO_INIT;
 };
 
@@ -107,6 +107,41 @@ int RunPlanShow(const ModelOptions& options) {
   }
   const Planned planned(options);
   PrintPlan(planned.info(), planned.Text());
+  return kExitOk;
+}
+
+int RunPlanWhatIf(const WhatIfOptions& options) {
+  if (IsFolder(options.model.source)) throw Failure(kExitUsage, "gantry plan what-if is for run files: a reference case has one batch size only");
+  RequireRunOptions(options.model);
+  const Context context = MakeContext(0);
+  const Planning planning = OpenPlanning(context.get(), options.model.source, WithMemory(options.model.settings, options.model.memory));
+  size_t count = 0;
+  Require(gantry_planning_what_if(planning.get(), &count));
+  const char* text = nullptr;
+  Require(gantry_planning_what_if_text(planning.get(), options.json ? 1 : 0, &text));
+  std::printf("%s%s", text, options.json ? "\n" : "");
+  return kExitOk;
+}
+
+int RunCalibrate(const CalibrateOptions& options) {
+  if (options.run.empty() && !options.settings.empty()) throw Failure(kExitUsage, "--set is for a run file: name one");
+  const Context context = MakeContext(options.threads, GANTRY_LOG_INFO);
+  std::vector<const char*> overrides;
+  for (const std::string& setting : options.settings) overrides.push_back(setting.c_str());
+  gantry_calibrate_config config = GANTRY_CALIBRATE_CONFIG_INIT;
+  if (!options.out.empty()) config.out = options.out.c_str();
+  if (!options.directory.empty()) config.directory = options.directory.c_str();
+  if (!options.run.empty()) config.run = options.run.c_str();
+  config.overrides = overrides.data();
+  config.override_count = overrides.size();
+  config.steps = options.steps;
+  gantry_calibration result = GANTRY_CALIBRATION_INIT;
+  Require(gantry_calibrate(context.get(), &config, &result));
+  if (result.measured_seconds > 0) {
+    std::printf("step         %.4g s predicted, %.4g s measured (%+.1f %%)\n", result.predicted_seconds, result.measured_seconds,
+                100 * (result.predicted_seconds / result.measured_seconds - 1));
+  }
+  std::printf("machine file %s\n", result.path);
   return kExitOk;
 }
 

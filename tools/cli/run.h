@@ -16,7 +16,10 @@ std::vector<std::string> WithMemory(std::vector<std::string> settings, const Mem
 // The same for a session.
 void SetMemory(gantry_gan* gan, const MemoryFlags& memory);
 
+using Planning = std::unique_ptr<gantry_planning, Destroy<gantry_planning_destroy>>;
+
 // Failures that a wrong setting on the command line causes are kExitUsage.
 Run OpenRun(gantry_context* context, const std::string& path, const std::vector<std::string>& settings);
+Planning OpenPlanning(gantry_context* context, const std::string& path, const std::vector<std::string>& settings);
 
 }  // namespace gantry::cli

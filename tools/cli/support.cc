@@ -66,10 +66,11 @@ void Require(gantry_status status, std::string_view context) {
 
 namespace {
 
-Context NewContext(int thread_count, bool join_job) {
+Context NewContext(int thread_count, int32_t log_level, bool join_job) {
   gantry_context_config config = GANTRY_CONTEXT_CONFIG_INIT;
   config.thread_count = thread_count;
   config.log = PrintMessage;
+  config.log_level = log_level;
   config.join_job = join_job ? 1 : 0;
   gantry_context* context = nullptr;
   Require(gantry_context_create(&config, &context));
@@ -78,10 +79,10 @@ Context NewContext(int thread_count, bool join_job) {
 
 }  // namespace
 
-Context MakeContext(int thread_count) { return NewContext(thread_count, false); }
+Context MakeContext(int thread_count, int32_t log_level) { return NewContext(thread_count, log_level, false); }
 
 Context JoinRanks(int thread_count) {
-  Context context = NewContext(thread_count, true);
+  Context context = NewContext(thread_count, GANTRY_LOG_WARNING, true);
   quiet = gantry_context_rank(context.get()) > 0;
   if (quiet && std::freopen("/dev/null", "w", stdout) == nullptr) throw Failure(kExitInputOutput, "cannot open /dev/null");
   return context;

@@ -42,8 +42,8 @@ using Archive = std::unique_ptr<gantry_archive, Destroy<gantry_archive_destroy>>
 using Network = std::unique_ptr<gantry_network, Destroy<gantry_network_destroy>>;
 using Gan = std::unique_ptr<gantry_gan, Destroy<gantry_gan_destroy>>;
 
-// A context on the CPU whose warnings go to stderr. 0 threads: one for each core.
-Context MakeContext(int thread_count);
+// A context on the CPU whose messages up to `log_level` go to stderr. 0 threads: one for each core.
+Context MakeContext(int thread_count, int32_t log_level = GANTRY_LOG_WARNING);
 // Starts this program anew, `ranks` times, as the ranks of a job (gantry run), with the same arguments less --ranks. Returns only where
 // there is nothing to start: `ranks` is 1.
 void StartRanks(int ranks);

@@ -103,6 +103,7 @@ std::vector<std::string> WithMemory(std::vector<std::string> settings, const Mem
   Add("directory", memory.directory);
   Add("link", memory.link);
   Add("plan", memory.plan);
+  Add("machine", memory.machine);
   if (!memory.recompute) Add("recompute", "false");
   return settings;
 }
@@ -116,22 +117,37 @@ void SetMemory(gantry_gan* gan, const MemoryFlags& memory) {
   given.file = memory.file.c_str();
   given.directory = memory.directory.c_str();
   given.link = memory.link.c_str();
+  given.machine = memory.machine.c_str();
   given.disable_recompute = memory.recompute ? 0 : 1;
   if (gantry_gan_set_memory(gan, &given) != GANTRY_OK) throw Failure(kExitUsage, gantry_last_error());
   if (!memory.plan.empty()) Require(gantry_gan_use_plan(gan, memory.plan.c_str()));
 }
 
-Run OpenRun(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
+namespace {
+
+// A handle that `open` makes of a run file and overrides.
+template <typename Handle, typename Open>
+Handle* OpenWith(Open open, gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
   std::vector<const char*> overrides;
   for (const std::string& setting : settings) {
     if (setting.find('=') == std::string::npos) throw Failure(kExitUsage, "--set " + setting + ": write KEY=VALUE, such as train.batch=32");
     overrides.push_back(setting.c_str());
   }
-  gantry_run* run = nullptr;
-  const gantry_status status = gantry_run_open(context, path.c_str(), overrides.size(), overrides.data(), &run);
+  Handle* handle = nullptr;
+  const gantry_status status = open(context, path.c_str(), overrides.size(), overrides.data(), &handle);
   if (status == GANTRY_BAD_DATA && std::string_view(gantry_last_error()).starts_with("--set ")) throw Failure(kExitUsage, gantry_last_error());
   Require(status);
-  return Run(run);
+  return handle;
+}
+
+}  // namespace
+
+Run OpenRun(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
+  return Run(OpenWith<gantry_run>(gantry_run_open, context, path, settings));
+}
+
+Planning OpenPlanning(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
+  return Planning(OpenWith<gantry_planning>(gantry_planning_open, context, path, settings));
 }
 
 int RunTrain(const TrainOptions& options) {

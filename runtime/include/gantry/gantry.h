@@ -439,8 +439,9 @@ typedef struct gantry_memory {
   const char* link;          /* speed that copies are held to: "out=2GB/s,in=2GB/s,latency=10us" */
   int32_t disable_recompute; /* 1: no op runs again */
   int32_t reserved;          /* 0 */
+  const char* machine;       /* a machine file to plan for; default: that of GANTRY_MACHINE, else this machine's calibration */
 } gantry_memory;
-#define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0}
+#define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /* Call before gantry_gan_plan.
  * Errors: GANTRY_INVALID_ARGUMENT     a text is not as above; the message names it
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
@@ -684,6 +685,69 @@ GANTRY_API gantry_status gantry_run_finish(gantry_run* run, const char** summary
  * files where they were. Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA. */
 GANTRY_API gantry_status gantry_checkpoint_sample(gantry_context* context, const char* source, int64_t count,
                                                   uint64_t noise_seed, int32_t use_average, gantry_array** samples);
+
+/* ---- planning without training --------------------------------------------------------------------------------- */
+
+typedef struct gantry_planning gantry_planning; /* a run as planners see it: nothing is reserved, nothing runs */
+
+/* Reads a run file as gantry_run_open does; the data only where the samples' channels must be known. Errors as there. */
+GANTRY_API gantry_status gantry_planning_open(gantry_context* context, const char* path, size_t override_count,
+                                              const char* const* overrides, gantry_planning** planning);
+GANTRY_API void gantry_planning_destroy(gantry_planning* planning);
+/* Plans the step, or reads memory.plan. `info` may be NULL.
+ * Errors: GANTRY_OUT_OF_MEMORY  it does not fit the budget: the message has the bytes that are short, what takes the most, and flags
+ *                               with which it fits, each with its peak and predicted seconds
+ *         GANTRY_BAD_DATA       memory.plan is no plan for this run. */
+GANTRY_API gantry_status gantry_planning_plan(gantry_planning* planning, gantry_plan_info* info);
+/* As gantry_gan_plan_text and gantry_gan_write_plan. Errors: GANTRY_FAILED_PRECONDITION  not planned. */
+GANTRY_API gantry_status gantry_planning_plan_text(gantry_planning* planning, const char** text);
+GANTRY_API gantry_status gantry_planning_write_plan(gantry_planning* planning, const char* path);
+
+/* One case of gantry_planning_what_if. Text is valid until its next call. */
+typedef struct gantry_what_if {
+  size_t struct_size;
+  const char* topic;   /* "now", "budget", "offload", "recompute", "states", "idle", "penalty", "accumulate", "batch" */
+  const char* what;    /* the case in words */
+  const char* flags;   /* of the command line, for this case; "" where there are none */
+  int32_t fits;        /* 1: within the budget; without one, within half of what the step takes */
+  int32_t reserved;
+  int64_t batch;       /* samples per update */
+  uint64_t peak_bytes; /* on the device */
+  uint64_t tier_bytes; /* off it */
+  double seconds;      /* predicted, of a step; with lazy penalties the mean */
+} gantry_what_if;
+#define GANTRY_WHAT_IF_INIT {sizeof(gantry_what_if), 0, 0, 0, 0, 0, 0, 0, 0, 0.0}
+/* What the step would need and take if it were run otherwise: `count` answers, the first for the step as it is. It plans no case to the
+ * end: peaks are sums of what is live at once, which layouts reach or nearly so. */
+GANTRY_API gantry_status gantry_planning_what_if(gantry_planning* planning, size_t* count);
+/* Errors: GANTRY_FAILED_PRECONDITION  not asked yet; GANTRY_INVALID_ARGUMENT  index >= count. */
+GANTRY_API gantry_status gantry_planning_answer(const gantry_planning* planning, size_t index, gantry_what_if* answer);
+/* All answers as a table, or with `json` 1 as one line of JSON (docs/reference/what-if.md). */
+GANTRY_API gantry_status gantry_planning_what_if_text(gantry_planning* planning, int32_t json, const char** text);
+
+typedef struct gantry_calibrate_config {
+  size_t struct_size;
+  const char* out;              /* machine file to write; NULL: where later plans on this machine look */
+  const char* directory;        /* folder of a file tier to measure as well; NULL: none */
+  const char* run;              /* run file whose step is measured as well; what the machine file has already is kept; NULL: none */
+  const char* const* overrides; /* of the run file: `override_count` */
+  size_t override_count;
+  int32_t steps;                /* that count, of each step measured; 0: 3 */
+  int32_t reserved;             /* 0 */
+} gantry_calibrate_config;
+#define GANTRY_CALIBRATE_CONFIG_INIT {sizeof(gantry_calibrate_config), 0, 0, 0, 0, 0, 0, 0}
+typedef struct gantry_calibration {
+  size_t struct_size;
+  double predicted_seconds; /* of the run's step with the new machine file; 0 without a run */
+  double measured_seconds;  /* likewise */
+  char path[1024];          /* of the file written */
+} gantry_calibration;
+#define GANTRY_CALIBRATION_INIT {sizeof(gantry_calibration), 0.0, 0.0, {0}}
+/* Measures what ops and copies take on this machine, some seconds long, and keeps it in a machine file (docs/reference/machine-file.md):
+ * plans are then chosen and predicted by it. Results of training do not depend on it. `config` and `result` may be NULL.
+ * Errors: GANTRY_CANNOT_CREATE, GANTRY_NO_SPACE, GANTRY_IO_ERROR  the file; GANTRY_FAILED_PRECONDITION  no `out`, and neither
+ * XDG_CACHE_HOME nor HOME is set; those of gantry_run_open. */
+GANTRY_API gantry_status gantry_calibrate(gantry_context* context, const gantry_calibrate_config* config, gantry_calibration* result);
 
 /* ---- memory layouts -------------------------------------------------------------------------------------------- */
 

@@ -4,6 +4,8 @@
 #include <map>
 #include <random>
 
+#include "absl/strings/str_cat.h"
+#include "memory/residency/residency_gaps.h"
 #include "memory/residency/residency_solver.h"
 
 namespace gantry {
@@ -22,7 +24,7 @@ ResidencyProblem Chain(int layers, std::mt19937& random, bool varied) {
   }
   for (int i = 0; i <= layers; ++i) {
     ResidencyItem item;
-    item.name = "x" + std::to_string(i);
+    item.name = absl::StrCat("x", i);
     item.bytes = varied ? 64 * Between(1, 16) : 64;
     item.made_by = i - 1;
     problem.items.push_back(item);
@@ -40,7 +42,7 @@ ResidencyProblem Chain(int layers, std::mt19937& random, bool varied) {
     problem.ops[op].repeatable = false;
     problem.ops[op].reads = {i, gradient};
     ResidencyItem made;
-    made.name = "g" + std::to_string(i);
+    made.name = absl::StrCat("g", i);
     made.bytes = problem.items[i].bytes;
     made.made_by = op;
     if (i > 0) made.uses = {op + 1};
@@ -213,6 +215,77 @@ TEST(ResidencyTest, ShortChainsEqualBruteForce) {
   }
   EXPECT_GT(fitted, 20);
   EXPECT_GT(moved, 15);
+}
+
+TEST(ResidencyTest, TheBoundIsBelowTheBest) {
+  std::mt19937 random(19);
+  int above_compute = 0, judged = 0;
+  for (int round = 0; round < 90; ++round) {
+    ResidencyProblem problem = Chain(2 + round % 5, random, true);
+    problem.tiers = {{.out_bytes_per_second = 64.0 * (1 + round % 7) * 300, .in_bytes_per_second = 64.0 * (1 + round % 5) * 300}};
+    if (round % 2 == 1) {
+      problem.tiers[0].out_compute_seconds_per_byte = 0.3 / problem.tiers[0].out_bytes_per_second;
+      problem.tiers[0].in_compute_seconds_per_byte = 0.3 / problem.tiers[0].in_bytes_per_second;
+    }
+    problem.budget_bytes = KeptPeak(problem) * (4 + round % 6) / 10;
+    const ResidencyGaps gaps(problem, true, true);
+    ResidencyScheduler scheduler(problem);
+    static_cast<void>(scheduler.Judge(KeepAll(problem)));
+    const double bound = ResidencyBound(problem, gaps, true, scheduler.op_bytes());
+    const double best = BruteForce(problem, 1);
+    if (best < 0) continue;
+    ++judged;
+    EXPECT_LE(bound, best * (1 + 1e-12)) << "round " << round;
+    double compute = 0;
+    for (const ResidencyOp& op : problem.ops) compute += op.seconds;
+    above_compute += bound > compute * (1 + 1e-9);
+    const auto solution = SolveResidency(problem);
+    ASSERT_TRUE(solution.ok());
+    EXPECT_NEAR(solution->schedule.seconds, best, 1e-12) << "round " << round;
+  }
+  EXPECT_GT(judged, 30);
+  EXPECT_GT(above_compute, 15);  // it says more than that ops take their time
+}
+
+TEST(ResidencyTest, CopiesBesideComputeCostItTime) {
+  std::mt19937 random(23);
+  ResidencyProblem problem = Chain(30, random, true);
+  problem.tiers = {{.out_bytes_per_second = 1e6, .in_bytes_per_second = 2e6}};
+  problem.budget_bytes = KeptPeak(problem) / 2;
+  const auto without = SolveResidency(problem, {.recompute = false});
+  ASSERT_TRUE(without.ok() && without->fits);
+  EXPECT_EQ(without->schedule.beside_seconds, 0.0);
+  problem.tiers[0].out_compute_seconds_per_byte = 1e-7;
+  problem.tiers[0].in_compute_seconds_per_byte = 2e-7;
+  ResidencyScheduler scheduler(problem);
+  const ResidencySchedule schedule = scheduler.Run(without->choice);
+  ASSERT_TRUE(schedule.valid);
+  EXPECT_NEAR(schedule.beside_seconds,
+              1e-7 * static_cast<double>(schedule.out_bytes[0]) + 2e-7 * static_cast<double>(schedule.in_bytes[0]), 1e-12);
+  EXPECT_NEAR(schedule.seconds, schedule.compute_seconds + schedule.beside_seconds + schedule.wait_seconds, 1e-9);
+}
+
+// Weights far larger than the rest, each needed in turn, forwards and backwards.
+TEST(ResidencyTest, LargeStatesInTurnAreNearTheBound) {
+  ResidencyProblem problem;
+  constexpr int kStates = 12, kPasses = 3;
+  for (int i = 0; i < kStates; ++i) problem.items.push_back({.name = absl::StrCat("w", i), .bytes = 1000 + 100 * i, .kept = true, .wraps = true});
+  for (int pass = 0; pass < kPasses; ++pass) {
+    for (int i = 0; i < kStates; ++i) {
+      const int state = pass % 2 == 0 ? i : kStates - 1 - i;
+      problem.items[state].uses.push_back(static_cast<int>(problem.ops.size()));
+      problem.ops.push_back({.seconds = 1e-3, .scratch_bytes = 200, .reads = {state}});
+    }
+  }
+  problem.tiers = {{.out_bytes_per_second = 2e6, .in_bytes_per_second = 2e6}};
+  problem.budget_bytes = KeptPeak(problem) / 3;
+  const auto solution = SolveResidency(problem);
+  ASSERT_TRUE(solution.ok());
+  ASSERT_TRUE(solution->fits);
+  EXPECT_LT(solution->gap(), 0.05);
+  CheckSchedule(problem, solution->choice, solution->schedule);
+  const auto again = SolveResidency(problem);
+  EXPECT_EQ(again->choice, solution->choice);
 }
 
 TEST(ResidencyTest, LongChainsFitAndReplay) {

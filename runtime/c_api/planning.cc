@@ -1,0 +1,185 @@
+#include <filesystem>
+#include <optional>
+#include <system_error>
+
+#include "runtime/c_api/call.h"
+#include "runtime/c_api/handles.h"
+#include "runtime/gan/calibrate.h"
+#include "runtime/gan/machine_file.h"
+#include "runtime/gan/run_planning.h"
+
+using namespace gantry;
+using namespace gantry::c_api;
+
+struct gantry_planning {
+  std::unique_ptr<RunPlanning> run;
+  std::optional<Plan> plan;
+  std::optional<WhatIf> what_if;
+  std::string text;
+};
+
+namespace {
+
+absl::StatusOr<RunConfig> ReadRun(const char* path, size_t override_count, const char* const* overrides) {
+  RunConfigSources sources;
+  sources.environment = GantryEnvironment();
+  if (override_count > 0) GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides));
+  for (size_t i = 0; i < override_count; ++i) {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides[i]));
+    sources.overrides.emplace_back(overrides[i]);
+  }
+  absl::StatusOr<RunConfig> config = LoadRunConfig(path, std::move(sources));
+  if (!config.ok()) return FromFile(config.status());
+  return config;
+}
+
+absl::Status RequirePlanned(const gantry_planning* planning) {
+  GANTRY_RETURN_IF_ERROR(RequireNonNull("planning", planning));
+  if (!planning->plan) return Error(GANTRY_FAILED_PRECONDITION, "call gantry_planning_plan first");
+  return absl::OkStatus();
+}
+
+absl::Status RequireAsked(const gantry_planning* planning) {
+  GANTRY_RETURN_IF_ERROR(RequireNonNull("planning", planning));
+  if (!planning->what_if) return Error(GANTRY_FAILED_PRECONDITION, "call gantry_planning_what_if first");
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+extern "C" {
+
+gantry_status gantry_planning_open(gantry_context* context, const char* path, size_t override_count, const char* const* overrides,
+                                   gantry_planning** planning) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("context, path, planning", context, path, planning));
+    GANTRY_ASSIGN_OR_RETURN(RunConfig config, ReadRun(path, override_count, overrides));
+    absl::StatusOr<std::unique_ptr<RunPlanning>> run = RunPlanning::Create(std::move(config), context->shared->device->thread_count());
+    if (!run.ok()) return FromFile(run.status());
+    auto made = std::make_unique<gantry_planning>();
+    made->run = *std::move(run);
+    *planning = made.release();
+    return absl::OkStatus();
+  });
+}
+
+void gantry_planning_destroy(gantry_planning* planning) { delete planning; }
+
+gantry_status gantry_planning_plan(gantry_planning* planning, gantry_plan_info* info) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("planning", planning));
+    if (info != nullptr) GANTRY_RETURN_IF_ERROR(CheckStruct(info, info->struct_size, sizeof(*info), "gantry_plan_info"));
+    if (!planning->plan) {
+      absl::StatusOr<Plan> plan = planning->run->MakePlan();
+      if (!plan.ok()) return FromFile(plan.status());
+      planning->plan = *std::move(plan);
+    }
+    return info == nullptr ? absl::OkStatus() : WriteStruct(info, PlanInfo(*planning->plan), "gantry_plan_info");
+  });
+}
+
+gantry_status gantry_planning_plan_text(gantry_planning* planning, const char** text) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("text", text));
+    GANTRY_RETURN_IF_ERROR(RequirePlanned(planning));
+    planning->text = Describe(*planning->plan);
+    *text = planning->text.c_str();
+    return absl::OkStatus();
+  });
+}
+
+gantry_status gantry_planning_write_plan(gantry_planning* planning, const char* path) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("path", path));
+    GANTRY_RETURN_IF_ERROR(RequirePlanned(planning));
+    return WritePlan(path, *planning->plan);
+  });
+}
+
+gantry_status gantry_planning_what_if(gantry_planning* planning, size_t* count) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("planning, count", planning, count));
+    absl::StatusOr<WhatIf> what_if = planning->run->AskWhatIf();
+    if (!what_if.ok()) return FromFile(what_if.status());
+    planning->what_if = *std::move(what_if);
+    *count = planning->what_if->answers.size();
+    return absl::OkStatus();
+  });
+}
+
+gantry_status gantry_planning_answer(const gantry_planning* planning, size_t index, gantry_what_if* answer) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("answer", answer));
+    GANTRY_RETURN_IF_ERROR(RequireAsked(planning));
+    if (index >= planning->what_if->answers.size()) {
+      return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("there are %d answers, not %d", planning->what_if->answers.size(), index + 1));
+    }
+    const WhatIfAnswer& from = planning->what_if->answers[index];
+    gantry_what_if result = GANTRY_WHAT_IF_INIT;
+    result.topic = from.topic.c_str();
+    result.what = from.what.c_str();
+    result.flags = from.flags.c_str();
+    result.fits = from.fits ? 1 : 0;
+    result.batch = from.batch;
+    result.peak_bytes = static_cast<uint64_t>(from.peak_bytes);
+    result.tier_bytes = static_cast<uint64_t>(from.tier_bytes);
+    result.seconds = from.seconds;
+    return WriteStruct(answer, result, "gantry_what_if");
+  });
+}
+
+gantry_status gantry_planning_what_if_text(gantry_planning* planning, int32_t json, const char** text) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("text", text));
+    GANTRY_RETURN_IF_ERROR(RequireAsked(planning));
+    planning->text = json != 0 ? ToJson(*planning->what_if) : Describe(*planning->what_if);
+    *text = planning->text.c_str();
+    return absl::OkStatus();
+  });
+}
+
+gantry_status gantry_calibrate(gantry_context* context, const gantry_calibrate_config* config, gantry_calibration* result) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("context", context));
+    GANTRY_ASSIGN_OR_RETURN(const gantry_calibrate_config given,
+                            ReadStruct(config, gantry_calibrate_config GANTRY_CALIBRATE_CONFIG_INIT, "gantry_calibrate_config"));
+    if (result != nullptr) GANTRY_RETURN_IF_ERROR(CheckStruct(result, result->struct_size, sizeof(*result), "gantry_calibration"));
+    if (given.steps < 0 || given.steps > 1000) {
+      return Error(GANTRY_INVALID_ARGUMENT, absl::StrFormat("steps is %d; it must be 1 to 1000, or 0 for 3", given.steps));
+    }
+    SharedContext& shared = *context->shared;
+    const std::string path = Text(given.out).empty() ? CalibrationPath() : std::string(given.out);
+    if (path.empty()) {
+      return Error(GANTRY_FAILED_PRECONDITION, "there is no place to keep it: name a file, or set XDG_CACHE_HOME or HOME");
+    }
+    gantry_calibration written = GANTRY_CALIBRATION_INIT;
+    if (path.size() >= sizeof(written.path)) return Error(GANTRY_INVALID_ARGUMENT, "the path of the machine file is too long");
+    std::optional<RunConfig> run;
+    if (given.run != nullptr) {
+      GANTRY_ASSIGN_OR_RETURN(run, ReadRun(given.run, given.override_count, given.overrides));
+    }
+    CalibrateOptions options{.directory = std::string(Text(given.directory))};
+    if (given.steps > 0) options.steps = given.steps;
+    options.progress = [&](std::string_view line) { shared.Log(GANTRY_LOG_INFO, line); };
+    Machine machine;
+    std::error_code error;
+    if (run && std::filesystem::exists(path, error)) {
+      absl::StatusOr<std::shared_ptr<const Machine>> known = FindMachine(path);
+      if (!known.ok()) return FromFile(known.status());
+      machine = **known;
+    } else {
+      GANTRY_ASSIGN_OR_RETURN(machine, Calibrate(options, *shared.device));
+    }
+    if (run) {
+      absl::StatusOr<CalibratedStep> step = CalibrateRun(*run, options.steps, machine, *shared.device);
+      if (!step.ok()) return FromFile(step.status());
+      written.predicted_seconds = step->predicted_seconds;
+      written.measured_seconds = step->measured_seconds;
+    }
+    GANTRY_RETURN_IF_ERROR(ToFile(WriteMachine(path, machine)));
+    std::copy(path.begin(), path.end(), written.path);
+    return result == nullptr ? absl::OkStatus() : WriteStruct(result, written, "gantry_calibration");
+  });
+}
+
+}  // extern "C"

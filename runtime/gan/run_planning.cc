@@ -1,0 +1,68 @@
+#include "runtime/gan/run_planning.h"
+
+#include "runtime/gan/machine_file.h"
+#include "runtime/gan/run_networks.h"
+#include "runtime/plan/plan_file.h"
+#include "runtime/data/file.h"
+
+namespace gantry {
+
+absl::Status FindChannels(RunConfig& config) {
+  if (config.model.channels != 0 || !UsesFamily(config)) return absl::OkStatus();
+  GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<DataSet> data, OpenRunData(config, 0, config.model.image_size, config.model.image_size));
+  const std::vector<int64_t>& shape = data->sample_shape();
+  if (shape.size() != 3) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("data.path: %s; the family '%s' takes images, [channels,height,width]", data->Describe(), config.model.family));
+  }
+  config.model.channels = shape[0];
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Program> RunPlanning::BuildStep(const RunConfig& given, const StepVariation& variation) {
+  RunConfig config = given;
+  if (variation.batch > 0) config.batch = variation.batch;
+  if (variation.accumulate > 0) config.step.accumulate = variation.accumulate;
+  if (variation.penalty_every > 0) config.step.penalty_every = variation.penalty_every;
+  if (config.batch % config.step.accumulate != 0) {
+    return absl::InvalidArgumentError(absl::StrFormat("a batch of %d cannot be in %d equal parts", config.batch, config.step.accumulate));
+  }
+  GANTRY_ASSIGN_OR_RETURN(const RunNetworks networks, BuildRunNetworks(config));
+  return BuildGanStep(config.step, networks.generators, networks.discriminators);
+}
+
+void RunPlanning::SetVariants(const RunConfig& config, PlanOptions& options) {
+  options.variants = {.batch = config.batch, .accumulate = config.step.accumulate, .build = [config](int accumulate) {
+                        return BuildStep(config, {.accumulate = accumulate});
+                      }};
+}
+
+absl::StatusOr<std::unique_ptr<RunPlanning>> RunPlanning::Create(RunConfig config, int thread_count) {
+  std::unique_ptr<RunPlanning> planning(new RunPlanning());
+  GANTRY_RETURN_IF_ERROR(FindChannels(config));
+  planning->options_ = config.plan;
+  planning->options_.thread_count = config.threads > 0 ? static_cast<int>(config.threads) : thread_count;
+  GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config.memory.machine));
+  SetMachine(std::move(machine), planning->options_);
+  SetVariants(config, planning->options_);
+  planning->config_ = std::move(config);
+  return planning;
+}
+
+absl::StatusOr<Plan> RunPlanning::MakePlan() const {
+  GANTRY_ASSIGN_OR_RETURN(const Program program, Step({}));
+  if (config_.plan_file.empty()) return gantry::MakePlan(program, options_);
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(config_.plan_file, kMaxPlanFileBytes));
+  absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options_);
+  if (!plan.ok()) return Annotate(plan.status(), config_.plan_file);
+  return plan;
+}
+
+absl::StatusOr<WhatIf> RunPlanning::AskWhatIf() const {
+  const GanStepConfig& step = config_.step;
+  return gantry::AskWhatIf([this](const StepVariation& variation) { return Step(variation); },
+                           {.batch = config_.batch, .accumulate = step.accumulate, .penalty_every = step.penalty_every, .penalty = step.r1 > 0 || step.r2 > 0},
+                           options_);
+}
+
+}  // namespace gantry

@@ -1,0 +1,37 @@
+// A run as planners see it: its step program in every variation, and plans of it. Nothing is reserved; no data is read but where the
+// samples' channels must be known.
+#pragma once
+
+#include <memory>
+
+#include "runtime/gan/run_config.h"
+#include "runtime/plan/what_if.h"
+
+namespace gantry {
+
+class RunPlanning {
+ public:
+  // `thread_count`: of the device, for a run that does not say. Errors as Trainer::Create.
+  static absl::StatusOr<std::unique_ptr<RunPlanning>> Create(RunConfig config, int thread_count);
+
+  const RunConfig& config() const { return config_; }
+  // For MakePlan: with the machine, and with how to build the step for advice where it does not fit.
+  const PlanOptions& options() const { return options_; }
+  absl::StatusOr<Program> Step(const StepVariation& variation) const { return BuildStep(config_, variation); }
+  absl::StatusOr<Plan> MakePlan() const;
+  absl::StatusOr<WhatIf> AskWhatIf() const;
+
+  // The step program of a run, whose channels must be known.
+  static absl::StatusOr<Program> BuildStep(const RunConfig& config, const StepVariation& variation);
+  // How MakePlan can build the step of this run with other accumulation.
+  static void SetVariants(const RunConfig& config, PlanOptions& options);
+
+ private:
+  RunConfig config_;
+  PlanOptions options_;
+};
+
+// Fills model.channels from the data where a family needs them.
+absl::Status FindChannels(RunConfig& config);
+
+}  // namespace gantry

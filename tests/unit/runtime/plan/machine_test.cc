@@ -1,0 +1,176 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <fstream>
+#include <sstream>
+
+#include "runtime/plan/cost_model.h"
+#include "runtime/plan/lay_out.h"
+#include "tests/support/small_gan.h"
+
+namespace gantry {
+namespace {
+
+using ::testing::HasSubstr;
+
+std::string Corpus(const std::string& name) {
+  std::ifstream file(GANTRY_TEST_DATA "/fuzz/corpus/machine/" + name);
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+TEST(MachineTest, DescriptionsAreRead) {
+  const auto machine = ParseMachine(Corpus("described.toml"));
+  ASSERT_TRUE(machine.ok()) << machine.status();
+  EXPECT_EQ(machine->memory_bytes, int64_t{38} << 30);
+  EXPECT_EQ(machine->flops_per_second, 1.4e13);
+  EXPECT_EQ(machine->bytes_per_second, 1.3e12);
+  EXPECT_DOUBLE_EQ(machine->op_seconds, 5e-6);
+  ASSERT_NE(machine->FindTier("host"), nullptr);
+  EXPECT_EQ(machine->FindTier("host")->out_bytes_per_second, 24e9);
+  EXPECT_EQ(machine->FindTier("file")->name, "nvme");
+  EXPECT_EQ(machine->FindTier("file")->granularity_bytes, 4096);
+  EXPECT_EQ(machine->FindTier("peer"), nullptr);
+}
+
+TEST(MachineTest, RanksAndLinksAreRead) {
+  const auto machine = ParseMachine(Corpus("ranks.toml"));
+  ASSERT_TRUE(machine.ok()) << machine.status();
+  EXPECT_EQ(machine->rank_count, 16);
+  EXPECT_EQ(machine->ranks_per_node, 8);
+  ASSERT_EQ(machine->links.size(), 3u);
+  EXPECT_EQ(machine->links[0].between, "pairs");
+  EXPECT_EQ(machine->links[0].pairs[1], (std::pair<int, int>{0, 2}));
+  EXPECT_EQ(machine->links[1].parallel, 2);
+  EXPECT_TRUE(machine->links[2].shared);
+}
+
+TEST(MachineTest, WhatIsWrittenIsReadAgain) {
+  for (const char* name : {"described.toml", "measured.toml", "ranks.toml"}) {
+    const auto machine = ParseMachine(Corpus(name));
+    ASSERT_TRUE(machine.ok()) << machine.status();
+    const auto again = ParseMachine(ToToml(*machine));
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(ToToml(*again), ToToml(*machine)) << name;
+  }
+}
+
+TEST(MachineTest, WhatIsWrongIsNamed) {
+  const std::string head = "format = \"gantry-machine-1\"\n";
+  const std::pair<std::string, std::string> cases[] = {
+      {"", "its format is \"\""},
+      {"format = \"gantry-machine-9\"", "gantry-machine-9"},
+      {head + "[device]\nmemry = 1", "did you mean 'memory'"},
+      {head + "[device]\nmemory = \"lots\"", "\"lots\" is no size"},
+      {head + "[device]\nmemory = 0", "device.memory is 0"},
+      {head + "[device]\nbandwidth = \"3GB\"", "\"3GB\" is no rate"},
+      {head + "[[tiers]]\nkind = \"tape\"", "it must be one of host, file, peer, remote"},
+      {head + "[tiers]\nkind = \"host\"", "write [[tiers]]"},
+      {head + "[[tiers]]\nkind = \"host\"\nlatency = \"1 day\"", "is no time"},
+      {head + "[[tiers]]\ncompute_share = 2", "it must be 0 to 1"},
+      {head + "[[kernels]]\nfamily = \"x\"", "needs a family and samples"},
+      {head + "[[kernels]]\nfamily = \"x\"\nsamples = [[1.0, 2.0]]", "lists of 3 numbers"},
+      {head + "[[kernels]]\nfamily = \"x\"\nsamples = [[1.0, 2.0, -1.0]]", "lists of 3 numbers"},
+      {head + "[ranks]\ncount = 4\nper_node = 8", "from 1 to 4"},
+      {head + "[[links]]\npairs = [[0, 1]]", "two different ranks of a node"},
+      {head + "[[links]]\nbetween = \"pairs\"", "which needs some"},
+      {head + "x = ", "is not TOML"},
+  };
+  for (const auto& [text, word] : cases) {
+    const auto machine = ParseMachine(text);
+    ASSERT_FALSE(machine.ok()) << text;
+    EXPECT_THAT(std::string(machine.status().message()), HasSubstr(word)) << text;
+  }
+  EXPECT_THAT(std::string(ParseMachine(head + "\n\n[device]\nmemry = 1").status().message()), HasSubstr("machine.toml:5"));
+}
+
+class CostModelTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    testing::SmallGan gan = testing::MakeSmallGan(4, DataType::kF32);
+    const auto program = BuildGanStep({}, gan.generators, gan.discriminators);
+    ASSERT_TRUE(program.ok()) << program.status();
+    auto prepared = PrepareProgram(*program, options_, 0);
+    ASSERT_TRUE(prepared.ok());
+    plan_.program = *std::move(prepared);
+    ASSERT_TRUE(ChooseKernels(plan_, options_).ok());
+  }
+
+  PlanOptions options_;
+  Plan plan_;
+};
+
+TEST_F(CostModelTest, ASampleOfTheSameWorkGivesItsSeconds) {
+  Machine machine;
+  double total = 0, analytic = 0;
+  int ops = 0;
+  for (const PlannedOp& step : plan_.schedule) {
+    if (step.kernel == nullptr) continue;
+    const std::string family = FamilyOf(plan_.program.ops()[step.op], *step.kernel);
+    const OpWork work = WorkOf(plan_.program, step.op);
+    auto kernel = std::find_if(machine.kernels.begin(), machine.kernels.end(), [&](const MeasuredKernel& known) { return known.family == family; });
+    if (kernel == machine.kernels.end()) kernel = machine.kernels.insert(kernel, {family, 1, {}});
+    const double seconds = 1e-3 * (1 + std::log1p(work.bytes) + std::log1p(work.flops));
+    kernel->samples.push_back({work.flops, work.bytes, seconds});
+    total += seconds;
+    ++ops;
+  }
+  analytic = CostModel(options_).Seconds(plan_);
+  options_.machine = std::make_shared<const Machine>(machine);
+  const double measured = CostModel(options_).Seconds(plan_);
+  EXPECT_GT(ops, 20);
+  EXPECT_NEAR(measured, total, 0.01 * total);
+  EXPECT_GT(std::abs(measured - analytic), 0.1 * total);
+}
+
+TEST_F(CostModelTest, BetweenSamplesItFollowsTheWork) {
+  // One family, twice as slow as the analytic model at one size and four times at another: in between it is in between.
+  const PlannedOp* chosen = nullptr;
+  for (const PlannedOp& step : plan_.schedule) {
+    if (step.kernel != nullptr && WorkOf(plan_.program, step.op).bytes > 10000) chosen = &step;
+  }
+  ASSERT_NE(chosen, nullptr);
+  const OpWork work = WorkOf(plan_.program, chosen->op);
+  const MachineRates rates;
+  const auto Analytic = [&](double flops, double bytes) {
+    return std::max(flops / rates.flops_per_second, bytes / rates.bytes_per_second) + rates.op_seconds;
+  };
+  Machine machine;
+  MeasuredKernel kernel{FamilyOf(plan_.program.ops()[chosen->op], *chosen->kernel), 1, {}};
+  for (const double factor : {0.25, 4.0}) {
+    const double flops = work.flops * factor, bytes = work.bytes * factor;
+    kernel.samples.push_back({flops, bytes, Analytic(flops, bytes) * (factor < 1 ? 2 : 4)});
+  }
+  machine.kernels = {kernel};
+  options_.machine = std::make_shared<const Machine>(machine);
+  const double seconds = CostModel(options_).Seconds(plan_.program, chosen->op, chosen->kernel.get());
+  EXPECT_GT(seconds, 2.0 * Analytic(work.flops, work.bytes));
+  EXPECT_LT(seconds, 4.0 * Analytic(work.flops, work.bytes));
+}
+
+TEST_F(CostModelTest, DescriptionsReplaceTheGuess) {
+  Machine fast;
+  fast.flops_per_second = 1e15;
+  fast.bytes_per_second = 1e14;
+  fast.op_seconds = 0;
+  fast.tiers.push_back({.kind = "host", .memory_bytes = 1 << 20, .out_bytes_per_second = 1e6, .in_bytes_per_second = 2e6, .latency_seconds = 1.0,
+                        .compute_share = 0.5});
+  const double before = CostModel(options_).Seconds(plan_);
+  options_.machine = std::make_shared<const Machine>(fast);
+  const CostModel costs(options_);
+  EXPECT_LT(costs.Seconds(plan_), before / 100);
+  const ResidencyTier tier = costs.TierOf({.name = "host"});
+  EXPECT_EQ(tier.budget_bytes, 1 << 20);
+  EXPECT_EQ(tier.out_bytes_per_second, 1e6);
+  EXPECT_EQ(tier.in_bytes_per_second, 2e6);
+  EXPECT_EQ(tier.latency_seconds, 1.0);
+  EXPECT_DOUBLE_EQ(tier.out_compute_seconds_per_byte, 0.5e-6);
+  // A throttle that is slower than the machine counts; one that is faster does not.
+  EXPECT_EQ(costs.TierOf({.name = "host", .out = {.bytes_per_second = 1e3}}).out_bytes_per_second, 1e3);
+  EXPECT_EQ(costs.TierOf({.name = "host", .out = {.bytes_per_second = 1e9}}).out_bytes_per_second, 1e6);
+}
+
+}  // namespace
+}  // namespace gantry

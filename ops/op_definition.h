@@ -99,5 +99,6 @@ std::vector<OpDefinition> RandomOps();
 std::vector<OpDefinition> OptimizerOps();
 std::vector<OpDefinition> ControlOps();
 std::vector<OpDefinition> PanelOps();
+std::vector<OpDefinition> EncodeOps();
 
 }  // namespace gantry

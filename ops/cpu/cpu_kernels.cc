@@ -14,6 +14,7 @@ constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,
     cpu::MakeFastOptimizer,
+    cpu::MakeFastEncoding,
 #if defined(GANTRY_HAVE_ONEDNN)
     cpu::MakeOneDnnKernel,
 #endif

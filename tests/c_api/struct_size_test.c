@@ -65,8 +65,8 @@ static void offsets(void) {
   EXPECT(offsetof(gantry_context_config, memory_bytes) == 16 && sizeof(gantry_context_config) == 48);
   EXPECT(offsetof(gantry_batch, noise) == 24 && sizeof(gantry_batch) == 56);
   EXPECT(offsetof(gantry_attribute, int_value) == 24 && sizeof(gantry_attribute) == 72);
-  EXPECT(offsetof(gantry_plan_info, fallback_count) == 48 && sizeof(gantry_plan_info) == 96);
-  EXPECT(offsetof(gantry_memory, link) == 48 && sizeof(gantry_memory) == 64);
+  EXPECT(offsetof(gantry_plan_info, fallback_count) == 48 && sizeof(gantry_plan_info) == 120);
+  EXPECT(offsetof(gantry_memory, link) == 48 && sizeof(gantry_memory) == 80);
   EXPECT(offsetof(gantry_tier_info, in_bytes) == 40 && sizeof(gantry_tier_info) == 48);
   EXPECT(offsetof(gantry_step_report, logged) == 80 && sizeof(gantry_step_report) == 104);
 }

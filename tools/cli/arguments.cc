@@ -43,6 +43,10 @@ void AddMemory(CLI::App* command, MemoryFlags& memory) {
   command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR");
   command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED");
   command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE");
+  command->add_option("--stash-dtype", memory.stash, "What activations are rounded to while they wait: f32 (default), or bf16, which changes results")
+      ->check(CLI::IsMember({"f32", "bf16"}));
+  command->add_flag("!--no-encode", memory.encode, "No sign bits in place of values, no copies without zeros");
+  command->add_flag("--checksums", memory.checksums, "Compare what tiers give back with what they were given");
   command->add_flag("!--no-recompute", memory.recompute, "Run no op again to save memory");
 }
 

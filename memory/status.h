@@ -40,10 +40,15 @@ inline std::string_view ToStd(absl::string_view text) { return std::string_view(
 // The message of `status` as std::string_view; valid as long as `status`.
 inline std::string_view Message(const absl::Status& status) { return ToStd(status.message()); }
 
-// `status` with "`context`: " put before its message; OK stays OK.
+// A payload of kResourceExhausted: what is short is room in a file system, not memory.
+inline constexpr char kStoragePayload[] = "gantry/storage";
+
+// `status` with "`context`: " put before its message, payloads kept; OK stays OK.
 inline absl::Status Annotate(const absl::Status& status, std::string_view context) {
   if (status.ok()) return status;
-  return absl::Status(status.code(), absl::StrCat(ToAbsl(context), ": ", status.message()));
+  absl::Status annotated(status.code(), absl::StrCat(ToAbsl(context), ": ", status.message()));
+  status.ForEachPayload([&](absl::string_view url, const auto& payload) { annotated.SetPayload(url, payload); });
+  return annotated;
 }
 
 }  // namespace gantry

@@ -9,8 +9,24 @@ ValueId AddIf(Builder& b, ValueId x, ValueId y, ValueId flag) { return Emit1(b, 
 
 namespace {
 
-absl::StatusOr<std::vector<TensorType>> SameType(std::span<const TensorType> inputs, const Attributes&) {
-  return std::vector<TensorType>{inputs[0]};
+// A stash {encoding = "bf16"} takes half the bytes; "zeros" and none take as many.
+absl::StatusOr<std::vector<TensorType>> StashType(std::span<const TensorType> inputs, const Attributes& attributes) {
+  const std::string encoding = attributes.String("encoding");
+  if (encoding.empty()) return std::vector<TensorType>{inputs[0]};
+  if (encoding != "zeros" && encoding != "bf16") {
+    return absl::InvalidArgumentError(absl::StrFormat("encoding is \"%s\"; it can be \"zeros\" or \"bf16\"", encoding));
+  }
+  if (inputs[0].dtype != DataType::kF32) {
+    return absl::InvalidArgumentError(absl::StrFormat("encoding \"%s\" takes f32, got %s", encoding, inputs[0].ToString()));
+  }
+  if (encoding == "zeros") return std::vector<TensorType>{inputs[0]};
+  return std::vector<TensorType>{{DataType::kU8, Shape{inputs[0].size_bytes() / 2}}};
+}
+
+// Back as it was; {encoding = "bf16", dims} says what it was.
+absl::StatusOr<std::vector<TensorType>> FetchType(std::span<const TensorType> inputs, const Attributes& attributes) {
+  if (attributes.String("encoding") != "bf16") return std::vector<TensorType>{inputs[0]};
+  return std::vector<TensorType>{{DataType::kF32, Shape(attributes.Ints("dims"))}};
 }
 
 absl::StatusOr<std::vector<TensorType>> SameTypes(std::span<const TensorType> inputs, const Attributes&) {
@@ -40,8 +56,8 @@ std::vector<OpDefinition> ControlOps() {
   };
   add_if.in_place = {{0, 0}};
   return {add_if,
-          {.name = "stash", .infer = SameType, .moves = true},
-          {.name = "fetch", .infer = SameType, .moves = true},
+          {.name = "stash", .infer = StashType, .moves = true},
+          {.name = "fetch", .infer = FetchType, .moves = true},
           {.name = "write_back",
            .min_inputs = 2,
            .max_inputs = 2,

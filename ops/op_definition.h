@@ -105,5 +105,6 @@ std::vector<OpDefinition> ControlOps();
 std::vector<OpDefinition> PanelOps();
 std::vector<OpDefinition> ExchangeOps();
 std::vector<OpDefinition> WeightRowsOps();
+std::vector<OpDefinition> EncodeOps();
 
 }  // namespace gantry

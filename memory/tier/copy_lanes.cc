@@ -21,6 +21,7 @@ using Clock = std::chrono::steady_clock;
 using Nanoseconds = std::chrono::nanoseconds;
 
 constexpr int kMaxPending = 1 << 24;
+constexpr int64_t kMaxEncodedChunks = int64_t{1} << 32;
 constexpr uint64_t kChecksumSet = uint64_t{1} << 32;
 // Throttled and checksummed copies go in pieces of this: the throttle spreads them over the copy's time, as a link
 // does.
@@ -60,11 +61,13 @@ bool Throttled(const Throttle& throttle) {
 class CopyLanes::Lane {
  public:
   Lane(TierSlab& slab, bool out, const Throttle& throttle, const CopyLanesOptions& options,
-       std::span<std::atomic<uint64_t>> checksums)
+       std::span<std::atomic<uint64_t>> checksums, std::span<std::atomic<uint32_t>> chunk_bytes)
       : slab_(slab),
         out_(out),
         throttle_(throttle),
         checksums_(checksums),
+        chunk_bytes_(chunk_bytes),
+        staging_(chunk_bytes.empty() ? 0 : kEncodedChunkBytes + kEncodedSlackBytes),
         jitter_state_(throttle.seed),
         ring_(static_cast<size_t>(options.max_pending)) {}
   ~Lane() {
@@ -96,6 +99,8 @@ class CopyLanes::Lane {
   void Loop();
   absl::Status Copy(const Queued& queued);
   absl::Status CheckCopy(const LaneCopy& copy) const;
+  // Moves the piece at `position` of the copy's device bytes: what the tier got or gave, which is in staging_ where it is encoded.
+  absl::StatusOr<std::span<const std::byte>> MovePiece(const LaneCopy& copy, int64_t position, int64_t piece_bytes);
   absl::Status CheckSums(const LaneCopy& copy, uint32_t sum);
   // Sleeps until then; false where the lane is to stop.
   bool SleepUntil(Clock::time_point time);
@@ -109,7 +114,9 @@ class CopyLanes::Lane {
   const bool out_;
   const Throttle throttle_;
   const std::span<std::atomic<uint64_t>> checksums_;
+  const std::span<std::atomic<uint32_t>> chunk_bytes_;
   // Of the thread.
+  std::vector<std::byte> staging_;  // an encoded chunk
   uint64_t jitter_state_;
   Clock::time_point link_free_at_{};  // when the throttle lets the next copy begin
   Clock::time_point idle_at_{};       // when the last copy ended
@@ -215,31 +222,59 @@ absl::Status CopyLanes::Lane::Copy(const Queued& queued) {
   const Clock::time_point first = std::max(queued.at, link_free_at_) + FromSeconds(throttle_.latency_seconds) +
                                   FromSeconds(throttle_.jitter_seconds * NextUniform(jitter_state_));
   const double seconds_per_byte = throttle_.bytes_per_second > 0 ? 1 / throttle_.bytes_per_second : 0;
-  const Clock::time_point end = first + FromSeconds(seconds_per_byte * static_cast<double>(copy.bytes));
+  // When the link has taken so many bytes of this copy.
+  const auto After = [&](int64_t bytes) { return first + FromSeconds(seconds_per_byte * static_cast<double>(bytes)); };
 
-  const int64_t piece_bytes = throttled || summed ? kPieceBytes : copy.bytes;
+  const int64_t piece_bytes = copy.encoding != CopyEncoding::kNone ? kEncodedChunkBytes
+                              : throttled || summed                ? kPieceBytes
+                                                                   : copy.bytes;
   uint32_t sum = 0;
+  int64_t moved = 0;
   for (int64_t position = 0; position < copy.bytes; position += piece_bytes) {
-    if (throttled && position > 0 &&
-        !SleepUntil(first + FromSeconds(seconds_per_byte * static_cast<double>(position)))) {
+    if (throttled && position > 0 && !SleepUntil(After(moved))) {
       return absl::CancelledError("copy lanes: destroyed with copies in work");
     }
-    const std::span<std::byte> piece(copy.device + position,
-                                     static_cast<size_t>(std::min(piece_bytes, copy.bytes - position)));
-    if (out_) {
-      GANTRY_RETURN_IF_ERROR(slab_.Write(copy.tier_offset + position, piece));
-    } else {
-      GANTRY_RETURN_IF_ERROR(slab_.Read(copy.tier_offset + position, piece));
-    }
+    GANTRY_ASSIGN_OR_RETURN(const std::span<const std::byte> piece,
+                            MovePiece(copy, position, std::min(piece_bytes, copy.bytes - position)));
+    moved += static_cast<int64_t>(piece.size());
     if (summed) sum = static_cast<uint32_t>(crc32_z(sum, reinterpret_cast<const Bytef*>(piece.data()), piece.size()));
   }
   if (summed) GANTRY_RETURN_IF_ERROR(CheckSums(copy, sum));
   if (throttled) {
-    link_free_at_ = end;
-    SleepUntil(end);
+    link_free_at_ = After(moved);
+    SleepUntil(link_free_at_);
   }
-  bytes_moved_.fetch_add(copy.bytes, std::memory_order_relaxed);
+  bytes_moved_.fetch_add(moved, std::memory_order_relaxed);
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::span<const std::byte>> CopyLanes::Lane::MovePiece(const LaneCopy& copy, int64_t position,
+                                                                      int64_t piece_bytes) {
+  const std::span<std::byte> piece(copy.device + position, static_cast<size_t>(piece_bytes));
+  if (copy.encoding == CopyEncoding::kNone) {
+    const int64_t offset = copy.tier_offset + position;
+    GANTRY_RETURN_IF_ERROR(out_ ? slab_.Write(offset, piece) : slab_.Read(offset, piece));
+    return piece;
+  }
+  const int64_t chunk = position / kEncodedChunkBytes;
+  const int64_t offset = copy.tier_offset + EncodedTierBytes(copy.encoding, position);
+  const std::span<float> floats(reinterpret_cast<float*>(piece.data()), piece.size() / sizeof(float));
+  std::atomic<uint32_t>& bytes = chunk_bytes_[static_cast<size_t>(copy.first_chunk + chunk)];
+  if (out_) {
+    const std::span<std::byte> encoded(staging_.data(), static_cast<size_t>(EncodeChunk(copy.encoding, floats, staging_.data())));
+    GANTRY_RETURN_IF_ERROR(slab_.Write(offset, encoded));
+    bytes.store(static_cast<uint32_t>(encoded.size()), std::memory_order_relaxed);
+    return encoded;
+  }
+  const std::span<std::byte> encoded(staging_.data(), bytes.load(std::memory_order_relaxed));
+  GANTRY_RETURN_IF_ERROR(slab_.Read(offset, encoded));
+  if (!DecodeChunk(copy.encoding, encoded.data(), static_cast<int64_t>(encoded.size()), floats)) {
+    return absl::DataLossError(absl::StrFormat(
+        "tier %s: %d encoded bytes at offset %d came back damaged; the tier's memory or file was overwritten, resume from the "
+        "last checkpoint",
+        slab_.name(), encoded.size(), offset));
+  }
+  return encoded;
 }
 
 absl::Status CopyLanes::Lane::CheckCopy(const LaneCopy& copy) const {
@@ -248,6 +283,12 @@ absl::Status CopyLanes::Lane::CheckCopy(const LaneCopy& copy) const {
                             : copy.tier_offset < 0   ? "below the slab"
                             : !checksums_.empty() && copy.checksum_slot >= std::ssize(checksums_)
                                 ? "with a checksum slot beyond the last"
+                            : copy.encoding != CopyEncoding::kNone && copy.bytes % static_cast<int64_t>(sizeof(float)) != 0
+                                ? "encoded, but not of whole floats"
+                            : copy.encoding != CopyEncoding::kNone &&
+                                    (copy.first_chunk < 0 ||
+                                     copy.first_chunk + EncodedChunks(copy.bytes) > std::ssize(chunk_bytes_))
+                                ? "with encoded chunks beyond the last"
                                 : nullptr;
   if (wrong == nullptr) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrFormat("tier %s: a copy %s, %s (%d bytes at offset %d, slot %d)",
@@ -287,6 +328,9 @@ absl::StatusOr<std::unique_ptr<CopyLanes>> CopyLanes::Create(std::vector<TierSla
   if (options.checksum_slots < 0) {
     return absl::InvalidArgumentError(absl::StrFormat("copy lanes: %d checksum slots", options.checksum_slots));
   }
+  if (options.encoded_chunks < 0 || options.encoded_chunks > kMaxEncodedChunks) {
+    return absl::InvalidArgumentError(absl::StrFormat("copy lanes: %d encoded chunks", options.encoded_chunks));
+  }
   for (const std::vector<Throttle>* throttles : {&out, &in}) {
     if (!throttles->empty() && throttles->size() != slabs.size()) {
       return absl::InvalidArgumentError(
@@ -303,11 +347,14 @@ absl::StatusOr<std::unique_ptr<CopyLanes>> CopyLanes::Create(std::vector<TierSla
 
   std::unique_ptr<CopyLanes> lanes(new CopyLanes());
   const auto slots = static_cast<size_t>(options.checksum_slots);
+  lanes->checksum_slots_ = options.checksum_slots;
   if (slots > 0) lanes->checksums_ = std::make_unique<std::atomic<uint64_t>[]>(slots);
+  const auto chunks = static_cast<size_t>(options.encoded_chunks);
+  if (chunks > 0) lanes->chunk_bytes_ = std::make_unique<std::atomic<uint32_t>[]>(chunks);
   for (size_t tier = 0; tier < slabs.size(); ++tier) {
     for (const bool outward : {true, false}) {
       auto lane = std::make_unique<Lane>(*slabs[tier], outward, outward ? out[tier] : in[tier], options,
-                                         std::span(lanes->checksums_.get(), slots));
+                                         std::span(lanes->checksums_.get(), slots), std::span(lanes->chunk_bytes_.get(), chunks));
       GANTRY_RETURN_IF_ERROR(lane->Run(absl::StrFormat("gantry-%s-%d", outward ? "out" : "in", tier)));
       lanes->lanes_.push_back(std::move(lane));
     }
@@ -332,6 +379,10 @@ absl::Status CopyLanes::Drain() {
   absl::Status status;
   for (const std::unique_ptr<Lane>& lane : lanes_) status.Update(lane->Wait(lane->started(), waited_ns_));
   return status;
+}
+
+void CopyLanes::ForgetChecksum(int slot) {
+  if (slot >= 0 && slot < checksum_slots_) checksums_[static_cast<size_t>(slot)].store(0, std::memory_order_relaxed);
 }
 
 double CopyLanes::waited_seconds() const {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "memory/status.h"
+#include "memory/tier/copy_encoding.h"
 #include "memory/tier/tier.h"
 
 namespace gantry {
@@ -21,11 +22,16 @@ struct LaneCopy {
   // With CopyLanesOptions::checksums: an out copy stores the CRC of its bytes in this slot, an in copy compares its own
   // with it. -1: neither. A slot that no out copy has filled is not compared.
   int checksum_slot = -1;
+  // Not kNone: `bytes` are floats, and the tier holds EncodedTierBytes of them in a place of which no file block is shared. How long
+  // each chunk became is kept from `first_chunk` on, in EncodedChunks(bytes) places: an in copy must follow an out copy of the same.
+  CopyEncoding encoding = CopyEncoding::kNone;
+  int64_t first_chunk = 0;
 };
 
 struct CopyLanesOptions {
   int max_pending = 0;     // copies that a lane can hold, the one in work included; > 0
   int checksum_slots = 0;  // 0: no checksums, whatever the copies say
+  int64_t encoded_chunks = 0;  // of all encoded copies together; 0: there are none
 };
 
 // A lane makes its copies one after another, in the order of Start. Lanes do not wait for each other: whoever reads
@@ -63,9 +69,13 @@ class CopyLanes {
   // Until all lanes have finished all that they have been given; the first error in the order of lanes.
   absl::Status Drain();
 
+  // What is in the tier has been written past the lanes: copies in are not compared until the next copy out. No copy of that slot
+  // may be under way.
+  void ForgetChecksum(int slot);
+
   // Sums since Create. Any thread, any time.
   double waited_seconds() const;      // spent in Wait and Drain, and in Start for room in a queue
-  int64_t bytes_out(int tier) const;  // of copies that succeeded
+  int64_t bytes_out(int tier) const;  // of copies that succeeded, as the tier got them: encoded
   int64_t bytes_in(int tier) const;
   double busy_seconds(int lane) const;  // the lane had a copy to make, a throttle's time included
 
@@ -76,6 +86,9 @@ class CopyLanes {
 
   // Of each slot the CRC-32 that an out copy stored, above which a bit says that it did; null without checksums.
   std::unique_ptr<std::atomic<uint64_t>[]> checksums_;
+  int checksum_slots_ = 0;
+  // Bytes of each encoded chunk in its tier; 0: nothing has been written there.
+  std::unique_ptr<std::atomic<uint32_t>[]> chunk_bytes_;
   std::vector<std::unique_ptr<Lane>> lanes_;  // in the order of lane()
   std::atomic<int64_t> waited_ns_{0};
 };

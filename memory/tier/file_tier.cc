@@ -16,6 +16,7 @@
 #include <mutex>
 #include <utility>
 
+#include "absl/strings/cord.h"
 #include "memory/cpu/backed_memory.h"
 #include "memory/tier/tier_checks.h"
 
@@ -101,11 +102,13 @@ absl::Status FileError(const TierOptions& options, std::string_view action, int6
       break;
   }
   const int64_t free = FreeBytes(options.directory);
-  return absl::Status(code, absl::StrFormat("tier %s: cannot %s of %d bytes in '%s': %s; %s; %s", options.name, action,
-                                            bytes, options.directory, std::strerror(error),
+  absl::Status status(code, absl::StrFormat("tier %s: cannot %s of %d bytes in '%s': %s; %s; %s", options.name, action, bytes,
+                                            options.directory, std::strerror(error),
                                             free < 0 ? "how much is free there is not known"
                                                      : absl::StrFormat("%d bytes are free there", free),
                                             advice));
+  if (error == ENOSPC || error == EDQUOT || error == EFBIG) status.SetPayload(kStoragePayload, absl::Cord());
+  return status;
 }
 
 absl::StatusOr<OpenFile> MakeFile(const TierOptions& options, int64_t bytes, bool unnamed) {

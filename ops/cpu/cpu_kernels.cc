@@ -15,6 +15,7 @@ constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,
     cpu::MakeFastOptimizer,
+    cpu::MakeFastEncoding,
 #if defined(GANTRY_HAVE_ONEDNN)
     cpu::MakeOneDnnKernel,
 #endif

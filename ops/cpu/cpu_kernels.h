@@ -24,6 +24,8 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeFastElementwise(const KernelRequest&
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastReduction(const KernelRequest& request);
 // optimizer.cc: adam_update, sgd_update, lerp_update and sum_squares.
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastOptimizer(const KernelRequest& request);
+// encode.cc: sign_bits and leaky_relu_grad_bits in any layout.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeFastEncoding(const KernelRequest& request);
 
 // Helpers of the makers: whether all inputs and outputs are f32, and the name of kernels on ops/cpu/vector.
 bool AllF32(const KernelRequest& request);

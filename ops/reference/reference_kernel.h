@@ -83,5 +83,6 @@ KernelTable IndexKernels();
 KernelTable RandomKernels();
 KernelTable OptimizerKernels();
 KernelTable ControlKernels();
+KernelTable EncodeKernels();
 
 }  // namespace gantry::reference

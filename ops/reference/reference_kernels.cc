@@ -12,7 +12,7 @@ class ReferenceLibrary final : public KernelLibrary {
     for (const KernelTable& table :
          {ElementwiseKernels(), ReductionKernels(), ShapeKernels(), MatmulKernels(), ConvolutionKernels(), PoolingKernels(),
           ResizeKernels(), NormalizationKernels(), IndexKernels(), RandomKernels(), OptimizerKernels(),
-          ControlKernels()}) {
+          ControlKernels(), EncodeKernels()}) {
       makers_.insert(table.begin(), table.end());
     }
   }

@@ -40,6 +40,7 @@ gantry_status CodeOf(const absl::Status& status) {
     int code = 0;
     if (absl::SimpleAtoi(std::string(*payload), &code)) return static_cast<gantry_status>(code);
   }
+  if (status.GetPayload(kStoragePayload).has_value()) return GANTRY_NO_SPACE;
   return UsualCode(status.code());
 }
 

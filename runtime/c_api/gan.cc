@@ -36,6 +36,9 @@ gantry_plan_info PlanInfo(const Plan& plan) {
   info.repeated_op_count = static_cast<uint64_t>(plan.residency.repeats);
   info.tier_count = plan.tiers.size();
   info.predicted_seconds = plan.residency.seconds;
+  info.mask_count = static_cast<uint64_t>(plan.residency.masks);
+  info.zero_stash_count = static_cast<uint64_t>(plan.residency.zero_stashes);
+  info.lossy_stash_count = static_cast<uint64_t>(plan.residency.bf16_stashes);
   return info;
 }
 
@@ -247,6 +250,9 @@ gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory
     options.directory = Text(given.directory);
     options.link = Text(given.link);
     options.recompute = given.disable_recompute == 0;
+    options.encode = given.disable_encode == 0;
+    options.checksums = given.checksums != 0;
+    if (!Text(given.stash).empty()) options.stash = given.stash;
     GANTRY_RETURN_IF_ERROR(SetMemory(options, gan->options.plan));
     gan->machine = Text(given.machine);
     return absl::OkStatus();
@@ -346,18 +352,16 @@ gantry_status gantry_gan_step(gantry_gan* gan, const gantry_batch* batch) {
     GANTRY_RETURN_IF_ERROR(RequireNonNull("batch", batch));
     GANTRY_ASSIGN_OR_RETURN(const gantry_batch given, ReadStruct(batch, gantry_batch GANTRY_BATCH_INIT, "gantry_batch"));
     if (gan->stopped) {
-      return Error(GANTRY_FAILED_PRECONDITION, "a step before this one ended with a NaN or infinity: resume from a good checkpoint first");
+      return Error(GANTRY_FAILED_PRECONDITION, "a step before this one ended with a NaN or infinity, or with a tier that failed: resume from a good checkpoint first");
     }
     GanBatch values;
     if (given.real != nullptr) values.real = {given.real, given.real_count};
     if (given.noise != nullptr) values.noise = {given.noise, given.noise_count};
     if (given.mix != nullptr) values.mix = {given.mix, given.mix_count};
     const absl::Status status = gan->session->Step(values);
-    if (absl::IsDataLoss(status)) {
-      gan->stopped = true;
-      return WithCode(status, GANTRY_NOT_FINITE);
-    }
-    return status;
+    // Wrong counts are found before anything runs; what else fails leaves states half changed.
+    gan->stopped = !status.ok() && !absl::IsInvalidArgument(status);
+    return absl::IsDataLoss(status) ? WithCode(status, GANTRY_NOT_FINITE) : status;
   });
 }
 

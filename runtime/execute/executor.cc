@@ -21,6 +21,11 @@ bool AllFinite(const void* data, const TensorType& type) {
   return true;
 }
 
+CopyEncoding EncodingOf(const Op& op) {
+  const std::string encoding = op.attributes.String("encoding");
+  return encoding == "zeros" ? CopyEncoding::kZeros : encoding == "bf16" ? CopyEncoding::kBf16 : CopyEncoding::kNone;
+}
+
 bool IsZero(const void* scalar, DataType type) {
   return type == DataType::kF64 ? *static_cast<const double*>(scalar) == 0.0 : *static_cast<const float*>(scalar) == 0.0f;
 }
@@ -52,15 +57,43 @@ absl::Status Executor::ReserveTiers() {
   int copies = 0;
   for (const PlannedOp& step : plan_.schedule) copies += plan_.program.ops()[step.op].definition->moves;
   CopyLanesOptions options{.max_pending = std::max(1, copies)};
-#ifndef NDEBUG
-  options.checksum_slots = static_cast<int>(plan_.program.values().size());
+#ifdef NDEBUG
+  const bool checksums = plan_.checksums;
+#else
+  const bool checksums = true;
 #endif
+  if (checksums) options.checksum_slots = static_cast<int>(plan_.program.values().size());
+  options.encoded_chunks = NumberChunks();
   GANTRY_ASSIGN_OR_RETURN(lanes_, CopyLanes::Create(std::move(slabs), std::move(out), std::move(in), options));
   return absl::OkStatus();
 }
 
+// Gives each encoded value in a tier the places for its chunks; how many there are.
+int64_t Executor::NumberChunks() {
+  const Program& program = plan_.program;
+  first_chunk_.assign(program.values().size(), 0);
+  int64_t chunks = 0;
+  for (const Op& op : program.ops()) {
+    if (op.definition->name != "stash" || EncodingOf(op) == CopyEncoding::kNone) continue;
+    first_chunk_[op.outputs[0]] = chunks;
+    chunks += EncodedChunks(program.TypeOf(op.inputs[0]).size_bytes());
+  }
+  return chunks;
+}
+
+// All versions of a state in a tier share a place for its checksum, and so do the steps.
+void Executor::NumberChecksums() {
+  const Program& program = plan_.program;
+  checksum_slot_.resize(program.values().size());
+  for (ValueId value = 0; value < static_cast<ValueId>(checksum_slot_.size()); ++value) checksum_slot_[value] = value;
+  for (const Op& op : program.ops()) {
+    if (op.definition->name == "write_back") checksum_slot_[op.outputs[0]] = checksum_slot_[op.inputs[0]];
+  }
+}
+
 void Executor::Bind() {
   const Program& program = plan_.program;
+  NumberChecksums();
   std::vector<bool> watched(program.values().size(), false);
   for (const NamedValue& output : program.outputs()) {
     watched[output.value] = program.TypeOf(output.value).shape.rank() == 0 && IsFloat(program.TypeOf(output.value).dtype);
@@ -75,15 +108,16 @@ void Executor::Bind() {
     if (!op.definition->moves) continue;
     const bool out = op.definition->name != "fetch";
     const ValueId on_device = out ? op.inputs.back() : op.outputs[0], in_tier = out ? op.outputs[0] : op.inputs[0];
-    const int64_t bytes = program.TypeOf(on_device).size_bytes();
     BoundCopy copy{};
     copy.copy.tier = program.values()[in_tier].tier;
     copy.copy.out = out;
     copy.copy.device = arena_->data() + plan_.offsets[on_device];
     copy.copy.tier_offset = plan_.offsets[in_tier];
-    copy.copy.bytes = bytes;
-    copy.copy.checksum_slot = in_tier;
-    copy.tier_top = plan_.offsets[in_tier] + bytes;
+    copy.copy.bytes = program.TypeOf(on_device).size_bytes();
+    copy.copy.checksum_slot = checksum_slot_[in_tier];
+    copy.copy.encoding = EncodingOf(op);
+    copy.copy.first_chunk = first_chunk_[in_tier];
+    copy.tier_top = plan_.offsets[in_tier] + program.TypeOf(in_tier).size_bytes();
     done_by[step.done_by].push_back(static_cast<int>(copies_.size()));
     copies_.push_back(copy);
   }
@@ -138,6 +172,13 @@ void Executor::Bind() {
 }
 
 std::span<std::byte> Executor::Data(ValueId value) {
+  const std::span<std::byte> memory = Memory(value);
+  // The caller may write to it.
+  if (lanes_ != nullptr && !memory.empty() && plan_.program.values()[value].tier != kDeviceTier) lanes_->ForgetChecksum(checksum_slot_[value]);
+  return memory;
+}
+
+std::span<std::byte> Executor::Memory(ValueId value) {
   if (value < 0 || value >= static_cast<ValueId>(plan_.offsets.size()) || plan_.offsets[value] == kNoOffset) return {};
   const int tier = plan_.program.values()[value].tier;
   std::byte* const base = tier == kDeviceTier ? arena_->data() : slabs_[tier]->data();
@@ -154,12 +195,13 @@ std::span<std::byte> Executor::Data(std::string_view name) {
 absl::Status Executor::ReadState(const State& state, std::span<std::byte> to) {
   const int tier = plan_.program.values()[state.last].tier;
   if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Read(plan_.offsets[state.last], to);
-  const std::span<std::byte> data = Data(state.last);
+  const std::span<std::byte> data = Memory(state.last);
   std::copy(data.begin(), data.end(), to.begin());
   return absl::OkStatus();
 }
 
 absl::Status Executor::WriteState(const State& state, std::span<const std::byte> from) {
+  if (lanes_ != nullptr) lanes_->ForgetChecksum(checksum_slot_[state.last]);
   const int tier = plan_.program.values()[state.last].tier;
   if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Write(plan_.offsets[state.last], from);
   std::copy(from.begin(), from.end(), Data(state.last).begin());
@@ -195,6 +237,7 @@ absl::Status Executor::RunOne(BoundOp& op) {
 }
 
 absl::Status Executor::Run() {
+  stopped_on_loss_ = false;
   for (const ValueId input : plan_.program.inputs()) {
     const int tier = plan_.program.values()[input].tier;
     if (plan_.offsets[input] == kNoOffset) continue;
@@ -218,6 +261,7 @@ absl::Status Executor::Run() {
                                                          : AllFinite<float>(op.watched_scalar, 1);
     if (!finite) {
       stopped_at_ = index;
+      stopped_on_loss_ = true;
       return Stop(absl::DataLossError(absl::StrFormat("%s made a value that is not finite", plan_.program.Describe(op.op))));
     }
   }

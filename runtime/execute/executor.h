@@ -37,8 +37,11 @@ class Executor {
   absl::Status WriteState(const State& state, std::span<const std::byte> from);
 
   // One step. A scalar output (a loss) is checked as soon as it is made: where it is not finite, the step stops there with
-  // kDataLoss before any later op of it runs. Errors of a tier stop it likewise: what it held is then lost.
+  // kDataLoss before any later op of it runs. Errors of a tier (kUnavailable, kDataLoss) stop it likewise: what it held is then lost,
+  // states are partly of this step and partly of the one before, and every later Run fails too.
   absl::Status Run();
+  // Whether the last Run ended because of a loss that was not finite.
+  bool stopped_on_loss() const { return stopped_on_loss_; }
 
   // After Run returned kDataLoss and the inputs have been filled again: runs the step up to the same place, looking at every
   // value, and returns what first held a NaN or infinity: "input real", "state discriminator.0.weight" or an op.
@@ -77,7 +80,10 @@ class Executor {
   };
 
   Executor(Plan plan, std::unique_ptr<Slab> arena);
+  std::span<std::byte> Memory(ValueId value);
   absl::Status ReserveTiers();
+  int64_t NumberChunks();
+  void NumberChecksums();
   void Bind();
   absl::Status RunOne(BoundOp& op);
   absl::Status WaitFor(const BoundOp& op);
@@ -90,11 +96,14 @@ class Executor {
   std::vector<int> waits_;
   std::vector<int> last_waits_;  // copies that must be done when the step ends
   std::vector<BoundCopy> copies_;
+  std::vector<int64_t> first_chunk_;  // LaneCopy::first_chunk per value in a tier
+  std::vector<int> checksum_slot_;    // LaneCopy::checksum_slot, likewise
   std::vector<std::unique_ptr<TierSlab>> slabs_;
   std::unique_ptr<CopyLanes> lanes_;  // goes before the slabs
   int64_t high_water_ = 0;
   std::vector<int64_t> tier_high_water_;
   size_t stopped_at_ = 0;
+  bool stopped_on_loss_ = false;
   bool profiling_ = false;
   std::vector<double> op_seconds_;
 };

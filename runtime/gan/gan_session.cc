@@ -321,11 +321,13 @@ absl::Status GanSession::Step(const GanBatch& batch) {
   GANTRY_RETURN_IF_ERROR(Check("mix", batch.mix.size(), batch_size() * draws_per_step(), true));
   FillInputs(batch);
   absl::Status status = executor_->Run();
-  if (absl::IsDataLoss(status)) {
+  if (absl::IsDataLoss(status) && executor_->stopped_on_loss()) {
     FillInputs(batch);
     return absl::DataLossError(absl::StrFormat("step %d: %s; the first NaN or infinity is in %s", progress_.steps + 1,
                                                Message(status), executor_->FindFirstNonFinite()));
   }
+  // kDataLoss is left to losses: what a tier lost is a failure of the tier.
+  if (absl::IsDataLoss(status)) status = absl::UnavailableError(ToAbsl(Message(status)));
   if (!status.ok()) return Annotate(status, absl::StrFormat("step %d", progress_.steps + 1));
   ++progress_.steps;
   progress_.images_seen += images_per_step();

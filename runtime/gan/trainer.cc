@@ -266,7 +266,7 @@ void Trainer::WatchDiversity() {
 absl::Status Trainer::CheckUsable() const {
   if (!failed_) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      absl::StrCat("a loss was not finite, so the states are not to be trusted; resume from ",
+      absl::StrCat("a step broke off (a loss that was not finite, or a tier that failed), so the states are not to be trusted; resume from ",
                    last_checkpoint_.empty() ? "an earlier checkpoint" : last_checkpoint_));
 }
 
@@ -280,12 +280,12 @@ absl::StatusOr<StepReport> Trainer::Step() {
   GANTRY_RETURN_IF_ERROR(SetLearningRates());
   draws_read_ = 0;
   if (const absl::Status stepped = session_->Step({.real = batch_}); !stepped.ok()) {
-    if (!absl::IsDataLoss(stepped)) return stepped;
+    // It broke off in the middle: some states are of this step, some of the one before.
     failed_ = true;
-    return absl::DataLossError(absl::StrFormat("%s; %s", Message(stepped),
-                                               last_checkpoint_.empty()
-                                                   ? "no checkpoint was written before it"
-                                                   : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
+    return absl::Status(stepped.code(), absl::StrFormat("%s; %s", Message(stepped),
+                                                        last_checkpoint_.empty()
+                                                            ? "no checkpoint was written before it"
+                                                            : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
   }
   samples_drawn_ = static_cast<int64_t>(stream_->samples_drawn());
   ReadScalars();
@@ -349,6 +349,8 @@ absl::Status Trainer::WriteLogLine() {
   line.Add("seconds", step_seconds_ / static_cast<double>(steps));
   line.Add("data_wait_seconds", wait_seconds_ / static_cast<double>(steps));
   line.Add("images_per_second", rate_);
+  // Only where it is so: the numbers of this run are not those of another budget.
+  if (const int lossy = session_->plan().residency.bf16_stashes; lossy > 0) line.Add("bf16_stashes", int64_t{lossy});
   GANTRY_RETURN_IF_ERROR(Output(metrics_->Append(line.Text())));
   logged_step_ = progress().steps;
   step_seconds_ = wait_seconds_ = 0;
@@ -429,6 +431,9 @@ std::string Trainer::SummaryText() const {
   }
   absl::StrAppendFormat(&text, "Data:       %s\n", data_set_->Describe());
   absl::StrAppendFormat(&text, "Memory:     %.1f MiB, as planned\n", static_cast<double>(peak_bytes()) / (1 << 20));
+  if (const int lossy = session_->plan().residency.bf16_stashes; lossy > 0) {
+    absl::StrAppendFormat(&text, "Lossy:      %d copies a step rounded to bf16, as memory.stash asks\n", lossy);
+  }
   absl::StrAppendFormat(&text, "Samples:    %s\n", samples_path_);
   absl::StrAppendFormat(&text, "Metrics:    %s\n", metrics_->path());
   absl::StrAppendFormat(&text, "Checkpoint: %s\n", last_checkpoint_);

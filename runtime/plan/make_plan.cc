@@ -6,6 +6,7 @@
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/plan/cost_model.h"
+#include "runtime/plan/encode.h"
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/lower.h"
 #include "runtime/plan/order.h"
@@ -29,6 +30,22 @@ std::string Describe(const PlannedBuffer& buffer) {
                          buffer.phase.empty() ? "" : ", ", buffer.phase);
 }
 
+// How much is copied, and in which form.
+void CountEncodings(Plan& plan) {
+  const Program& program = plan.program;
+  for (const Op& op : program.ops()) {
+    plan.residency.masks += op.definition->name == "sign_bits";
+    if (!op.definition->moves) continue;
+    const bool in = op.definition->name == "fetch";
+    const Value& in_tier = program.values()[in ? op.inputs[0] : op.outputs[0]];
+    PlannedTier& tier = plan.tiers[in_tier.tier];
+    (in ? tier.in_bytes : tier.out_bytes) += in_tier.type.size_bytes();
+    if (in) continue;
+    plan.residency.zero_stashes += op.attributes.String("encoding") == "zeros";
+    plan.residency.bf16_stashes += op.attributes.String("encoding") == "bf16";
+  }
+}
+
 absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
   // A weight, its gradient and a few pieces on their way in and out should be most of what an update takes.
   const int64_t piece_bytes = std::max<int64_t>(1, budget / 32);
@@ -46,6 +63,11 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   int64_t step_back = 0;
   for (int round = 0; round < kBudgetRounds && target > 0; ++round) {
     GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute));
+    if (!solution.fits && options.recompute) {
+      // Where copies are slow the search runs ops again until what those need does not fit any more.
+      GANTRY_ASSIGN_OR_RETURN(ResidencySolution copies, resider.Solve(target, false));
+      if (copies.fits) solution = std::move(copies);
+    }
     if (!solution.fits) {
       if (best_bytes == INT64_MAX) {
         best_bytes = solution.schedule.peak_bytes;
@@ -84,10 +106,8 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
       plan.residency.fetches += action.kind == ResidencyAction::Kind::kFetch;
       plan.residency.repeats += action.kind == ResidencyAction::Kind::kAgain;
     }
-    for (size_t tier = 0; tier < plan.tiers.size(); ++tier) {
-      plan.tiers[tier].out_bytes = schedule.out_bytes[tier];
-      plan.tiers[tier].in_bytes = schedule.in_bytes[tier];
-    }
+    CountEncodings(plan);
+    plan.checksums = options.checksums;
     plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), CostText(options), solution.choice, schedule.actions};
     plan.costs = StepCosts(plan, options);
     GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
@@ -112,6 +132,9 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
   }
   GANTRY_ASSIGN_OR_RETURN(result, ChunkWeights(result, options.chunk_bytes));
   if (!tight) return result;
+  if (options.encode) {
+    GANTRY_ASSIGN_OR_RETURN(result, KeepSigns(result));
+  }
   GANTRY_ASSIGN_OR_RETURN(result, SplitWeights(result, piece_bytes));
   GANTRY_ASSIGN_OR_RETURN(result, SplitUpdates(result, piece_bytes));
   return UpdateEarly(result);
@@ -150,6 +173,20 @@ absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options
   return plan;
 }
 
+std::string DescribeEncodings(const PlannedResidency& residency) {
+  std::string text;
+  if (residency.masks + residency.zero_stashes > 0) {
+    text = absl::StrFormat("encoded        %d values kept as sign bits, %d copies without zeros: lossless\n", residency.masks,
+                           residency.zero_stashes);
+  }
+  if (residency.bf16_stashes > 0) {
+    absl::StrAppend(&text, absl::StrFormat("LOSSY          %d copies rounded to bf16, as asked for: results differ from those of "
+                                           "another budget\n",
+                                           residency.bf16_stashes));
+  }
+  return text;
+}
+
 std::string Describe(const Plan& plan) {
   int64_t persistent = 0;
   for (const PlannedBuffer& buffer : plan.buffers) {
@@ -173,6 +210,7 @@ std::string Describe(const Plan& plan) {
         residency.footprint_bytes, residency.stashes, residency.fetches, residency.repeats, residency.seconds,
         residency.unlimited_seconds, residency.wait_seconds, residency.recompute_seconds, residency.bound_seconds,
         100.0 * (residency.seconds / residency.bound_seconds - 1.0)));
+    absl::StrAppend(&text, DescribeEncodings(residency));
   }
   if (!plan.residency.used) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s a step\n", plan.residency.seconds));
   absl::StrAppend(&text, "costs          ", plan.origin.costs, "\n");

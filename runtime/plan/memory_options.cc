@@ -114,6 +114,10 @@ absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options) {
   options.device_memory = {};
   options.tiers.clear();
   options.recompute = memory.recompute;
+  options.encode = memory.encode;
+  options.checksums = memory.checksums;
+  if (memory.stash != "f32" && memory.stash != "bf16") return Wrong("memory.stash", memory.stash, "\"f32\" or \"bf16\"");
+  options.stash_dtype = memory.stash == "bf16" ? StashDtype::kBf16 : StashDtype::kF32;
   if (!memory.device.empty()) {
     std::string_view rest = Trimmed(memory.device);
     double number = 0, below = 1;

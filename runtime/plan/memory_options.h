@@ -25,9 +25,12 @@ struct MemoryOptions {
   std::string link;              // "out=2GB/s,in=2GB/s,latency=10us,jitter=1ms": every tier at this speed; empty: as fast as it goes
   bool recompute = true;         // ops may run again instead of what they made being kept
   std::string machine;           // machine file to plan for; empty: see FindMachine (runtime/gan/machine_file.h)
+  bool encode = true;            // sign bits and copies without zeros, where they help: the same bits in the end
+  std::string stash = "f32";     // "bf16": activations that wait in a tier are rounded, which changes results
+  bool checksums = false;        // compare what tiers give back with what they were given
 };
 
-// Sets device_memory, tiers and recompute. kInvalidArgument names the key, "memory.device", its value and what is allowed.
+// Sets device_memory, tiers and all of PlanOptions that belongs to them. kInvalidArgument names the key, "memory.device", its value and what is allowed.
 absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options);
 
 }  // namespace gantry

@@ -44,6 +44,12 @@ struct StepVariants {
   std::function<absl::StatusOr<Program>(int accumulate)> build;  // null: not known
 };
 
+// What an activation is rounded to while it waits in a tier.
+enum class StashDtype : uint8_t {
+  kF32,   // not at all
+  kBf16,  // lossy: results depend on what is stashed, and so on the budget
+};
+
 struct PlanOptions {
   KernelChoice kernels = KernelChoice::kFast;
   int thread_count = 1;
@@ -57,6 +63,11 @@ struct PlanOptions {
   // Where values may wait that do not fit, nearest first. Used only where the budget asks for it.
   std::vector<TierOptions> tiers;
   bool recompute = true;   // let ops run again instead of keeping what they made; likewise
+  // Where the budget asks for it: sign bits in place of what only gradients of leaky relus read again, and zeros left out of copies
+  // (encode.h). The same bits in the end.
+  bool encode = true;
+  StashDtype stash_dtype = StashDtype::kF32;
+  bool checksums = false;  // Plan::checksums
   MachineRates rates;
   // Makes the kernels of exchanges between ranks; null: programs of one rank only. Outlives the plan.
   const KernelLibrary* exchanges = nullptr;
@@ -92,7 +103,7 @@ struct PlannedTier {
   TierOptions options;
   int64_t bytes = 0;              // of its slab
   int64_t lower_bound_bytes = 0;  // the largest sum of bytes live at one time
-  int64_t out_bytes = 0, in_bytes = 0;  // copied in one step
+  int64_t out_bytes = 0, in_bytes = 0;  // copied in one step; at most, where copies leave zeros out
 };
 
 // What a plan does to fit its budget.
@@ -105,6 +116,9 @@ struct PlannedResidency {
   double unlimited_seconds = 0.0;   // predicted, with nothing offloaded
   double bound_seconds = 0.0;       // no plan of this order of ops takes less by the same costs
   int stashes = 0, fetches = 0, repeats = 0;
+  int masks = 0;          // values of which signs are kept
+  int zero_stashes = 0;   // of the stashes, those that leave zeros out
+  int bf16_stashes = 0;   // those that round: above 0, results are not those of another budget
 };
 
 // What a plan was made from and how, so that it can be kept in a file and carried out again (plan_file.h).
@@ -138,6 +152,7 @@ struct Plan {
   PlanOrigin origin;
   std::string layout_method;
   std::vector<StepCost> costs;        // predicted, per step of the schedule (plan_totals.h)
+  bool checksums = false;  // what tiers give back is compared with what they were given; in debug builds at all events
   std::vector<std::string> fallbacks;  // ops for which the fast kernels have no form, by name, each once
 };
 
@@ -161,5 +176,7 @@ absl::Status VerifyPlan(const Plan& plan);
 
 // A table to read: totals, the largest buffers live at the peak.
 std::string Describe(const Plan& plan);
+// Its lines about encodings: what is kept or copied in another form, and whether that rounds. Empty where nothing is.
+std::string DescribeEncodings(const PlannedResidency& residency);
 
 }  // namespace gantry

@@ -150,6 +150,9 @@ PlannedResidency ReadResidency(Reader& reader, const Json& json) {
   residency.stashes = reader.Get<int>(*found, "stashes", 0);
   residency.fetches = reader.Get<int>(*found, "fetches", 0);
   residency.repeats = reader.Get<int>(*found, "repeats", 0);
+  residency.masks = reader.Get<int>(*found, "masks", 0);
+  residency.zero_stashes = reader.Get<int>(*found, "zero_stashes", 0);
+  residency.bf16_stashes = reader.Get<int>(*found, "bf16_stashes", 0);
   return residency;
 }
 
@@ -177,7 +180,10 @@ std::string PlanToJson(const Plan& plan) {
                        {"bound_seconds", residency.bound_seconds},
                        {"stashes", residency.stashes},
                        {"fetches", residency.fetches},
-                       {"repeats", residency.repeats}};
+                       {"repeats", residency.repeats},
+                       {"masks", residency.masks},
+                       {"zero_stashes", residency.zero_stashes},
+                       {"bf16_stashes", residency.bf16_stashes}};
   json["tiers"] = Json::array();
   for (const PlannedTier& tier : plan.tiers) {
     json["tiers"].push_back({{"name", tier.options.name}, {"bytes", tier.bytes}, {"lower_bound_bytes", tier.lower_bound_bytes},
@@ -222,6 +228,7 @@ std::string PlanToJson(const Plan& plan) {
         entry["bytes"] = cost.bytes;
       }
     }
+    if (const std::string encoding = op.attributes.String("encoding"); !encoding.empty()) entry["encoding"] = encoding;
     json["schedule"].push_back(std::move(entry));
   }
   json["offsets"] = plan.offsets;
@@ -334,6 +341,13 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
   for (size_t i = 0; i < schedule.size(); ++i) {
     PlannedOp& step = plan.schedule[i];
     step.done_by = done_by[i];
+    const Op& op = plan.program.ops()[step.op];
+    const std::string encoding = schedule[i].is_object() && schedule[i].contains("encoding") ? reader.Get<std::string>(schedule[i], "encoding", "")
+                                                                                           : std::string();
+    if (const std::string here = op.attributes.String("encoding"); encoding != here) {
+      return Differs("encoding of what waits in tiers (memory.stash, memory.encode, memory.link)", encoding.empty() ? "none" : encoding,
+                     here.empty() ? "none" : here);
+    }
     const size_t scratch = step.kernel == nullptr ? 0 : step.kernel->scratch_bytes();
     if (scratch == 0) continue;
     step.scratch_offset = reader.Get<int64_t>(schedule[i], "scratch_offset", kNoOffset);
@@ -354,6 +368,7 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
   GANTRY_RETURN_IF_ERROR(reader.status());
   plan.origin.costs = CostText(options);
   plan.costs = StepCosts(plan, options);
+  plan.checksums = options.checksums;
   GANTRY_RETURN_IF_ERROR(Annotate(VerifyPlan(plan), "the plan does not hold"));
   return plan;
 }
@@ -446,7 +461,7 @@ std::string Describe(const PlanSummary& plan) {
   absl::StrAppend(&text, absl::StrFormat("residency      %d copies out, %d in, %d ops run again\npredicted      %.4g s a step\n",
                                          plan.residency.stashes, plan.residency.fetches, plan.residency.repeats, plan.residency.seconds));
   absl::StrAppend(&text, "costs          ", plan.costs, "\n", Describe(TotalsOf(plan)));
-  return text;
+  return text + DescribeEncodings(plan.residency);
 }
 
 std::string DescribeDifference(const PlanSummary& from, const PlanSummary& to) {
@@ -465,6 +480,9 @@ std::string DescribeDifference(const PlanSummary& from, const PlanSummary& to) {
   Number("copies out", from.residency.stashes, to.residency.stashes);
   Number("copies in", from.residency.fetches, to.residency.fetches);
   Number("run again", from.residency.repeats, to.residency.repeats);
+  Number("sign bits", from.residency.masks, to.residency.masks);
+  Number("without zeros", from.residency.zero_stashes, to.residency.zero_stashes);
+  Number("lossy copies", from.residency.bf16_stashes, to.residency.bf16_stashes);
   if (from.residency.seconds != to.residency.seconds) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s -> %.4g s\n", from.residency.seconds, to.residency.seconds));
   text += DescribeDifference(TotalsOf(from), TotalsOf(to));
   // Buffers have no identity of their own: those of the same name and place in the step are compared by their number and bytes.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "runtime/plan/cost_model.h"
+#include "runtime/plan/encode.h"
 
 namespace gantry {
 namespace {
@@ -81,6 +82,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
         problem_.items[item].changes.push_back(index);
       } else {
         const int item = AddItem(op.outputs[o]);
+        if (options_.recompute && IsDraw(op)) problem_.items[item].tiers = 0;
         problem_.items[item].made_by = index;
         cost.makes.push_back(item);
       }
@@ -163,8 +165,8 @@ namespace {
 class Rewriter {
  public:
   Rewriter(const Program& source, const ResidencyProblem& problem, const std::vector<OpId>& op_of,
-           const std::vector<int>& item_of, const std::vector<ValueId>& value_of)
-      : source_(source), problem_(problem), op_of_(op_of), item_of_(item_of), value_of_(value_of),
+           const std::vector<int>& item_of, const std::vector<ValueId>& value_of, const PlanOptions& options)
+      : source_(source), problem_(problem), op_of_(op_of), item_of_(item_of), value_of_(value_of), options_(options),
         copier_(source, target_), items_(problem.items.size()), views_(source.values().size()) {}
 
   absl::StatusOr<ResidentProgram> Run(const ResidencySolution& solution) {
@@ -219,6 +221,7 @@ class Rewriter {
   struct Item {
     ValueId on_device = kNoValue, in_tier = kNoValue;
     int tier = -1;    // home of a state or input
+    std::string_view encoding;  // of what is in the tier
     int version = 0;  // counts every new value of on_device: views of an older one are stale
   };
   struct View {
@@ -285,7 +288,9 @@ class Rewriter {
     Item& item = items_[index];
     SetLabelsOf(index);
     const ValueId inputs[] = {item.in_tier};
-    item.on_device = target_.Emit("fetch", inputs, {})[0];
+    Attributes attributes = EncodingAttributes(item);
+    if (item.encoding == "bf16") attributes.Set("dims", source_.TypeOf(value_of_[index]).shape.dims());
+    item.on_device = target_.Emit("fetch", inputs, std::move(attributes))[0];
     CopyType(index, item.on_device);
     ++item.version;
     return static_cast<OpId>(target_.ops().size()) - 1;
@@ -299,16 +304,22 @@ class Rewriter {
       item.in_tier = target_.Emit("write_back", inputs, {})[0];
     } else {
       const ValueId inputs[] = {item.on_device};
-      item.in_tier = target_.Emit("stash", inputs, {})[0];
+      // What must be there when the step ends is read where it is, by whoever knows nothing of encodings.
+      if (!problem_.items[index].kept) item.encoding = StashEncoding(source_, value_of_[index], options_.tiers[tier], options_);
+      item.in_tier = target_.Emit("stash", inputs, EncodingAttributes(item))[0];
     }
     CopyType(index, item.in_tier);
     target_.SetTier(item.in_tier, tier);
     return static_cast<OpId>(target_.ops().size()) - 1;
   }
 
+  static Attributes EncodingAttributes(const Item& item) {
+    return item.encoding.empty() ? Attributes{} : Attributes{{"encoding", std::string(item.encoding)}};
+  }
+
   void CopyType(int index, ValueId value) {
     const Value& source = source_.values()[value_of_[index]];
-    target_.SetLayout(value, source.type.layout);
+    if (target_.TypeOf(value).dtype == source.type.dtype) target_.SetLayout(value, source.type.layout);
     target_.NameValue(value, problem_.items[index].name);
   }
 
@@ -317,6 +328,7 @@ class Rewriter {
   const std::vector<OpId>& op_of_;
   const std::vector<int>& item_of_;
   const std::vector<ValueId>& value_of_;
+  const PlanOptions& options_;
   Program target_;
   ProgramCopier copier_;
   std::vector<Item> items_;
@@ -326,7 +338,7 @@ class Rewriter {
 }  // namespace
 
 absl::StatusOr<ResidentProgram> Resider::Rewrite(const ResidencySolution& solution) const {
-  return Rewriter(base_.program, problem_, op_of_, item_of_, value_of_).Run(solution);
+  return Rewriter(base_.program, problem_, op_of_, item_of_, value_of_, options_).Run(solution);
 }
 
 }  // namespace gantry

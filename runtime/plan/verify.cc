@@ -133,6 +133,11 @@ class Verifier {
     if ((from == kDeviceTier) == in || (to == kDeviceTier) != in) {
       return absl::InternalError("a fetch goes from a tier to the device, a stash and a write_back the other way");
     }
+    const Value& source = program_.values()[op.inputs.back()];
+    if (in && source.kind == ValueKind::kComputed &&
+        program_.ops()[source.producer].attributes.String("encoding") != op.attributes.String("encoding")) {
+      return absl::InternalError("a fetch reads another encoding than its stash wrote");
+    }
     if (step.done_by <= time_ || step.done_by > static_cast<int>(plan_.schedule.size())) {
       return absl::InternalError(absl::StrFormat("the copy begins at step %d and is done by step %d", time_, step.done_by));
     }

@@ -62,11 +62,11 @@ static void offsets(void) {
   EXPECT(offsetof(gantry_gan_config, loss) == 8 && offsetof(gantry_gan_config, r1) == 16 && offsetof(gantry_gan_config, penalty_every) == 48);
   EXPECT(offsetof(gantry_gan_config, seed) == 64 && sizeof(gantry_gan_config) == 96);
   EXPECT(offsetof(gantry_optimizer, learning_rate) == 16 && offsetof(gantry_optimizer, clip_norm) == 64 && sizeof(gantry_optimizer) == 72);
-  EXPECT(offsetof(gantry_context_config, memory_bytes) == 16 && sizeof(gantry_context_config) == 48);
+  EXPECT(offsetof(gantry_context_config, memory_bytes) == 16 && offsetof(gantry_context_config, join_job) == 48 && sizeof(gantry_context_config) == 56);
   EXPECT(offsetof(gantry_batch, noise) == 24 && sizeof(gantry_batch) == 56);
   EXPECT(offsetof(gantry_attribute, int_value) == 24 && sizeof(gantry_attribute) == 72);
-  EXPECT(offsetof(gantry_plan_info, fallback_count) == 48 && sizeof(gantry_plan_info) == 96);
-  EXPECT(offsetof(gantry_memory, link) == 48 && offsetof(gantry_memory, machine) == 64 && sizeof(gantry_memory) == 72);
+  EXPECT(offsetof(gantry_plan_info, fallback_count) == 48 && sizeof(gantry_plan_info) == 120);
+  EXPECT(offsetof(gantry_memory, link) == 48 && offsetof(gantry_memory, machine) == 80 && sizeof(gantry_memory) == 88);
   EXPECT(offsetof(gantry_what_if, seconds) == 64 && sizeof(gantry_what_if) == 72);
   EXPECT(offsetof(gantry_calibrate_config, steps) == 48 && sizeof(gantry_calibrate_config) == 56);
   EXPECT(offsetof(gantry_calibration, path) == 24 && sizeof(gantry_calibration) == 1048);

@@ -19,6 +19,7 @@ class Check(GantryTestCase):
                     free = last_json(self.run_gantry(*common))
                     for flags in (("--device-memory", "4/5"), ("--device-memory", "4/5", "--no-recompute"),
                                   ("--device-memory", "19/20", "--offload", "file", "--offload-directory", self.folder),
+                                  ("--device-memory", "4/5", "--no-encode"), ("--device-memory", "4/5", "--checksums"),
                                   ("--device-memory", "9/10", "--link", "out=500MB/s,in=500MB/s,latency=20us")):
                         tight = last_json(self.run_gantry(*common, *flags))
                         self.assertEqual(tight["weights_sha256"], free["weights_sha256"], flags)
@@ -46,6 +47,7 @@ class Check(GantryTestCase):
                 self.run_gantry("check", case, "--device-memory=" + value, expect=64, words=["memory.device", value])
         self.run_gantry("check", case, "--device-memory", "1/2", "--offload", "file", expect=64, words=["memory.directory"])
         self.run_gantry("check", case, "--device-memory", "1/2", "--link", "out=fast", expect=64, words=["memory.link", "latency"])
+        self.run_gantry("check", case, "--stash-dtype", "f16", expect=64, words=["f16"])
         case = os.path.join(REFERENCE, "batch-norm")
         self.run_gantry("check", case, "--kernels", "fast", "--device-memory", "19/20", "--offload", "file", "--offload-directory",
                         self.path("none"), expect=66)
@@ -98,6 +100,26 @@ class PlanFiles(GantryTestCase):
             done = self.run_gantry("plan", "verify", self.plan, self.run_file, "--set", setting, expect=1)
             self.assertIn(word, done.stdout)
             self.run_gantry("train", self.run_file, "--plan", self.plan, "--set", setting, expect=65, words=[word])
+
+    def test_a_plan_of_another_version(self):
+        with open(self.plan) as file:
+            plan = json.load(file)
+        ours, plan["gantry_version"] = plan["gantry_version"], "0.0.1"
+        edited = self.write("edited.json", json.dumps(plan))
+        self.run_gantry("train", self.run_file, "--plan", edited, expect=65, words=["another version of gantry: 0.0.1, here it is " + ours])
+
+    def test_a_plan_with_other_encodings(self):
+        rounded = self.path("rounded.json")
+        run = self.write_run(batch=32)
+        budget = ("--device-memory", "3/4", "--no-recompute", "--no-encode")
+        shown = self.run_gantry("plan", run, *budget, "--stash-dtype", "bf16", "--out", rounded).stdout
+        self.assertIn("LOSSY", self.run_gantry("plan", "show", rounded).stdout, shown)
+        self.run_gantry("train", run, "--plan", rounded, "--no-encode", expect=65, words=["memory.stash", "bf16"])
+        done = self.run_gantry("train", run, "--plan", rounded, "--no-encode", "--stash-dtype", "bf16")
+        self.assertIn("LOSSY", done.stdout)
+        self.assertIn("rounded to bf16", done.stdout[done.stdout.index("Memory:"):])
+        with open(os.path.join(self.path("out"), "metrics.jsonl")) as file:
+            self.assertTrue(all(json.loads(line)["bf16_stashes"] > 0 for line in file))
 
     def edit(self, change):
         with open(self.plan) as file:

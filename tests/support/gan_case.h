@@ -101,8 +101,14 @@ inline Outcome Train(const GanCase& setup, int steps) {
   for (size_t tier = 0; tier < plan.tiers.size(); ++tier) {
     EXPECT_EQ(gan.executor().tier_high_water_bytes(static_cast<int>(tier)), plan.tiers[tier].bytes);
     if (setup.step.penalty_every > 1) continue;  // not every copy happens in every step
-    EXPECT_EQ(gan.executor().copies()->bytes_out(static_cast<int>(tier)), steps * plan.tiers[tier].out_bytes);
-    EXPECT_EQ(gan.executor().copies()->bytes_in(static_cast<int>(tier)), steps * plan.tiers[tier].in_bytes);
+    const int64_t out = gan.executor().copies()->bytes_out(static_cast<int>(tier)), in = gan.executor().copies()->bytes_in(static_cast<int>(tier));
+    if (plan.residency.zero_stashes > 0) {  // how many zeros there are depends on the data
+      EXPECT_LT(out, steps * plan.tiers[tier].out_bytes);
+      EXPECT_LE(in, steps * plan.tiers[tier].in_bytes);
+    } else {
+      EXPECT_EQ(out, steps * plan.tiers[tier].out_bytes);
+      EXPECT_EQ(in, steps * plan.tiers[tier].in_bytes);
+    }
   }
   return outcome;
 }

@@ -21,6 +21,7 @@
 #include "runtime/gan/gan_session.h"
 #include "runtime/graph/onnx.h"
 #include "runtime/graph/rewrite.h"
+#include "runtime/plan/memory_options.h"
 
 namespace gantry {
 namespace {
@@ -32,6 +33,9 @@ struct Options {
   int threads = 1;
   int iterations = 10;
   bool serve = false, json = false, profile = false, winograd = true;
+  int64_t size = 0, width = 64;  // size: of images; 0: as the model's name says
+  double flops_rate = 0;  // that the planner assumes of a thread; 0: its own
+  MemoryOptions memory;
 };
 
 struct Bench {
@@ -56,6 +60,8 @@ absl::StatusOr<Bench> Make(const Options& options, Model generator, Model discri
   session.step.health = false;
   session.plan.thread_count = options.threads;
   session.plan.winograd = options.winograd;
+  GANTRY_RETURN_IF_ERROR(SetMemory(options.memory, session.plan));
+  if (options.flops_rate > 0) session.plan.rates.flops_per_second = options.flops_rate;
   GANTRY_ASSIGN_OR_RETURN(bench.session, GanSession::Create(session, std::move(generators), std::move(discriminators), *bench.device));
   bench.real.resize(bench.session->real_elements());
   for (size_t i = 0; i < bench.real.size(); ++i) bench.real[i] = std::sin(0.37f * static_cast<float>(i));
@@ -68,9 +74,9 @@ absl::StatusOr<Bench> MakeTimed(const Options& options) {
     return absl::InvalidArgumentError("unknown model '" + options.model + "'; known are dcgan32, dcgan64");
   }
   FamilyOptions family;
-  family.image_size = small ? 32 : 64;
+  family.image_size = options.size > 0 ? options.size : small ? 32 : 64;
   family.channels = small ? 1 : 3;
-  family.width = 64;
+  family.width = options.width;
   family.latent_size = 100;
   family.batch = options.batch;
   GANTRY_ASSIGN_OR_RETURN(Family models, BuildFamily("dcgan", family));
@@ -101,6 +107,33 @@ absl::StatusOr<nlohmann::json> CaseLosses(const Options& options) {
   return losses;
 }
 
+// Bytes of states, wherever they are, and of what a step makes or is given at its fullest moment on the device.
+nlohmann::json MemoryOf(const GanSession& session) {
+  const Plan& plan = session.plan();
+  int64_t states = 0;
+  for (const State& state : plan.program.states()) states += plan.program.TypeOf(state.first).size_bytes();
+  std::vector<int64_t> change(plan.schedule.size() + 2, 0);
+  for (const PlannedBuffer& buffer : plan.buffers) {
+    if (buffer.tier != kDeviceTier || buffer.persistent) continue;
+    // States that are here for their uses only are states all the same.
+    if (plan.program.FindState(buffer.name) != nullptr) continue;
+    change[buffer.lower] += buffer.bytes;
+    change[buffer.upper] -= buffer.bytes;
+  }
+  int64_t live = 0, peak = 0;
+  for (const int64_t bytes : change) peak = std::max(peak, live += bytes);
+  nlohmann::json tiers = nlohmann::json::array();
+  for (const PlannedTier& tier : plan.tiers) {
+    tiers.push_back({{"name", tier.options.name}, {"bytes", tier.bytes}, {"out_bytes", tier.out_bytes}, {"in_bytes", tier.in_bytes}});
+  }
+  const PlannedResidency& residency = plan.residency;
+  return {{"arena_bytes", plan.arena_bytes}, {"footprint_bytes", residency.footprint_bytes}, {"state_bytes", states},
+          {"activation_peak_bytes", peak}, {"tiers", tiers}, {"stashes", residency.stashes}, {"fetches", residency.fetches},
+          {"repeats", residency.repeats}, {"masks", residency.masks}, {"zero_stashes", residency.zero_stashes},
+          {"predicted_s", residency.seconds}, {"predicted_unlimited_s", residency.unlimited_seconds},
+          {"predicted_wait_s", residency.wait_seconds}, {"predicted_repeat_s", residency.recompute_seconds}};
+}
+
 void PrintProfile(Executor& executor, int steps) {
   std::map<std::string, std::pair<double, int>> rows;
   const Program& program = executor.program();
@@ -120,27 +153,6 @@ void PrintProfile(Executor& executor, int steps) {
   for (const auto& [name, row] : rows) sorted.emplace_back(row.first, absl::StrFormat("%2dx %s", row.second, name));
   std::sort(sorted.rbegin(), sorted.rend());
   for (const auto& [seconds, name] : sorted) std::printf("%9.3f ms %5.1f %%  %s\n", seconds * 1e3, 100 * seconds / total, name.c_str());
-}
-
-absl::Status Serve(const Options& options) {
-  nlohmann::json ready = {{"ready", true}};
-  if (!options.data.empty()) {
-    GANTRY_ASSIGN_OR_RETURN(ready["losses"], CaseLosses(options));
-  }
-  GANTRY_ASSIGN_OR_RETURN(Bench bench, MakeTimed(options));
-  GANTRY_RETURN_IF_ERROR(bench.Step().status());
-  std::cout << ready.dump() << std::endl;
-  std::string command;
-  int count = 0;
-  while (std::cin >> command >> count && command == "run") {
-    nlohmann::json samples = nlohmann::json::array();
-    for (int i = 0; i < count; ++i) {
-      GANTRY_ASSIGN_OR_RETURN(const double seconds, bench.Step());
-      samples.push_back(seconds);
-    }
-    std::cout << nlohmann::json{{"samples_s", samples}}.dump() << std::endl;
-  }
-  return absl::OkStatus();
 }
 
 // Multiplications and additions of the step program, convolutions counted as they are defined: a Winograd form does fewer.
@@ -181,6 +193,36 @@ absl::StatusOr<double> MatrixPeak(const Options& options) {
   return best;
 }
 
+absl::Status Serve(const Options& options) {
+  nlohmann::json ready = {{"ready", true}};
+  if (!options.data.empty()) {
+    GANTRY_ASSIGN_OR_RETURN(ready["losses"], CaseLosses(options));
+  }
+  GANTRY_ASSIGN_OR_RETURN(Bench bench, MakeTimed(options));
+  nlohmann::json trace = nlohmann::json::array();  // to the bit, so that two budgets can be compared
+  for (int i = 0; i < 2; ++i) {
+    GANTRY_RETURN_IF_ERROR(bench.Step().status());
+    for (const std::string& name : bench.session->ScalarNames()) trace.push_back(absl::StrFormat("%a", *bench.session->Scalar(name)));
+  }
+  ready["trace"] = trace;
+  ready["memory"] = MemoryOf(*bench.session);
+  GANTRY_ASSIGN_OR_RETURN(ready["flops"], StepFlops(*bench.session));
+  GANTRY_ASSIGN_OR_RETURN(ready["matrix_peak_flops_per_s"], MatrixPeak(options));
+  std::cout << ready.dump() << std::endl;
+  std::string command;
+  int count = 0;
+  while (std::cin >> command >> count && command == "run") {
+    nlohmann::json samples = nlohmann::json::array();
+    for (int i = 0; i < count; ++i) {
+      GANTRY_ASSIGN_OR_RETURN(const double seconds, bench.Step());
+      samples.push_back(seconds);
+    }
+    const CopyLanes* const copies = bench.session->executor().copies();
+    std::cout << nlohmann::json{{"samples_s", samples}, {"waited_s", copies == nullptr ? 0.0 : copies->waited_seconds()}}.dump() << std::endl;
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Measure(const Options& options) {
   GANTRY_ASSIGN_OR_RETURN(Bench bench, MakeTimed(options));
   GANTRY_RETURN_IF_ERROR(bench.Step().status());
@@ -205,6 +247,7 @@ absl::Status Measure(const Options& options) {
                                 {"images_per_s", images}, {"arena_bytes", plan.arena_bytes},
                                 {"arena_lower_bound_bytes", plan.lower_bound_bytes},
                                 {"peak_rss_bytes", usage.ru_maxrss * 1024},
+                                {"memory", MemoryOf(*bench.session)},
                                 {"flops", flops}, {"matrix_peak_flops_per_s", peak}, {"share_of_matrix_peak", flops / median / peak}}.dump()
               << std::endl;
   } else {
@@ -231,9 +274,20 @@ int Main(int argc, char** argv) {
     else if (flag == "--json") options.json = true;
     else if (flag == "--profile") options.profile = true;
     else if (flag == "--no-winograd") options.winograd = false;
+    else if (flag == "--size") options.size = std::atoll(Value().c_str());
+    else if (flag == "--width") options.width = std::atoll(Value().c_str());
+    else if (flag == "--device-memory") options.memory.device = Value();
+    else if (flag == "--offload") options.memory.offload = Value();
+    else if (flag == "--link") options.memory.link = Value();
+    else if (flag == "--stash-dtype") options.memory.stash = Value();
+    else if (flag == "--flops-rate") options.flops_rate = std::atof(Value().c_str());
+    else if (flag == "--no-recompute") options.memory.recompute = false;
+    else if (flag == "--no-encode") options.memory.encode = false;
     else {
       std::fprintf(stderr, "step_bench [--model dcgan32|dcgan64] [--threads N] [--batch N] [--iterations N] [--data CASE] "
-                           "[--no-winograd] [--profile] [--json] [--serve]\n");
+                           "[--no-winograd] [--profile] [--json] [--serve]\n"
+                           "  [--size N] [--width N] [--device-memory SIZE] [--offload none|host] [--link SPEED] [--no-recompute] "
+                           "[--no-encode] [--stash-dtype f32|bf16] [--flops-rate RATE]\n");
       return 64;
     }
   }

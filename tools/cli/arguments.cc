@@ -59,6 +59,11 @@ void AddMemory(CLI::App* command, MemoryFlags& memory) {
       ->type_name("FILE")
       ->take_last();
   command->add_flag("--recompute,!--no-recompute", memory.recompute, "Run ops again to save memory (default), or none; the last one counts");
+  command->add_option("--stash-dtype", memory.stash, "What activations are rounded to while they wait: f32 (default), or bf16, which changes results")
+      ->check(CLI::IsMember({"f32", "bf16"}))
+      ->take_last();
+  command->add_flag("!--no-encode", memory.encode, "No sign bits in place of values, no copies without zeros");
+  command->add_flag("--checksums", memory.checksums, "Compare what tiers give back with what they were given");
 }
 
 // Which subcommand was chosen: its callback stores what to run, so that failures are thrown outside of CLI11.

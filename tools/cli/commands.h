@@ -9,10 +9,11 @@ namespace gantry::cli {
 
 // A budget, as --device-memory and its companions say: the keys of the section [memory] that were given.
 struct MemoryFlags {
-  std::string device, offload, host, file, directory, link, plan, machine;
-  bool recompute = true;
+  std::string device, offload, host, file, directory, link, plan, machine, stash;
+  bool recompute = true, encode = true, checksums = false;
   bool any() const {
-    return !device.empty() || !offload.empty() || !host.empty() || !file.empty() || !directory.empty() || !link.empty() || !plan.empty() || !machine.empty() || !recompute;
+    return !device.empty() || !offload.empty() || !host.empty() || !file.empty() || !directory.empty() || !link.empty() || !plan.empty() ||
+           !machine.empty() || !stash.empty() || !recompute || !encode || checksums;
   }
 };
 

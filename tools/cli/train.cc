@@ -104,7 +104,10 @@ std::vector<std::string> WithMemory(std::vector<std::string> settings, const Mem
   Add("link", memory.link);
   Add("plan", memory.plan);
   Add("machine", memory.machine);
+  Add("stash", memory.stash);
   if (!memory.recompute) Add("recompute", "false");
+  if (!memory.encode) Add("encode", "false");
+  if (memory.checksums) Add("checksums", "true");
   return settings;
 }
 
@@ -118,7 +121,10 @@ void SetMemory(gantry_gan* gan, const MemoryFlags& memory) {
   given.directory = memory.directory.c_str();
   given.link = memory.link.c_str();
   given.machine = memory.machine.c_str();
+  given.stash = memory.stash.c_str();
   given.disable_recompute = memory.recompute ? 0 : 1;
+  given.disable_encode = memory.encode ? 0 : 1;
+  given.checksums = memory.checksums ? 1 : 0;
   if (gantry_gan_set_memory(gan, &given) != GANTRY_OK) throw Failure(kExitUsage, gantry_last_error());
   if (!memory.plan.empty()) Require(gantry_gan_use_plan(gan, memory.plan.c_str()));
 }
@@ -169,6 +175,14 @@ int RunTrain(const TrainOptions& options) {
     std::printf("budget          %s, %.1f %% of the %s that nothing offloaded takes; %" PRIu64 " ops run again\n",
                 BytesText(plan.budget_bytes).c_str(), 100.0 * static_cast<double>(plan.budget_bytes) / static_cast<double>(plan.footprint_bytes),
                 BytesText(plan.footprint_bytes).c_str(), plan.repeated_op_count);
+  }
+  if (plan.mask_count + plan.zero_stash_count > 0) {
+    std::printf("encoded         %" PRIu64 " values kept as sign bits, %" PRIu64 " copies without zeros: lossless\n", plan.mask_count,
+                plan.zero_stash_count);
+  }
+  if (plan.lossy_stash_count > 0) {
+    std::printf("LOSSY           %" PRIu64 " copies rounded to bf16, as asked for: results differ from those of another budget\n",
+                plan.lossy_stash_count);
   }
   for (size_t tier = 0; tier < plan.tier_count; ++tier) {
     gantry_tier_info info = GANTRY_TIER_INFO_INIT;

@@ -58,6 +58,11 @@ struct VectorKernels {
               const SgdScalars& scalars);
   // out = a * x + b * y.
   void (*weighted_sum)(const float* x, const float* y, float* out, int64_t count, float a, float b);
+
+  // Bit i % 8 of bits[i / 8]: x[i] > 0. The last byte is filled up with zeros.
+  void (*sign_bits)(const float* x, uint8_t* bits, int64_t count);
+  // out[i] = bit i ? x[i] : slope * x[i].
+  void (*scale_by_bits)(const float* x, const uint8_t* bits, float* out, int64_t count, float slope);
 };
 
 // The kernels for `isa`, which must be available.

@@ -413,8 +413,11 @@ typedef struct gantry_plan_info {
   uint64_t repeated_op_count; /* ops that run again instead of what they made being kept */
   uint64_t tier_count;        /* tiers that values wait in */
   double predicted_seconds;   /* of a step; as good as the rates that the planner assumes */
+  uint64_t mask_count;        /* values of which sign bits are kept */
+  uint64_t zero_stash_count;  /* copies to tiers that leave zeros out */
+  uint64_t lossy_stash_count; /* copies to tiers that round, as gantry_memory.stash asked for */
 } gantry_plan_info;
-#define GANTRY_PLAN_INFO_INIT {sizeof(gantry_plan_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0}
+#define GANTRY_PLAN_INFO_INIT {sizeof(gantry_plan_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0}
 
 /* A tier that values wait in. */
 typedef struct gantry_tier_info {
@@ -427,7 +430,7 @@ typedef struct gantry_tier_info {
 } gantry_tier_info;
 #define GANTRY_TIER_INFO_INIT {sizeof(gantry_tier_info), 0, 0, 0, 0, 0}
 
-/* What a step may take of the device, and where values wait that do not fit. Results are the same bits whatever it says. Texts as in
+/* What a step may take of the device, and where values wait that do not fit. Results are the same bits whatever it says, but for `stash`. Texts as in
  * the section [memory] of a run file (docs/reference/memory.md); NULL or "": the default. */
 typedef struct gantry_memory {
   size_t struct_size;
@@ -438,10 +441,13 @@ typedef struct gantry_memory {
   const char* directory;     /* for the file */
   const char* link;          /* speed that copies are held to: "out=2GB/s,in=2GB/s,latency=10us" */
   int32_t disable_recompute; /* 1: no op runs again */
+  int32_t disable_encode;    /* 1: no sign bits in place of values, no copies without zeros; both are lossless */
+  const char* stash;         /* "f32", or "bf16": activations that wait in a tier are rounded. Results then depend on the budget */
+  int32_t checksums;         /* 1: what tiers give back is compared with what they were given */
   int32_t reserved;          /* 0 */
   const char* machine;       /* a machine file to plan for; default: that of GANTRY_MACHINE, else this machine's calibration */
 } gantry_memory;
-#define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
 /* Call before gantry_gan_plan.
  * Errors: GANTRY_INVALID_ARGUMENT     a text is not as above; the message names it
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
@@ -516,8 +522,10 @@ typedef struct gantry_batch {
 
 /* One adversarial step: every discriminator learns n_critic times, then every generator. From the second call on it
  * allocates nothing. Errors: GANTRY_INVALID_ARGUMENT     a count is wrong
- *                            GANTRY_FAILED_PRECONDITION  not planned, or a step before ended with GANTRY_NOT_FINITE
- *                            GANTRY_NOT_FINITE           a loss is NaN or infinite. */
+ *                            GANTRY_FAILED_PRECONDITION  not planned, or a step before ended with one of those below
+ *                            GANTRY_NOT_FINITE           a loss is NaN or infinite
+ *                            GANTRY_IO_ERROR             a tier failed twice, or gave back other bytes than it was given: states are
+ *                                                        half changed, and a new session has to load a checkpoint. */
 GANTRY_API gantry_status gantry_gan_step(gantry_gan* gan, const gantry_batch* batch);
 /* Steps finished since the first, those before a resume included. */
 GANTRY_API int64_t gantry_gan_step_count(const gantry_gan* gan);
@@ -667,6 +675,7 @@ typedef struct gantry_step_report {
 /* One step, and what is due after it: a log line, a sample sheet, a checkpoint. `report` may be NULL.
  * Errors: GANTRY_NOT_FINITE           the message has the step, what held a NaN or infinity first, and the last checkpoint
  *         GANTRY_FAILED_PRECONDITION  the folder has another run's checkpoints, or another process writes to it
+ *         GANTRY_IO_ERROR             a tier failed in mid-step; the message has the last checkpoint, and gantry_run_save refuses
  *         GANTRY_NO_SPACE, GANTRY_IO_ERROR, GANTRY_CANNOT_CREATE  a file could not be written; the step is done. */
 GANTRY_API gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report);
 /* With several ranks, a call of all of them: `any` is 1 where any rank gave one that is not 0. So all stop after the same step. */

@@ -6,6 +6,7 @@ import struct
 
 import numpy
 import torch
+import saved_tensors
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -45,9 +46,10 @@ class Trainer:
 
     mode: "eager", "channels-last", "compiled" or "compiled-channels-last".
     weights: {"generator.0.weight": array, ...}, or None for DCGAN's initialization from a fixed seed.
+    memory: "plain", "checkpoint" (torch.utils.checkpoint, in `segments` parts a network) or "save-on-cpu" (saved tensors are copied).
     """
 
-    def __init__(self, model, width, batch, mode, weights=None, dtype=torch.float32):
+    def __init__(self, model, width, batch, mode, weights=None, dtype=torch.float32, memory="plain", segments=2):
         channels, size = SIZES[model]
         torch.manual_seed(1)
         self.generator = make_generator(channels, size, width)
@@ -66,12 +68,17 @@ class Trainer:
         )
         self.ones, self.zeros = torch.ones(batch, dtype=dtype), torch.zeros(batch, dtype=dtype)
         self.generate, self.judge = self.generator, self._judge
+        self.discriminate = self.discriminator
+        self.host_copies = saved_tensors.HostCopies() if memory == "save-on-cpu" else None
+        if memory == "checkpoint":
+            self.generate = saved_tensors.checkpointed(self.generator, segments)
+            self.discriminate = saved_tensors.checkpointed(self.discriminator, segments)
         if mode.startswith("compiled"):
             self.generate = torch.compile(self.generator, dynamic=False)
             self.judge = torch.compile(self._judge, dynamic=False)
 
     def _judge(self, images, labels):
-        logits = self.discriminator(images)
+        logits = self.discriminate(images)
         return binary_cross_entropy_with_logits(logits, labels), logits
 
     def place(self, real, noise):
@@ -85,6 +92,12 @@ class Trainer:
 
         Returns the two losses and the mean logits of the discriminator's two passes, as tensors.
         """
+        if self.host_copies is not None:
+            with self.host_copies.hooks():
+                return self._step(real, noise)
+        return self._step(real, noise)
+
+    def _step(self, real, noise):
         fake = self.generate(noise)
         self.discriminator_optimizer.zero_grad()
         real_loss, real_logits = self.judge(real, self.ones)

@@ -18,6 +18,13 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("dcgan32", "dcgan64"), required=True)
     parser.add_argument("--mode", choices=MODES, default="eager")
+    parser.add_argument(
+        "--memory",
+        choices=("plain", "checkpoint", "save-on-cpu"),
+        default="plain",
+        help="torch.utils.checkpoint, or saved tensors copied to the host",
+    )
+    parser.add_argument("--segments", type=int, default=2, help="parts of each network with --memory checkpoint")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=64, help="ngf = ndf")
@@ -56,6 +63,8 @@ ARGUMENTS = parse_arguments()
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(ARGUMENTS.threads)
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Several processes take turns on a few cores: threads that spin at barriers would keep each other off them.
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 # Only our JSON lines go to standard output; whatever libraries print goes to standard error.
 OUTPUT = os.fdopen(os.dup(1), "w")
 os.dup2(2, 1)
@@ -64,6 +73,7 @@ import numpy  # noqa: E402
 import torch  # noqa: E402
 
 import networks  # noqa: E402
+import saved_tensors  # noqa: E402
 
 
 def emit(record):
@@ -77,6 +87,7 @@ def identity():
         "version": torch.__version__,
         "model": ARGUMENTS.model,
         "mode": ARGUMENTS.mode,
+        "memory": ARGUMENTS.memory,
         "threads": ARGUMENTS.threads,
         "batch": ARGUMENTS.batch,
     }
@@ -156,12 +167,31 @@ def prepare():
         record["check"] = "finite, falling"
     if real is None:
         real, noise = made_up_batches(4, ARGUMENTS.batch)
-    trainer = networks.Trainer(ARGUMENTS.model, ARGUMENTS.width, ARGUMENTS.batch, ARGUMENTS.mode, weights)
+    trainer = networks.Trainer(
+        ARGUMENTS.model,
+        ARGUMENTS.width,
+        ARGUMENTS.batch,
+        ARGUMENTS.mode,
+        weights,
+        memory=ARGUMENTS.memory,
+        segments=ARGUMENTS.segments,
+    )
     batches = [trainer.place(*pair) for pair in zip(real, noise)]
     losses = check(trainer, batches, expected)
     record.setdefault("losses", losses)
+    record.setdefault("first_losses", losses)
+    if not ARGUMENTS.mode.startswith("compiled"):
+        record.update(live_bytes(trainer, batches[0]))
     timed_steps(trainer, batches, ARGUMENTS.warmup)
     return trainer, batches, record
+
+
+def live_bytes(trainer, batch):
+    """Of one step, untimed: bytes that it has live at its fullest moment, and bytes of copies on the host."""
+    with saved_tensors.LiveBytes(trainer.host_copies) as counter:
+        trainer.step(*batch)
+    host = 0 if trainer.host_copies is None else trainer.host_copies.peak_bytes
+    return {"step_peak_bytes": counter.peak_bytes, "host_peak_bytes": host}
 
 
 def timed_steps(trainer, batches, count):

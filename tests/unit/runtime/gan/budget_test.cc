@@ -41,12 +41,44 @@ TEST_P(BudgetTest, EveryBudgetAndEveryWayGiveTheSameBits) {
 TEST_P(BudgetTest, RecomputeAloneGivesTheSameBits) {
   Case setup = CaseOf(GetParam());
   setup.batch = 16;  // activations are most of it
+  setup.plan.encode = false;  // which would do in part
   const Outcome unlimited = Train(setup, 2);
   setup.plan.device_memory.fraction = 0.85;
   const Outcome repeated = Train(setup, 2);
   EXPECT_TRUE(repeated == unlimited);
   EXPECT_GT(repeated.residency.repeats, 0);
   EXPECT_EQ(repeated.residency.stashes + repeated.residency.fetches, 0);
+}
+
+// Sign bits and copies without zeros, alone and together, on a slow link and in a file.
+TEST_P(BudgetTest, LosslessEncodingsGiveTheSameBits) {
+  Case setup = CaseOf(GetParam());
+  if (GetParam() == "dcgan") setup.batch = 16;  // so that relus' results leave too
+  const Outcome unlimited = Train(setup, 2);
+  setup.plan.device_memory.fraction = 0.6;
+  TierOptions slow = Host();
+  slow.out.bytes_per_second = slow.in.bytes_per_second = 1.5e9;
+  const TierOptions file{.name = "nvme", .kind = TierKind::kFile, .directory = ::testing::TempDir()};
+  for (const TierOptions& tier : {slow, file}) {
+    for (const bool recompute : {false, true}) {
+      if (recompute && tier.kind == TierKind::kHost) continue;
+      Case tight = setup;
+      tight.plan.tiers = {tier};
+      tight.plan.recompute = recompute;
+      tight.plan.checksums = recompute;
+      const Outcome encoded = Train(tight, 2);
+      EXPECT_TRUE(encoded == unlimited) << tier.name;
+      EXPECT_GT(encoded.residency.masks, 0);
+      if (!recompute && GetParam() == "dcgan") {
+        EXPECT_GT(encoded.residency.zero_stashes, 0);
+      }
+      EXPECT_EQ(encoded.residency.bf16_stashes, 0);
+      tight.plan.encode = false;
+      const Outcome plain = Train(tight, 2);
+      EXPECT_TRUE(plain == unlimited) << tier.name;
+      EXPECT_EQ(plain.residency.masks + plain.residency.zero_stashes, 0);
+    }
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, BudgetTest, ::testing::ValuesIn(FamilyNames()), [](const auto& info) {
@@ -236,6 +268,70 @@ TEST(BudgetCaseTest, SlowLinksChangeTheTimeOnly) {
   host.out = host.in = {.bytes_per_second = 2e8, .latency_seconds = 1e-4, .jitter_seconds = 1e-3, .seed = 5};
   setup.plan.tiers = {host};
   EXPECT_TRUE(Train(setup, 2) == unlimited);
+}
+
+// Rounding is what one asked for: half the bytes, other results, and every report says so.
+TEST(BudgetCaseTest, Bf16StashesAreHalfAndNamed) {
+  Case setup = CaseOf("dcgan");
+  setup.batch = 16;
+  const Outcome unlimited = Train(setup, 3);
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.recompute = false;
+  setup.plan.encode = false;
+  setup.plan.tiers = {Host()};
+  const Outcome exact = Train(setup, 3);
+  EXPECT_TRUE(exact == unlimited);
+  EXPECT_EQ(exact.residency.bf16_stashes, 0);
+  setup.plan.stash_dtype = StashDtype::kBf16;
+  const Outcome rounded = Train(setup, 3);
+  EXPECT_GT(rounded.residency.bf16_stashes, 0);
+  EXPECT_FALSE(rounded == unlimited);
+  for (const auto& [name, value] : unlimited.scalars) EXPECT_NEAR(rounded.scalars.at(name), value, 0.05 * (1 + std::abs(value))) << name;
+  // The same plan gives the same bits, as ever.
+  EXPECT_TRUE(Train(setup, 3) == rounded);
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 1});
+  const auto session = MakeSession(setup, *device);
+  ASSERT_TRUE(session.ok()) << session.status();
+  const Plan& plan = (*session)->plan();
+  EXPECT_NE(Describe(plan).find("LOSSY"), std::string::npos);
+  const std::string text = PlanToJson(plan);
+  const absl::StatusOr<PlanSummary> summary = SummarizePlan(text);
+  ASSERT_TRUE(summary.ok()) << summary.status();
+  EXPECT_NE(Describe(*summary).find("LOSSY"), std::string::npos);
+  // Who reads the file without having asked for it does not get it.
+  const auto program = BuildGanStep((*session)->options().step, (*session)->generators(), (*session)->discriminators());
+  ASSERT_TRUE(program.ok());
+  PlanOptions options = (*session)->options().plan;
+  EXPECT_TRUE(PlanFromJson(text, *program, options).ok());
+  options.stash_dtype = StashDtype::kF32;
+  EXPECT_NE(Message(PlanFromJson(text, *program, options).status()).find("memory.stash"), std::string::npos);
+}
+
+// However slow the link: what fits by copies alone fits where ops may run again as well.
+TEST(BudgetCaseTest, MoreFreedomFitsNoWorse) {
+  Case setup = CaseOf("dcgan");
+  setup.batch = 16;
+  TierOptions slow = Host();
+  slow.out.bytes_per_second = slow.in.bytes_per_second = 1e6;
+  setup.plan.tiers = {slow};
+  Family family = *BuildFamily(setup.family, {.image_size = setup.size, .channels = 3, .width = setup.width, .latent_size = 16,
+                                              .batch = setup.batch, .dtype = setup.step.dtype});
+  const GanRole generators[] = {{.name = "generator", .model = std::move(family.generator)}};
+  const GanRole discriminators[] = {{.name = "discriminator", .model = std::move(family.discriminator)}};
+  const absl::StatusOr<Program> program = BuildGanStep(setup.step, generators, discriminators);
+  ASSERT_TRUE(program.ok());
+  int fits = 0;
+  for (const double fraction : {0.6, 0.5, 0.4, 0.3}) {
+    PlanOptions options = setup.plan;
+    options.device_memory.fraction = fraction;
+    options.recompute = false;
+    if (!MakePlan(*program, options).ok()) continue;
+    ++fits;
+    options.recompute = true;
+    const absl::StatusOr<Plan> both = MakePlan(*program, options);
+    EXPECT_TRUE(both.ok()) << fraction << ": " << both.status();
+  }
+  EXPECT_GE(fits, 3);
 }
 
 TEST(BudgetCaseTest, WhatDoesNotFitSaysWhyAndWhatWould) {

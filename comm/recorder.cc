@@ -28,7 +28,7 @@ int64_t MonotonicNs() {
 template <size_t kBytes>
 void PutText(char (&to)[kBytes], std::string_view text) {
   const size_t count = std::min(text.size(), kBytes - 1);
-  std::memcpy(to, text.data(), count);
+  if (count > 0) std::memcpy(to, text.data(), count);  // an empty text may have no address
   to[count] = '\0';
 }
 

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import unittest
+import unittest.mock
 
 from gantry_test_case import REFERENCE, GantryTestCase
 
@@ -23,6 +24,27 @@ class Agreement(GantryTestCase):
             for extra in ([], ["--no-winograd"], ["--threads", "1"]):
                 with self.subTest(case, extra=extra):
                     self.run_gantry("check", os.path.join(REFERENCE, case), "--kernels", "fast", "--dtype", "f32", *extra)
+
+    def test_narrower_instructions(self):
+        for isa in ("portable", "avx2"):
+            with unittest.mock.patch.dict(os.environ, {"GANTRY_ISA": isa}):
+                for case in CASES:
+                    with self.subTest(case, isa=isa):
+                        self.run_gantry("check", os.path.join(REFERENCE, case), "--kernels", "fast", "--dtype", "f32")
+
+    def test_gradient_norms_are_judged_by_the_stated_bound(self):
+        case = self.copy_case("ring-mlp")
+        path = os.path.join(case, "case.json")
+        with open(path) as file:
+            settings = json.load(file)
+        settings["float32_vs_float64"]["max_abs_log"] = [1.0] * settings["steps"]  # a drift that excuses no gradient norm
+        norms = settings["gradient_norm_step1"]
+        tensor = max((name for name in norms if name.startswith("generator.")), key=norms.get)
+        norms[tensor] *= 1 + 2e-4
+        with open(path, "w") as file:
+            json.dump(settings, file)
+        done = self.run_gantry("check", case, "--kernels", "fast", "--dtype", "f32", expect=1)
+        self.assertIn(f"gradient norm of {tensor}", done.stdout)
 
     def test_json_is_the_last_line(self):
         done = self.run_gantry("check", os.path.join(REFERENCE, "ring-mlp"), "--json")

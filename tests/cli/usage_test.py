@@ -1,4 +1,5 @@
 """Arguments, help, and what the small subcommands say."""
+import json
 import os
 import subprocess
 import unittest
@@ -10,7 +11,7 @@ class Usage(GantryTestCase):
     def test_version_and_help(self):
         self.assertRegex(self.run_gantry("--version").stdout, r"^gantry \d+\.\d+\.\d+\n$")
         text = self.run_gantry("--help").stdout
-        for command in ("train", "check", "sample", "plan", "program", "layout", "ops", "backends", "run", "recorder"):
+        for command in ("train", "check", "sample", "plan", "program", "layout", "ops", "backends", "run", "recorder", "topo"):
             self.assertIn(command, text)
             self.assertIn("--help", self.run_gantry(command, "--help").stdout)
 
@@ -31,6 +32,13 @@ class Usage(GantryTestCase):
         lines = self.run_gantry("backends").stdout.splitlines()
         self.assertTrue(lines[0].startswith("cpu: "))
         self.assertTrue(lines[1].startswith("cuda: "))
+
+    def test_topo(self):
+        text = self.run_gantry("topo").stdout
+        self.assertTrue(text.startswith("machine"))
+        machine = json.loads(self.run_gantry("topo", "--json").stdout)
+        self.assertEqual(machine["kind"], "machine")
+        self.assertTrue(set(os.sched_getaffinity(0)) <= set(machine["cpus"]))
 
     def test_ops(self):
         names = [line.split()[0] for line in self.run_gantry("ops").stdout.splitlines()[1:]]

@@ -212,6 +212,10 @@ void AddLaunch(CLI::App& app, Chosen& chosen, const std::vector<std::string>& af
   read->add_option("source", recorder.source, "The number of a process (a rank, or the `gantry run` that started it), or a file of run --recorder")->required();
   read->add_flag("--json", recorder.json, "As one JSON object");
   read->callback([&] { chosen = [] { return RunRecorder(recorder); }; });
+  static bool topology_json = false;
+  CLI::App* topology = app.add_subcommand("topo", "Print what this machine is made of, as a tree");
+  topology->add_flag("--json", topology_json, "As one JSON object");
+  topology->callback([&] { chosen = [] { return RunTopology(topology_json); }; });
 }
 
 // The innermost subcommand on the command line.

@@ -59,6 +59,8 @@ struct RecorderCommand {
 };
 int RunRecorder(const RecorderCommand& command);
 
+int RunTopology(bool json);
+
 int RunBackends();
 int RunOps();
 

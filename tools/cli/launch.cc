@@ -1,4 +1,4 @@
-// gantry run: the ranks of a job on this machine. gantry recorder: what they did last.
+// gantry run: the ranks of a job on this machine. gantry recorder: what they did last. gantry topo: the machine.
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -12,6 +12,7 @@
 
 #include "comm/launcher.h"
 #include "comm/recorder.h"
+#include "comm/topology.h"
 #include "tools/cli/commands.h"
 #include "tools/cli/support.h"
 
@@ -99,6 +100,13 @@ int RunLaunch(const LaunchCommand& command) {
     }
   }
   return result.exit_code;
+}
+
+int RunTopology(bool json) {
+  const absl::StatusOr<TopologyNode> machine = DiscoverTopology();
+  if (!machine.ok()) throw FailureOf(machine.status());
+  std::fputs(json ? FormatTopologyJson(*machine).c_str() : FormatTopology(*machine).c_str(), stdout);
+  return kExitOk;
 }
 
 int RunRecorder(const RecorderCommand& command) {

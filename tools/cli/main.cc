@@ -28,7 +28,7 @@ void SpinBriefly(char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const bool computes = argc > 1 && std::string_view(argv[1]) != "run" && std::string_view(argv[1]) != "recorder";
+  const bool computes = argc > 1 && std::string_view(argv[1]) != "run" && std::string_view(argv[1]) != "recorder" && std::string_view(argv[1]) != "topo";
   if (computes) SpinBriefly(argv);
   std::signal(SIGPIPE, SIG_IGN);  // a reader that leaves early is no reason to lose a checkpoint
   std::signal(SIGXFSZ, SIG_IGN);  // a file above the limit is an error like a full disk

@@ -323,6 +323,7 @@ TEST_F(StrangerTest, AnotherVersionIsToldOurs) {
     std::byte answer[Handshake::kHelloBytes];
     ASSERT_EQ(read(socket.get(), answer, sizeof(answer)), static_cast<ssize_t>(sizeof(answer)));
     EXPECT_EQ(answer[8], std::byte{kLinkVersion});
+    ASSERT_TRUE(WaitFor(socket.get(), POLLIN, absl::Now() + kTime).ok());
     EXPECT_EQ(read(socket.get(), answer, sizeof(answer)), 0);
   });
 }

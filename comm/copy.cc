@@ -9,7 +9,8 @@
 namespace gantry {
 
 bool CopyFromProcess(std::byte* to, int64_t process_id, uint64_t address, int64_t bytes) {
-  constexpr int64_t kAtATime = 128 << 10;  // the kernel pins the pages of a call: pieces that stay in the cache are faster than one call
+  constexpr int64_t kAtATime =
+      128 << 10;  // the kernel pins the pages of a call: pieces that stay in the cache are faster than one call
   while (bytes > 0) {
     const int64_t length = std::min(bytes, kAtATime);
     const iovec local = {.iov_base = to, .iov_len = static_cast<size_t>(length)};

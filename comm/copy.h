@@ -19,7 +19,8 @@ inline void CopyBytes(std::byte* to, const std::byte* from, int64_t bytes, bool 
   }
 }
 
-// From the memory of another process of this machine, by process_vm_readv. False, with errno, where it could not be read.
+// From the memory of another process of this machine, by process_vm_readv. False, with errno, where it could not be
+// read.
 bool CopyFromProcess(std::byte* to, int64_t process_id, uint64_t address, int64_t bytes);
 
 }  // namespace gantry

@@ -19,11 +19,12 @@ class NodeFabric final : public Fabric {
   Communicator& world() override { return *world_; }
   std::vector<std::string> Describe() const override {
     std::vector<std::string> lines;
-    lines.push_back(absl::StrFormat("%d ranks on %d cores: a wait %s; memory outside the pool: %s", node_->ranks().size(),
-                                    node_->core_count(), node_->policy().Describe(),
+    lines.push_back(absl::StrFormat("%d ranks on %d cores: a wait %s; memory outside the pool: %s",
+                                    node_->ranks().size(), node_->core_count(), node_->policy().Describe(),
                                     node_->cross_memory() ? "cross-memory reads from 1 MiB, staged below" : "staged"));
     for (const int rank : node_->ranks()) {
-      if (rank != node_->links().rank()) lines.push_back(absl::StrFormat("rank %d: %s", rank, transport_.DescribePath(rank)));
+      if (rank != node_->links().rank())
+        lines.push_back(absl::StrFormat("rank %d: %s", rank, transport_.DescribePath(rank)));
     }
     return lines;
   }
@@ -41,16 +42,20 @@ absl::StatusOr<std::unique_ptr<Fabric>> Fabric::Open(Links& links, Liveness& liv
                                                      const FabricOptions& options) {
   for (int rank = 0; rank < links.size(); ++rank) {
     if (rank != links.rank() && !links.SameNode(rank)) {
-      return absl::UnimplementedError(absl::StrFormat("rank %d is on host %s: this version of Gantry moves data between ranks of one machine only",
-                                                      rank, links.peer(rank).host));
+      return absl::UnimplementedError(
+          absl::StrFormat("rank %d is on host %s: this version of Gantry moves data between ranks of one machine only",
+                          rank, links.peer(rank).host));
     }
   }
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Pool> pool, Pool::Share(links, mine, options.timeout));
-  GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<shm::ShmNode> node,
-                          shm::ShmNode::Open(links, liveness, *pool, {.cross_memory = options.cross_memory, .recorder = options.recorder}, options.timeout));
+  GANTRY_ASSIGN_OR_RETURN(
+      std::unique_ptr<shm::ShmNode> node,
+      shm::ShmNode::Open(links, liveness, *pool, {.cross_memory = options.cross_memory, .recorder = options.recorder},
+                         options.timeout));
   std::vector<int> ranks(static_cast<size_t>(links.size()));
   std::iota(ranks.begin(), ranks.end(), 0);
-  GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> world, shm::ShmCommunicator::Create(*node, ranks, "world", 1, options.timeout));
+  GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Communicator> world,
+                          shm::ShmCommunicator::Create(*node, ranks, "world", 1, options.timeout));
   return std::make_unique<NodeFabric>(std::move(pool), std::move(node), std::move(world));
 }
 

@@ -18,8 +18,8 @@
 namespace gantry {
 
 struct FabricOptions {
-  // process_vm_readv for memory outside the pool from 1 MiB, where a probe shows that it works between all ranks of a node. Not by itself:
-  // staging through the slots was faster at every size (docs/measurements/comm.md).
+  // process_vm_readv for memory outside the pool from 1 MiB, where a probe shows that it works between all ranks of a
+  // node. Not by itself: staging through the slots was faster at every size (docs/measurements/comm.md).
   bool cross_memory = false;
   absl::Duration timeout = absl::Seconds(30);  // for the ranks to come together
   Recorder* recorder = nullptr;                // notes down every collective; outlives the fabric
@@ -28,10 +28,11 @@ struct FabricOptions {
 // Thread-safe.
 class Fabric {
  public:
-  // All ranks of the job call it; `mine` are the regions that this rank shares. What is given outlives the fabric, and the fabric outlives
-  // every group made of its world. kUnimplemented where ranks are on several nodes: this version has shared memory alone.
-  static absl::StatusOr<std::unique_ptr<Fabric>> Open(Links& links, Liveness& liveness, std::span<const PoolRegion> mine,
-                                                      const FabricOptions& options);
+  // All ranks of the job call it; `mine` are the regions that this rank shares. What is given outlives the fabric, and
+  // the fabric outlives every group made of its world. kUnimplemented where ranks are on several nodes: this version
+  // has shared memory alone.
+  static absl::StatusOr<std::unique_ptr<Fabric>> Open(Links& links, Liveness& liveness,
+                                                      std::span<const PoolRegion> mine, const FabricOptions& options);
   virtual ~Fabric() = default;
 
   virtual const Pool& pool() const = 0;

@@ -17,7 +17,8 @@ struct Announcement {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const PoolRegion> mine, absl::Duration timeout) {
+absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const PoolRegion> mine,
+                                                  absl::Duration timeout) {
   auto pool = std::unique_ptr<Pool>(new Pool());
   pool->rank_ = links.rank();
   pool->ranks_.resize(links.size());
@@ -26,8 +27,8 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const 
   std::vector<int> descriptors;
   for (const PoolRegion& region : mine) {
     if (region.bytes < 0 || (region.bytes > 0 && (region.data == nullptr || region.descriptor < 0))) {
-      return absl::InvalidArgumentError(absl::StrFormat("region \"%s\" of %d bytes cannot be shared: it is not memory with a descriptor",
-                                                        region.name, region.bytes));
+      return absl::InvalidArgumentError(absl::StrFormat(
+          "region \"%s\" of %d bytes cannot be shared: it is not memory with a descriptor", region.name, region.bytes));
     }
     if (region.bytes > 0 && region.others == Access::kRead) {
       GANTRY_RETURN_IF_ERROR(Annotate(SharedRegion::LendReadOnly(region.descriptor), region.name));
@@ -41,7 +42,8 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const 
   const std::span<const std::byte> bytes = std::as_bytes(std::span(announcements));
   for (int peer = 0; peer < links.size(); ++peer) {
     if (peer == links.rank()) continue;
-    GANTRY_RETURN_IF_ERROR(links.Send(peer, kPoolChannel, bytes, links.SameNode(peer) ? descriptors : std::vector<int>()));
+    GANTRY_RETURN_IF_ERROR(
+        links.Send(peer, kPoolChannel, bytes, links.SameNode(peer) ? descriptors : std::vector<int>()));
   }
   const absl::Time deadline = absl::Now() + timeout;
   for (int peer = 0; peer < links.size(); ++peer) {
@@ -59,7 +61,8 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const 
         absl::StatusOr<SharedRegion> mapping =
             next < message.descriptors.size()
                 ? SharedRegion::Map(owner, std::move(message.descriptors[next]), mapped.bytes, mapped.access)
-                : absl::StatusOr<SharedRegion>(absl::DataLossError(absl::StrCat(owner, " came without its descriptor")));
+                : absl::StatusOr<SharedRegion>(
+                      absl::DataLossError(absl::StrCat(owner, " came without its descriptor")));
         ++next;
         if (mapping.ok()) {
           mapped.mapping = *std::move(mapping);
@@ -77,16 +80,18 @@ absl::StatusOr<std::unique_ptr<Pool>> Pool::Share(Links& links, std::span<const 
 
 absl::Status Pool::Check(const GlobalAddress& address, int64_t bytes) const {
   if (address.rank < 0 || address.rank >= static_cast<int>(ranks_.size())) {
-    return absl::InvalidArgumentError(absl::StrFormat("rank %d is not one of the %d of the pool", address.rank, ranks_.size()));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("rank %d is not one of the %d of the pool", address.rank, ranks_.size()));
   }
   if (address.region < 0 || address.region >= region_count(address.rank)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("rank %d shares %d regions, %d is none of them", address.rank, region_count(address.rank), address.region));
+    return absl::InvalidArgumentError(absl::StrFormat("rank %d shares %d regions, %d is none of them", address.rank,
+                                                      region_count(address.rank), address.region));
   }
   const int64_t size = region_bytes(address.rank, address.region);
   if (bytes < 0 || address.offset < 0 || bytes > size || address.offset > size - bytes) {
-    return absl::InvalidArgumentError(absl::StrFormat("%d bytes at %d are not inside region %d of rank %d, which has %d", bytes,
-                                                      address.offset, address.region, address.rank, size));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("%d bytes at %d are not inside region %d of rank %d, which has %d", bytes, address.offset,
+                        address.region, address.rank, size));
   }
   return absl::OkStatus();
 }

@@ -1,4 +1,5 @@
-// The memory of all ranks as one: each rank shares some regions (its arena, its tiers' slabs), and every rank of its node maps them.
+// The memory of all ranks as one: each rank shares some regions (its arena, its tiers' slabs), and every rank of its
+// node maps them.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +18,8 @@
 
 namespace gantry {
 
-// Memory of this process that is to be shared, e.g. a Slab's: data(), size_bytes() and descriptor(). It outlives the pool.
+// Memory of this process that is to be shared, e.g. a Slab's: data(), size_bytes() and descriptor(). It outlives the
+// pool.
 struct PoolRegion {
   std::string name;  // "arena", "tier host": in errors
   std::byte* data = nullptr;
@@ -29,12 +31,15 @@ struct PoolRegion {
 // Does not change once made. Thread-safe.
 class Pool {
  public:
-  // All ranks of the job call it, each with its own regions (any number, none too). Ranks of other nodes are known by their regions' sizes.
-  static absl::StatusOr<std::unique_ptr<Pool>> Share(Links& links, std::span<const PoolRegion> mine, absl::Duration timeout);
+  // All ranks of the job call it, each with its own regions (any number, none too). Ranks of other nodes are known by
+  // their regions' sizes.
+  static absl::StatusOr<std::unique_ptr<Pool>> Share(Links& links, std::span<const PoolRegion> mine,
+                                                     absl::Duration timeout);
 
   int region_count(int rank) const { return static_cast<int>(ranks_[rank].size()); }
   int64_t region_bytes(int rank, int region) const { return ranks_[rank][region].bytes; }
-  // Where this process sees the region of a rank of its node; null for ranks of other nodes, and for a region of 0 bytes.
+  // Where this process sees the region of a rank of its node; null for ranks of other nodes, and for a region of 0
+  // bytes.
   std::byte* data(int rank, int region) const { return ranks_[rank][region].data; }
   bool writable(int rank, int region) const { return ranks_[rank][region].access == Access::kReadWrite; }
 

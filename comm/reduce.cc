@@ -20,11 +20,12 @@ const reduce::Kernels& reduce::Best() {
   return kPortable;
 }
 
-void ReduceElements(ElementType type, ReduceOp op, std::span<const std::byte* const> sources, std::span<std::byte* const> destinations,
-                    int64_t count) {
+void ReduceElements(ElementType type, ReduceOp op, std::span<const std::byte* const> sources,
+                    std::span<std::byte* const> destinations, int64_t count) {
   if (count <= 0) return;
   static const reduce::Kernels& kernels = reduce::Best();
-  kernels.kernel[static_cast<int>(type)][static_cast<int>(op)](sources.data(), static_cast<int>(sources.size()), destinations.data(),
+  kernels.kernel[static_cast<int>(type)][static_cast<int>(op)](sources.data(), static_cast<int>(sources.size()),
+                                                               destinations.data(),
                                                                static_cast<int>(destinations.size()), count);
 }
 

@@ -43,20 +43,24 @@ absl::StatusOr<SharedRegion> SharedRegion::Create(std::string_view owner, int64_
     error = posix_fallocate(file.get(), 0, static_cast<off_t>(bytes));
   } while (error == EINTR);
   if (error != 0) return MemoryError(owner, "posix_fallocate", bytes, error);
-  if (fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0) return MemoryError(owner, "sealing", bytes, errno);
+  if (fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0)
+    return MemoryError(owner, "sealing", bytes, errno);
   return Map(owner, std::move(file), bytes, Access::kReadWrite);
 }
 
-absl::StatusOr<SharedRegion> SharedRegion::Map(std::string_view owner, Descriptor descriptor, int64_t bytes, Access access) {
+absl::StatusOr<SharedRegion> SharedRegion::Map(std::string_view owner, Descriptor descriptor, int64_t bytes,
+                                               Access access) {
   struct stat file = {};
   if (bytes <= 0) return absl::InvalidArgumentError(absl::StrFormat("%s: cannot map %d bytes", owner, bytes));
   const int seals = fcntl(descriptor.get(), F_GET_SEALS);
   if (seals < 0 || fstat(descriptor.get(), &file) != 0) {
-    return absl::FailedPreconditionError(absl::StrFormat("%s: what was sent is no shared memory: %s", owner, std::strerror(errno)));
+    return absl::FailedPreconditionError(
+        absl::StrFormat("%s: what was sent is no shared memory: %s", owner, std::strerror(errno)));
   }
   if (file.st_size < bytes || (seals & F_SEAL_SHRINK) == 0) {
-    return absl::FailedPreconditionError(absl::StrFormat("%s: shared memory of %d bytes was announced, the file has %d and its size is %s", owner,
-                                                         bytes, file.st_size, (seals & F_SEAL_SHRINK) != 0 ? "sealed" : "not sealed"));
+    return absl::FailedPreconditionError(
+        absl::StrFormat("%s: shared memory of %d bytes was announced, the file has %d and its size is %s", owner, bytes,
+                        file.st_size, (seals & F_SEAL_SHRINK) != 0 ? "sealed" : "not sealed"));
   }
   if (access == Access::kReadWrite && (seals & F_SEAL_FUTURE_WRITE) != 0) {
     return absl::PermissionDeniedError(absl::StrFormat("%s: this memory is lent to be read only", owner));
@@ -70,7 +74,8 @@ absl::StatusOr<SharedRegion> SharedRegion::Map(std::string_view owner, Descripto
 
 absl::Status SharedRegion::LendReadOnly(int descriptor) {
   if (fcntl(descriptor, F_ADD_SEALS, F_SEAL_FUTURE_WRITE) == 0) return absl::OkStatus();
-  return absl::UnimplementedError(absl::StrCat("this kernel cannot lend memory to be read only: ", std::strerror(errno)));
+  return absl::UnimplementedError(
+      absl::StrCat("this kernel cannot lend memory to be read only: ", std::strerror(errno)));
 }
 
 SharedRegion::~SharedRegion() {

@@ -1,4 +1,5 @@
-// Bytes to and from the memory of another rank, without its help. One class a kind of path; the fabric chooses one per peer and says so.
+// Bytes to and from the memory of another rank, without its help. One class a kind of path; the fabric chooses one per
+// peer and says so.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +15,8 @@
 
 namespace gantry {
 
-// A place in the pool: which rank, which of the regions that it shares (arena, tier slabs, in the order of sharing), which byte.
+// A place in the pool: which rank, which of the regions that it shares (arena, tier slabs, in the order of sharing),
+// which byte.
 struct GlobalAddress {
   int rank = 0;
   int region = 0;
@@ -45,8 +47,8 @@ class [[nodiscard]] Pending {
   ~Pending();
 
   bool done() const { return work_ == nullptr || work_->done(); }
-  // kDeadlineExceeded leaves it running: wait again. kUnavailable names the rank that is lost and the operation. There is no wait
-  // without a deadline: InfiniteDuration is taken as kDefaultTimeout.
+  // kDeadlineExceeded leaves it running: wait again. kUnavailable names the rank that is lost and the operation. There
+  // is no wait without a deadline: InfiniteDuration is taken as kDefaultTimeout.
   absl::Status Wait(absl::Duration timeout = kDefaultTimeout);
 
   static constexpr absl::Duration kDefaultTimeout = absl::Minutes(5);
@@ -56,15 +58,17 @@ class [[nodiscard]] Pending {
   absl::Status status_;
 };
 
-// Thread-safe. Ranges outside the region are kInvalidArgument before anything moves, and so is writing to a region lent to be read.
+// Thread-safe. Ranges outside the region are kInvalidArgument before anything moves, and so is writing to a region lent
+// to be read.
 class Transport {
  public:
   virtual ~Transport() = default;
-  virtual std::string_view name() const = 0;      // "shm", "tcp", "ucx"
+  virtual std::string_view name() const = 0;             // "shm", "tcp", "ucx"
   virtual std::string DescribePath(int peer) const = 0;  // "shm, 13 GB/s expected"
   virtual bool Reaches(int peer) const = 0;
 
-  // Done when the bytes may be read at the other side, after a Signal that follows it. Puts and signals to one rank arrive in order.
+  // Done when the bytes may be read at the other side, after a Signal that follows it. Puts and signals to one rank
+  // arrive in order.
   virtual Pending Put(GlobalAddress to, std::span<const std::byte> from) = 0;
   virtual Pending Get(std::span<std::byte> to, GlobalAddress from) = 0;
   // 8-byte aligned words. The word's value before.
@@ -72,7 +76,8 @@ class Transport {
   virtual absl::StatusOr<uint64_t> CompareSwap(GlobalAddress word, uint64_t expected, uint64_t desired) = 0;
   // Sets a word of the peer's region (adds `add`) after all puts before it, and wakes who waits for it.
   virtual Pending Signal(GlobalAddress word, uint64_t add) = 0;
-  // Until a word of this rank's own region is at least `value`. `from`: the rank that will see to it; kUnavailable if that is lost.
+  // Until a word of this rank's own region is at least `value`. `from`: the rank that will see to it; kUnavailable if
+  // that is lost.
   virtual absl::Status WaitSignal(int from, int region, int64_t offset, uint64_t value, absl::Duration timeout) = 0;
 };
 

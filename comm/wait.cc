@@ -26,7 +26,8 @@ std::string WaitPolicy::Describe() const {
 
 CoreSet CoreSet::OfThisProcess() {
   CoreSet cores;
-  // The kernel's set may be larger than cpu_set_t; the process (its main thread) is asked, not the calling thread, which may be bound.
+  // The kernel's set may be larger than cpu_set_t; the process (its main thread) is asked, not the calling thread,
+  // which may be bound.
   std::vector<unsigned long> words(16);
   const long bytes = syscall(SYS_sched_getaffinity, getpid(), words.size() * sizeof(words[0]), words.data());
   for (size_t word = 0; bytes > 0 && word < words.size() && word < 16; ++word) cores.bits[word] = words[word];

@@ -11,8 +11,9 @@
 
 namespace gantry {
 
-// Waking a sleeper costs tens of microseconds, so that a wait is busy first where each rank has a core; where ranks share cores, a busy
-// wait holds up the very rank that is waited for, and the core is given away at once (docs/measurements/comm.md has both).
+// Waking a sleeper costs tens of microseconds, so that a wait is busy first where each rank has a core; where ranks
+// share cores, a busy wait holds up the very rank that is waited for, and the core is given away at once
+// (docs/measurements/comm.md has both).
 struct WaitPolicy {
   std::chrono::nanoseconds spin = {};  // looking again and again
   int yields = 0;                      // then sched_yield between two looks; then a futex
@@ -68,18 +69,22 @@ void SleepOn(Doorbell& bell, uint32_t seen, std::chrono::nanoseconds longest);
 
 using WaitClock = std::chrono::steady_clock;
 
-// Until ready(), true, or until `deadline`, false. `ready(rested)`: whether what is waited for is there, or the wait is of no use any
-// more (a rank is lost); it reads what it looks at with memory_order_seq_cst. `rested` is true where a look may take longer.
-// Whoever makes it true rings `bell` afterwards. `shares_core()`: whether one that is waited for was last on this core; a busy wait then
-// gives the core away, and only then, for on a busy machine it may not come back for milliseconds.
+// Until ready(), true, or until `deadline`, false. `ready(rested)`: whether what is waited for is there, or the wait is
+// of no use any more (a rank is lost); it reads what it looks at with memory_order_seq_cst. `rested` is true where a
+// look may take longer. Whoever makes it true rings `bell` afterwards. `shares_core()`: whether one that is waited for
+// was last on this core; a busy wait then gives the core away, and only then, for on a busy machine it may not come
+// back for milliseconds.
 template <typename Ready, typename SharesCore>
-bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point deadline, Ready&& ready, SharesCore&& shares_core) {
+bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point deadline, Ready&& ready,
+               SharesCore&& shares_core) {
   constexpr int kLooksPerClock = 64;
   constexpr std::chrono::milliseconds kLongestSleep(50);  // so that a deadline of the operation itself is looked at
   for (int look = 0; look < kLooksPerClock; ++look) {
     if (ready(false)) return true;
-    if (policy.spin.count() > 0) wait_detail::Pause();
-    else if (look < policy.yields) wait_detail::Yield();
+    if (policy.spin.count() > 0)
+      wait_detail::Pause();
+    else if (look < policy.yields)
+      wait_detail::Yield();
   }
   const WaitClock::time_point begin = WaitClock::now();
   while (policy.spin.count() > 0) {

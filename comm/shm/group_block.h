@@ -1,8 +1,10 @@
-// What the ranks of a group on one node share beside their data: one block of memory, mapped by all, made of plain atomic words. It lies
-// in a SharedRegion, all zero to begin with. Each rank writes to its own lines and reads those of the others.
+// What the ranks of a group on one node share beside their data: one block of memory, mapped by all, made of plain
+// atomic words. It lies in a SharedRegion, all zero to begin with. Each rank writes to its own lines and reads those of
+// the others.
 //
-// An operation begins when a rank publishes an entry: what it calls, and where its memory is. An entry's `sequence` is stored last, so
-// that whoever sees it may read the rest. It also serves as the first arrival; later ones are counted in `arrived`.
+// An operation begins when a rank publishes an entry: what it calls, and where its memory is. An entry's `sequence` is
+// stored last, so that whoever sees it may read the rest. It also serves as the first arrival; later ones are counted
+// in `arrived`.
 #pragma once
 
 #include <atomic>
@@ -14,17 +16,26 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each dimension
 inline constexpr int kNameWords = 10;
-inline constexpr int64_t kInlineBytes = 2048;  // of an operation that travels with its entry
+inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
 inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool
 
 enum class Collective : uint8_t {
-  kNone, kBarrier, kAllReduce, kReduceScatter, kAllGather, kBroadcast, kReduce, kAllToAll, kExchangeHalo, kSendReceive
+  kNone,
+  kBarrier,
+  kAllReduce,
+  kReduceScatter,
+  kAllGather,
+  kBroadcast,
+  kReduce,
+  kAllToAll,
+  kExchangeHalo,
+  kSendReceive
 };
 
 // Where the memory is that an operation's peers read or write.
 enum class MemoryKind : uint8_t {
-  kPool,    // `place` is region << 48 | offset
-  kStaged,  // in the rank's slot, a piece at a time
+  kPool,     // `place` is region << 48 | offset
+  kStaged,   // in the rank's slot, a piece at a time
   kProcess,  // `place` is an address in the rank's process, for process_vm_readv
   kNothing,  // there are no bytes
   kInline    // copied beside the entry: what is small moves in one step, and every rank works on all of it
@@ -32,21 +43,22 @@ enum class MemoryKind : uint8_t {
 
 struct Entry {
   std::atomic<uint64_t> sequence;  // of the operation in the group, from 1
-  std::atomic<uint64_t> what;      // Collective | type << 8 | op << 16 | MemoryKind << 24 | root << 32 (SendReceive: from, and to << 48)
-  std::atomic<uint64_t> count;     // elements, or bytes
-  std::atomic<uint64_t> parts;     // a hash of the parts that all ranks must give alike; 0 where there are none
+  std::atomic<uint64_t>
+      what;  // Collective | type << 8 | op << 16 | MemoryKind << 24 | root << 32 (SendReceive: from, and to << 48)
+  std::atomic<uint64_t> count;  // elements, or bytes
+  std::atomic<uint64_t> parts;  // a hash of the parts that all ranks must give alike; 0 where there are none
   std::atomic<uint64_t> place;
-  std::atomic<uint64_t> largest_part;  // AllToAll: bytes, of this rank's
-  std::atomic<uint64_t> name[kNameWords];      // the operation's, zero-padded; read for errors alone
+  std::atomic<uint64_t> largest_part;      // AllToAll: bytes, of this rank's
+  std::atomic<uint64_t> name[kNameWords];  // the operation's, zero-padded; read for errors alone
 };
 static_assert(sizeof(Entry) == 128);
 
-// A message between two ranks within an operation that not all ranks take part in. The sender makes pieces ready, the receiver says how
-// many it has taken; both count from 1 within `sequence << 20`.
+// A message between two ranks within an operation that not all ranks take part in. The sender makes pieces ready, the
+// receiver says how many it has taken; both count from 1 within `sequence << 20`.
 struct MessageOut {
   std::atomic<uint64_t> to_and_tag;  // receiver << 8 | tag
   std::atomic<uint64_t> bytes;
-  std::atomic<uint64_t> kind;        // MemoryKind
+  std::atomic<uint64_t> kind;  // MemoryKind
   std::atomic<uint64_t> place;
   std::atomic<uint64_t> ready;
 };
@@ -70,7 +82,8 @@ struct RankLines {
 enum class Breach : uint32_t { kNone, kWriting, kMismatch, kTimeout };
 
 struct GroupBlock {
-  // Set once, when ranks differ about an operation, or one has waited too long: who, and what each of the two has called.
+  // Set once, when ranks differ about an operation, or one has waited too long: who, and what each of the two has
+  // called.
   struct Broken {
     std::atomic<uint32_t> breach;  // Breach
     std::atomic<uint32_t> rank[2];
@@ -83,7 +96,8 @@ struct GroupBlock {
   RankLines ranks[kMaxRanks];  // as many as the group has
 };
 
-// A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and a slot for each rank.
+// A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and a
+// slot for each rank.
 constexpr int kGenerations = 8;
 constexpr int64_t LinesBytes(int ranks) {
   return static_cast<int64_t>(sizeof(GroupBlock)) - (kMaxRanks - ranks) * static_cast<int64_t>(sizeof(RankLines));

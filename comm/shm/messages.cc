@@ -1,5 +1,6 @@
-// Operations that only neighbours take part in: halo exchange, send and receive. Each message is a stream of pieces between two ranks:
-// the sender makes a piece ready, the receiver takes it. Memory of the pool is one piece; other memory goes through a part of the slot.
+// Operations that only neighbours take part in: halo exchange, send and receive. Each message is a stream of pieces
+// between two ranks: the sender makes a piece ready, the receiver takes it. Memory of the pool is one piece; other
+// memory goes through a part of the slot.
 
 #include <algorithm>
 #include <cerrno>
@@ -14,7 +15,9 @@ namespace {
 constexpr int64_t kPartBytes = kSlotBytes / kMaxMessages / 64 * 64;  // of the slot, for each message
 
 uint64_t Pieces(MemoryKind memory, int64_t bytes) {
-  return memory == MemoryKind::kStaged ? static_cast<uint64_t>(std::max<int64_t>(1, (bytes + kPartBytes - 1) / kPartBytes)) : 1;
+  return memory == MemoryKind::kStaged
+             ? static_cast<uint64_t>(std::max<int64_t>(1, (bytes + kPartBytes - 1) / kPartBytes))
+             : 1;
 }
 // How far a message of operation `sequence` is, so that no count has to be set back.
 uint64_t Mark(uint64_t sequence, uint64_t pieces) { return sequence << 20 | pieces; }
@@ -95,7 +98,8 @@ bool ShmCommunicator::MoveMessage(Operation& operation, Message& message) {
   }
   RankLines& peer = lines(message.peer);
   if (message.out) {
-    if (peer.taken[message.tag].load(std::memory_order_seq_cst) < Mark(operation.sequence, message.pieces)) return false;
+    if (peer.taken[message.tag].load(std::memory_order_seq_cst) < Mark(operation.sequence, message.pieces))
+      return false;
     if (message.pieces == Pieces(message.memory, message.bytes)) {
       message.done = true;
     } else {
@@ -112,22 +116,27 @@ bool ShmCommunicator::MoveMessage(Operation& operation, Message& message) {
   constexpr uint64_t kWithoutMemory = ~(uint64_t{0xff} << 24);
   const bool same_call = (peer.partial.what.load(std::memory_order_relaxed) & kWithoutMemory) ==
                          (lines(rank_).partial.what.load(std::memory_order_relaxed) & kWithoutMemory);
-  if (out == nullptr || !same_call || out->bytes.load(std::memory_order_relaxed) != static_cast<uint64_t>(message.bytes)) {
+  if (out == nullptr || !same_call ||
+      out->bytes.load(std::memory_order_relaxed) != static_cast<uint64_t>(message.bytes)) {
     Break(Breach::kMismatch, operation, message.peer, &peer.partial, 0);
     return false;
   }
   if (out->ready.load(std::memory_order_seq_cst) < Mark(operation.sequence, message.pieces + 1)) return false;
   const MemoryKind memory = static_cast<MemoryKind>(out->kind.load(std::memory_order_relaxed));
   const uint64_t place = out->place.load(std::memory_order_relaxed);
-  const int64_t length = memory == MemoryKind::kStaged ? std::min(kPartBytes, message.bytes - message.moved_bytes) : message.bytes;
+  const int64_t length =
+      memory == MemoryKind::kStaged ? std::min(kPartBytes, message.bytes - message.moved_bytes) : message.bytes;
   std::byte* to = message.data + message.moved_bytes;
   if (memory == MemoryKind::kStaged) {
     CopyBytes(to, slot(message.peer) + (out - peer.out) * kPartBytes, length, false);
   } else if (memory == MemoryKind::kPool) {
-    const std::byte* from = node_.pool().data(ranks_[message.peer], static_cast<int>(place >> 48)) + (place & 0xffffffffffffu);
+    const std::byte* from =
+        node_.pool().data(ranks_[message.peer], static_cast<int>(place >> 48)) + (place & 0xffffffffffffu);
     CopyBytes(to, from, length, length >= node_.stream_bytes());
-  } else if (memory == MemoryKind::kProcess && !CopyFromProcess(to, node_.process_id(ranks_[message.peer]), place, length)) {
-    node_.liveness().Report(ranks_[message.peer], absl::StrFormat("its memory cannot be read (%s)", std::strerror(errno)));
+  } else if (memory == MemoryKind::kProcess &&
+             !CopyFromProcess(to, node_.process_id(ranks_[message.peer]), place, length)) {
+    node_.liveness().Report(ranks_[message.peer],
+                            absl::StrFormat("its memory cannot be read (%s)", std::strerror(errno)));
     return false;
   }
   message.moved_bytes += length;
@@ -145,7 +154,8 @@ bool ShmCommunicator::FindMessageMismatch(Operation& operation) {
       const uint64_t sequence = entry->sequence.load(std::memory_order_seq_cst);
       if (sequence < operation.sequence || (entry == &peer.partial && sequence == operation.sequence)) continue;
       // It has gone on. That is as it should be only if this message has gone through.
-      const bool taken = message.out && peer.taken[message.tag].load(std::memory_order_seq_cst) >= Mark(operation.sequence, message.pieces);
+      const bool taken = message.out && peer.taken[message.tag].load(std::memory_order_seq_cst) >=
+                                            Mark(operation.sequence, message.pieces);
       if (taken) continue;
       Break(Breach::kMismatch, operation, message.peer, entry, 0);
       return true;

@@ -38,7 +38,8 @@ std::string_view KindName(Collective kind) {
 
 uint64_t Call::What(bool with_memory) const {
   return static_cast<uint64_t>(kind) | static_cast<uint64_t>(type) << 8 | static_cast<uint64_t>(reduce) << 16 |
-         (with_memory ? static_cast<uint64_t>(memory) << 24 : 0) | static_cast<uint64_t>(root) << 32 | static_cast<uint64_t>(to) << 48;
+         (with_memory ? static_cast<uint64_t>(memory) << 24 : 0) | static_cast<uint64_t>(root) << 32 |
+         static_cast<uint64_t>(to) << 48;
 }
 
 void Call::WriteTo(Entry& entry) const {
@@ -78,8 +79,8 @@ Call Call::ReadFrom(const Entry& entry) {
 bool Call::Matches(const Entry& entry) const {
   constexpr std::memory_order kRelaxed = std::memory_order_relaxed;
   constexpr uint64_t kWithoutMemory = ~(uint64_t{0xff} << 24);
-  return (entry.what.load(kRelaxed) & kWithoutMemory) == What(false) && entry.count.load(kRelaxed) == static_cast<uint64_t>(count) &&
-         entry.parts.load(kRelaxed) == parts;
+  return (entry.what.load(kRelaxed) & kWithoutMemory) == What(false) &&
+         entry.count.load(kRelaxed) == static_cast<uint64_t>(count) && entry.parts.load(kRelaxed) == parts;
 }
 
 RecordedKind Call::kind_for_recorder() const {

@@ -49,7 +49,7 @@ struct Message {
   bool out = false;
   std::byte* data = nullptr;  // only read if `out`
   int64_t bytes = 0;
-  const std::byte* local = nullptr;  // of a message to itself: where it comes from
+  const std::byte* local = nullptr;         // of a message to itself: where it comes from
   MemoryKind memory = MemoryKind::kStaged;  // of the sender's data
   int place = 0;                            // among the sender's MessageOut
   int64_t moved_bytes = 0;
@@ -78,14 +78,14 @@ struct Operation final : Pending::Work {
   int message_count = 0;
   bool is_partial = false;  // not every rank takes part
   std::atomic<int> priority{0};
-  bool is_inline = false;   // its memory travels with the entries
+  bool is_inline = false;  // its memory travels with the entries
   bool in_background = false;
   absl::Duration timeout = absl::ZeroDuration();
 
   // How far it has come.
   uint64_t sequence = 0;
-  uint64_t ticket = 0;      // the recorder's
-  int recorded_peer = -1;   // whom the recorder says it waits for
+  uint64_t ticket = 0;                  // the recorder's
+  int recorded_peer = -1;               // whom the recorder says it waits for
   WaitClock::time_point deadline = {};  // set with the first wait
   bool is_published = false, is_entered = false, is_staged = false, has_process_memory = false;
   int parity = 0;

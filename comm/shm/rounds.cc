@@ -1,11 +1,14 @@
 // Operations that all ranks of a group take part in, round by round.
 //
-//   small             publish with a copy of the memory | every rank works on all of it. No second meeting: what a rank publishes stays as
+//   small             publish with a copy of the memory | every rank works on all of it. No second meeting: what a rank
+//   publishes stays as
 //                     it is until the operation after the next, and by then all have been through.
 //   pool memory       publish | work on everybody's memory | through
-//   other memory      below a slot's size, or where cross-memory calls do not work, it goes through the ranks' slots in chunks:
+//   other memory      below a slot's size, or where cross-memory calls do not work, it goes through the ranks' slots in
+//   chunks:
 //                     chunk 0 into the slot, publish | work | chunk 0 out, chunk 1 in | work | ... | last chunk out
-//   other processes'  large memory outside the pool is read by cross-memory calls: publish | sum the own slice | read the others' slices
+//   other processes'  large memory outside the pool is read by cross-memory calls: publish | sum the own slice | read
+//   the others' slices
 //
 // Between two rounds (|) every rank waits for all others.
 
@@ -63,11 +66,13 @@ Mover::Result ShmCommunicator::StepFull(Operation& operation, bool looks_closely
 void ShmCommunicator::Publish(Operation& operation) {
   operation.parity = static_cast<int>(full_operations_++ & 1);
   operation.first_arrival = arrivals_;
-  const bool by_part = operation.call.kind == Collective::kReduceScatter || operation.call.kind == Collective::kAllToAll;
+  const bool by_part =
+      operation.call.kind == Collective::kReduceScatter || operation.call.kind == Collective::kAllToAll;
   operation.piece_bytes = by_part ? kSlotBytes / size() / kLineBytes * kLineBytes : kSlotBytes;
   if (operation.call.memory == MemoryKind::kStaged) StageIn(operation, 0);
   RankLines& mine = lines(rank_);
-  if (operation.call.memory == MemoryKind::kInline) CopyBytes(mine.inline_bytes[operation.parity], operation.from, operation.from_bytes, false);
+  if (operation.call.memory == MemoryKind::kInline)
+    CopyBytes(mine.inline_bytes[operation.parity], operation.from, operation.from_bytes, false);
   if (operation.call.kind == Collective::kAllToAll) {
     for (int rank = 0; rank < size(); ++rank) {
       mine.part_bytes[operation.parity][rank].store(operation.parts[rank], std::memory_order_relaxed);
@@ -85,15 +90,17 @@ bool ShmCommunicator::AllArrived(Operation& operation) {
   const uint64_t arrivals = operation.first_arrival + static_cast<uint64_t>(operation.round) - 1;
   for (; operation.synced < size(); ++operation.synced) {
     const RankLines& peer = lines(operation.synced);
-    if (operation.round == 1 ? peer.full[operation.parity].sequence.load(std::memory_order_seq_cst) != operation.sequence
-                             : peer.arrived.load(std::memory_order_seq_cst) < arrivals) {
+    if (operation.round == 1
+            ? peer.full[operation.parity].sequence.load(std::memory_order_seq_cst) != operation.sequence
+            : peer.arrived.load(std::memory_order_seq_cst) < arrivals) {
       return false;
     }
   }
   return true;
 }
 
-// A rank that has begun this operation or a later one, but not as one of this kind at this place, has called something else.
+// A rank that has begun this operation or a later one, but not as one of this kind at this place, has called something
+// else.
 bool ShmCommunicator::FindMismatch(Operation& operation) {
   if (operation.round != 1) return false;
   for (int rank = 0; rank < size(); ++rank) {
@@ -145,7 +152,8 @@ bool ShmCommunicator::Enter(Operation& operation) {
     }
     // Ranks have different parts, and learn here whether all of them are small.
     if (operation.call.kind == Collective::kAllToAll) {
-      operation.is_inline = (rank == 0 || operation.is_inline) && (memory == MemoryKind::kInline || memory == MemoryKind::kNothing);
+      operation.is_inline =
+          (rank == 0 || operation.is_inline) && (memory == MemoryKind::kInline || memory == MemoryKind::kNothing);
     }
     operation.memory[rank] = memory;
     operation.base[rank] = base;
@@ -172,7 +180,8 @@ void ShmCommunicator::PlanRounds(Operation& operation) {
         largest = std::max(largest, static_cast<int64_t>(entry.largest_part.load(std::memory_order_relaxed)));
       }
     }
-    operation.last_round = 2 * static_cast<int>(std::max<int64_t>(1, (largest + operation.piece_bytes - 1) / operation.piece_bytes));
+    operation.last_round =
+        2 * static_cast<int>(std::max<int64_t>(1, (largest + operation.piece_bytes - 1) / operation.piece_bytes));
   } else {
     operation.last_round = kind == Collective::kAllReduce && operation.has_process_memory ? 3 : 2;
   }
@@ -240,8 +249,9 @@ void ShmCommunicator::StageOut(Operation& operation, int64_t chunk) {
 // This rank's slice of everybody's memory (of a chunk of it), summed and written to all, or to the root.
 bool ShmCommunicator::ReduceSlices(Operation& operation, int64_t chunk) {
   const int64_t first = operation.is_staged ? chunk * operation.piece_bytes : 0;
-  const int64_t bytes =
-      operation.is_staged ? std::clamp<int64_t>(operation.from_bytes - first, 0, operation.piece_bytes) : operation.from_bytes;
+  const int64_t bytes = operation.is_staged
+                            ? std::clamp<int64_t>(operation.from_bytes - first, 0, operation.piece_bytes)
+                            : operation.from_bytes;
   int64_t begin = SliceBegin(bytes, size(), rank_), end = SliceBegin(bytes, size(), rank_ + 1);
   const bool only_root = operation.call.kind == Collective::kReduce;
   const bool only_own = operation.has_process_memory;  // nobody can write to another process's memory
@@ -263,7 +273,8 @@ bool ShmCommunicator::ReduceSlices(Operation& operation, int64_t chunk) {
       const int64_t offset = begin + operation.cursor + (operation.memory[rank] == MemoryKind::kStaged ? 0 : first);
       to[count++] = const_cast<std::byte*>(operation.base[rank]) + offset;
     }
-    if (!ReduceRun(operation, first + begin + operation.cursor, begin + operation.cursor, length, std::span(to, count))) return false;
+    if (!ReduceRun(operation, first + begin + operation.cursor, begin + operation.cursor, length, std::span(to, count)))
+      return false;
     operation.cursor += length;
   }
   return operation.cursor >= end - begin;
@@ -277,7 +288,8 @@ bool ShmCommunicator::ReduceScatterPart(Operation& operation, int64_t chunk) {
   if (length > 0) {
     std::byte* const to = operation.to + first + operation.cursor;
     const int64_t offset = Before(operation.parts, rank_) + first + operation.cursor;
-    if (!ReduceRun(operation, offset, rank_ * operation.piece_bytes + operation.cursor, length, std::span(&to, 1))) return false;
+    if (!ReduceRun(operation, offset, rank_ * operation.piece_bytes + operation.cursor, length, std::span(&to, 1)))
+      return false;
     operation.cursor += length;
   }
   return operation.cursor >= bytes;
@@ -291,7 +303,8 @@ bool ShmCommunicator::ReduceRun(Operation& operation, int64_t offset, int64_t st
     const int64_t length = std::min(block, bytes - done);
     const std::byte* from[kMaxRanks];
     for (int rank = 0; rank < size(); ++rank) {
-      from[rank] = operation.base[rank] + done + (operation.memory[rank] == MemoryKind::kStaged ? staged_offset : offset);
+      from[rank] =
+          operation.base[rank] + done + (operation.memory[rank] == MemoryKind::kStaged ? staged_offset : offset);
       if (operation.memory[rank] != MemoryKind::kProcess) continue;
       std::byte* scratch = scratch_.data() + rank * kScratchBytes;
       if (!Fetch(operation, rank, offset + done, 0, scratch, length, false)) return false;
@@ -309,7 +322,8 @@ bool ShmCommunicator::ReduceRun(Operation& operation, int64_t offset, int64_t st
 bool ShmCommunicator::PullSlices(Operation& operation) {
   const int peer = (rank_ + 1 + operation.peer_step) % size();
   if (peer == rank_) return true;
-  const int64_t begin = SliceBegin(operation.from_bytes, size(), peer), end = SliceBegin(operation.from_bytes, size(), peer + 1);
+  const int64_t begin = SliceBegin(operation.from_bytes, size(), peer),
+                end = SliceBegin(operation.from_bytes, size(), peer + 1);
   const int64_t length = std::min(kPieceBytes, end - begin - operation.cursor);
   const int64_t offset = begin + operation.cursor;
   if (length > 0) {
@@ -356,8 +370,8 @@ bool ShmCommunicator::PullParts(Operation& operation, int64_t chunk) {
   return true;
 }
 
-bool ShmCommunicator::Fetch(Operation& operation, int from, int64_t offset, int64_t staged_offset, std::byte* to, int64_t bytes,
-                            bool past_caches) {
+bool ShmCommunicator::Fetch(Operation& operation, int from, int64_t offset, int64_t staged_offset, std::byte* to,
+                            int64_t bytes, bool past_caches) {
   switch (operation.memory[from]) {
     case MemoryKind::kStaged:
       CopyBytes(to, operation.base[from] + staged_offset, bytes, false);
@@ -365,7 +379,8 @@ bool ShmCommunicator::Fetch(Operation& operation, int from, int64_t offset, int6
     case MemoryKind::kProcess: {
       const uint64_t address = reinterpret_cast<uint64_t>(operation.base[from]) + static_cast<uint64_t>(offset);
       if (CopyFromProcess(to, node_.process_id(ranks_[from]), address, bytes)) return true;
-      // It worked when the node met: the process has gone. The monitor says how; if it has not noticed yet, it learns it here.
+      // It worked when the node met: the process has gone. The monitor says how; if it has not noticed yet, it learns
+      // it here.
       node_.liveness().Report(ranks_[from], absl::StrFormat("its memory cannot be read (%s)", std::strerror(errno)));
       IsBroken(operation, false);
       return false;

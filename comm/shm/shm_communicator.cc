@@ -20,8 +20,9 @@ std::string RankList(uint64_t ranks) {
 
 }  // namespace
 
-ShmCommunicator::ShmCommunicator(ShmNode& node, std::shared_ptr<const SharedRegion> region, int first_size, int generation,
-                                 std::vector<int> ranks, std::vector<int> slots, std::string_view name, uint64_t id)
+ShmCommunicator::ShmCommunicator(ShmNode& node, std::shared_ptr<const SharedRegion> region, int first_size,
+                                 int generation, std::vector<int> ranks, std::vector<int> slots, std::string_view name,
+                                 uint64_t id)
     : node_(node),
       region_(std::move(region)),
       first_size_(first_size),
@@ -42,15 +43,18 @@ ShmCommunicator::~ShmCommunicator() { node_.Remove(*this); }
 absl::Status ShmCommunicator::WaitFor(Operation& operation, absl::Duration timeout) {
   if (operation.done()) return operation.status;
   const WaitClock::time_point deadline = WaitClock::now() + absl::ToChronoNanoseconds(timeout);
-  WaitUntil(node_.own_bell(), node_.policy(), deadline, [&](bool rested) {
-    Drive(&operation, rested);
-    if (operation.done()) return true;
-    if (rested) node_.MoveOthers(this);
-    return operation.done();
-  }, [this] { return SharesCore(); });
+  WaitUntil(
+      node_.own_bell(), node_.policy(), deadline,
+      [&](bool rested) {
+        Drive(&operation, rested);
+        if (operation.done()) return true;
+        if (rested) node_.MoveOthers(this);
+        return operation.done();
+      },
+      [this] { return SharesCore(); });
   if (operation.done()) return operation.status;
-  return absl::DeadlineExceededError(absl::StrFormat("%s goes on after %s of waiting", operation.call.Describe(),
-                                                     absl::FormatDuration(timeout)));
+  return absl::DeadlineExceededError(
+      absl::StrFormat("%s goes on after %s of waiting", operation.call.Describe(), absl::FormatDuration(timeout)));
 }
 
 Mover::Result ShmCommunicator::MoveOnce(bool rested) {
@@ -74,7 +78,8 @@ bool ShmCommunicator::TryDrive() {
 
 void ShmCommunicator::StopDriving() {
   is_driven_.store(false, std::memory_order_seq_cst);
-  if (is_contended_.load(std::memory_order_seq_cst) && is_contended_.exchange(false, std::memory_order_seq_cst)) node_.own_bell().Ring();
+  if (is_contended_.load(std::memory_order_seq_cst) && is_contended_.exchange(false, std::memory_order_seq_cst))
+    node_.own_bell().Ring();
 }
 
 void ShmCommunicator::Drive(const Operation* until, bool rested) {
@@ -111,7 +116,8 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
     if (peer != std::exchange(operation.recorded_peer, peer)) recorder->Waiting(operation.ticket, peer);
   }
   const WaitClock::time_point now = WaitClock::now();
-  if (operation.deadline == WaitClock::time_point()) operation.deadline = now + absl::ToChronoNanoseconds(operation.timeout);
+  if (operation.deadline == WaitClock::time_point())
+    operation.deadline = now + absl::ToChronoNanoseconds(operation.timeout);
   if (now >= operation.deadline) Break(Breach::kTimeout, operation, rank_, nullptr, Missing(operation));
   return false;
 }
@@ -157,16 +163,19 @@ absl::Status ShmCommunicator::BrokenStatus() const {
   const uint64_t sequences[2] = {broken.entry[0].sequence.load(), broken.entry[1].sequence.load()};
   const Call calls[2] = {Call::ReadFrom(broken.entry[0]), Call::ReadFrom(broken.entry[1])};
   if (static_cast<Breach>(broken.breach.load()) == Breach::kTimeout) {
-    return absl::DeadlineExceededError(absl::StrFormat(
-        "group \"%s\": operation %d, %s, ran out of time at rank %d; not there: rank %s of the group. The group is of no more use", name_,
-        sequences[0], calls[0].Describe(), ranks[0], RankList(broken.late.load())));
+    return absl::DeadlineExceededError(
+        absl::StrFormat("group \"%s\": operation %d, %s, ran out of time at rank %d; not there: rank %s of the group. "
+                        "The group is of no more use",
+                        name_, sequences[0], calls[0].Describe(), ranks[0], RankList(broken.late.load())));
   }
   // Named in the order of ranks, so that all ranks say the same.
   const int low = ranks[0] <= ranks[1] ? 0 : 1;
-  return absl::FailedPreconditionError(absl::StrFormat(
-      "group \"%s\": ranks differ about an operation: rank %d calls %s (operation %d), rank %d calls %s (operation %d); every rank of a "
-      "group calls the same collectives in the same order with the same sizes",
-      name_, ranks[low], calls[low].Describe(), sequences[low], ranks[1 - low], calls[1 - low].Describe(), sequences[1 - low]));
+  return absl::FailedPreconditionError(
+      absl::StrFormat("group \"%s\": ranks differ about an operation: rank %d calls %s (operation %d), rank %d calls "
+                      "%s (operation %d); every rank of a "
+                      "group calls the same collectives in the same order with the same sizes",
+                      name_, ranks[low], calls[low].Describe(), sequences[low], ranks[1 - low],
+                      calls[1 - low].Describe(), sequences[1 - low]));
 }
 
 uint64_t ShmCommunicator::Missing(const Operation& operation) const {
@@ -178,9 +187,10 @@ uint64_t ShmCommunicator::Missing(const Operation& operation) const {
     return missing;
   }
   for (int rank = 0; rank < size(); ++rank) {
-    const bool has_come = operation.round <= 1
-                              ? lines(rank).full[operation.parity].sequence.load(std::memory_order_seq_cst) >= operation.sequence
-                              : lines(rank).arrived.load(std::memory_order_seq_cst) >= operation.first_arrival + operation.round - 1;
+    const bool has_come =
+        operation.round <= 1
+            ? lines(rank).full[operation.parity].sequence.load(std::memory_order_seq_cst) >= operation.sequence
+            : lines(rank).arrived.load(std::memory_order_seq_cst) >= operation.first_arrival + operation.round - 1;
     if (!has_come) missing |= uint64_t{1} << rank;
   }
   return missing;

@@ -1,7 +1,8 @@
-// Groups of ranks on one node. Every collective is a few rounds: a rank publishes what it calls and where its memory is, waits until all
-// others have, reads and writes their memory, and says that it is through. The all-reduce is the two-barrier push of NCCL's LSA example
-// and of XPMEM-based MPI collectives (Hashmi et al., "Designing Efficient Shared Address Space Reduction Collectives", IPDPS 2018): rank r
-// adds up the r-th slice of everybody's memory, in the order of ranks, and writes the sum to all of them.
+// Groups of ranks on one node. Every collective is a few rounds: a rank publishes what it calls and where its memory
+// is, waits until all others have, reads and writes their memory, and says that it is through. The all-reduce is the
+// two-barrier push of NCCL's LSA example and of XPMEM-based MPI collectives (Hashmi et al., "Designing Efficient Shared
+// Address Space Reduction Collectives", IPDPS 2018): rank r adds up the r-th slice of everybody's memory, in the order
+// of ranks, and writes the sum to all of them.
 #pragma once
 
 #include <atomic>
@@ -19,13 +20,15 @@
 
 namespace gantry::shm {
 
-inline constexpr int64_t kScratchBytes = 64 << 10;  // of each rank's memory at a time, where it is read by cross-memory calls
+inline constexpr int64_t kScratchBytes =
+    64 << 10;  // of each rank's memory at a time, where it is read by cross-memory calls
 
 class ShmCommunicator final : public Communicator, private Mover {
  public:
   // All of `ranks` (of the job, all on this node, this one among them) call it with the same arguments.
-  static absl::StatusOr<std::unique_ptr<Communicator>> Create(ShmNode& node, std::span<const int> ranks, std::string_view name,
-                                                              uint64_t id, absl::Duration timeout);
+  static absl::StatusOr<std::unique_ptr<Communicator>> Create(ShmNode& node, std::span<const int> ranks,
+                                                              std::string_view name, uint64_t id,
+                                                              absl::Duration timeout);
   // No Pending of it is left.
   ~ShmCommunicator() override;
 
@@ -34,12 +37,15 @@ class ShmCommunicator final : public Communicator, private Mover {
   std::string_view name() const override { return name_; }
   std::span<const int> ranks() const override { return ranks_; }
 
-  Pending AllReduce(void* data, int64_t count, ElementType type, ReduceOp op, const CollectiveOptions& options) override;
+  Pending AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
+                    const CollectiveOptions& options) override;
   Pending ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type, ReduceOp op,
                         const CollectiveOptions& options) override;
-  Pending AllGather(const void* from, void* to, std::span<const int64_t> bytes, const CollectiveOptions& options) override;
+  Pending AllGather(const void* from, void* to, std::span<const int64_t> bytes,
+                    const CollectiveOptions& options) override;
   Pending Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options) override;
-  Pending Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root, const CollectiveOptions& options) override;
+  Pending Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
+                 const CollectiveOptions& options) override;
   Pending AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to, std::span<const int64_t> to_bytes,
                    const CollectiveOptions& options) override;
   Pending ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) override;
@@ -53,8 +59,8 @@ class ShmCommunicator final : public Communicator, private Mover {
   absl::Status WaitFor(Operation& operation, absl::Duration timeout);
 
  private:
-  ShmCommunicator(ShmNode& node, std::shared_ptr<const SharedRegion> region, int first_size, int generation, std::vector<int> ranks,
-                  std::vector<int> slots, std::string_view name, uint64_t id);
+  ShmCommunicator(ShmNode& node, std::shared_ptr<const SharedRegion> region, int first_size, int generation,
+                  std::vector<int> ranks, std::vector<int> slots, std::string_view name, uint64_t id);
 
   // start.cc
   Operation* NextFree(absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(start_mutex_);
@@ -96,8 +102,10 @@ class ShmCommunicator final : public Communicator, private Mover {
   bool ReduceScatterPart(Operation& operation, int64_t chunk);
   bool PullParts(Operation& operation, int64_t chunk);
   bool PullSlices(Operation& operation);
-  bool ReduceRun(Operation& operation, int64_t offset, int64_t staged_offset, int64_t bytes, std::span<std::byte* const> to);
-  bool Fetch(Operation& operation, int from, int64_t offset, int64_t staged_offset, std::byte* to, int64_t bytes, bool past_caches);
+  bool ReduceRun(Operation& operation, int64_t offset, int64_t staged_offset, int64_t bytes,
+                 std::span<std::byte* const> to);
+  bool Fetch(Operation& operation, int from, int64_t offset, int64_t staged_offset, std::byte* to, int64_t bytes,
+             bool past_caches);
 
   // messages.cc: operations of neighbours.
   Result StepPartial(Operation& operation, bool looks_closely);

@@ -25,7 +25,8 @@ struct Hello {
 // Of one core's last cache as the kernel has it: the C library counts all of a socket's together.
 int64_t HalfOfLastCache() {
   int64_t kibibytes = 0;
-  if (std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size"); file >> kibibytes && kibibytes > 0) return kibibytes * 512;
+  if (std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size"); file >> kibibytes && kibibytes > 0)
+    return kibibytes * 512;
   return int64_t{16} << 20;
 }
 
@@ -39,8 +40,8 @@ bool CanRead(const Hello& peer) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<ShmNode>> ShmNode::Open(Links& links, Liveness& liveness, const Pool& pool, const NodeOptions& options,
-                                                       absl::Duration timeout) {
+absl::StatusOr<std::unique_ptr<ShmNode>> ShmNode::Open(Links& links, Liveness& liveness, const Pool& pool,
+                                                       const NodeOptions& options, absl::Duration timeout) {
   auto node = std::unique_ptr<ShmNode>(new ShmNode(links, liveness, pool));
   GANTRY_RETURN_IF_ERROR(Annotate(node->Join(options, timeout), "meeting the other ranks of this node"));
   return node;
@@ -98,11 +99,13 @@ absl::Status ShmNode::Join(const NodeOptions& options, absl::Duration timeout) {
     cores.Add(hello.cores);
     if (all_read != 0 && !(links_.peer(rank).visible && CanRead(hello))) all_read = 0;
     if (!brings_bells) return absl::OkStatus();
-    GANTRY_ASSIGN_OR_RETURN(region_, SharedRegion::Map("doorbells", std::move(message.descriptors.front()), bytes, Access::kReadWrite));
+    GANTRY_ASSIGN_OR_RETURN(
+        region_, SharedRegion::Map("doorbells", std::move(message.descriptors.front()), bytes, Access::kReadWrite));
     return absl::OkStatus();
   }));
   // Whether cross-memory calls are used is the same for all.
-  GANTRY_RETURN_IF_ERROR(others([&](int rank) { return links_.Send(rank, kNodeChannel, std::as_bytes(std::span(&all_read, 1))); }));
+  GANTRY_RETURN_IF_ERROR(
+      others([&](int rank) { return links_.Send(rank, kNodeChannel, std::as_bytes(std::span(&all_read, 1))); }));
   cross_memory_ = all_read != 0;
   GANTRY_RETURN_IF_ERROR(others([&](int rank) -> absl::Status {
     GANTRY_ASSIGN_OR_RETURN(const LinkMessage message, links_.Receive(rank, kNodeChannel, deadline - absl::Now()));
@@ -185,11 +188,14 @@ void ShmNode::RunLane() {
     }
     // Never busy: the core belongs to what is computed meanwhile.
     constexpr WaitPolicy kLanePolicy = {.spin = {}, .yields = 0};
-    WaitUntil(*own_bell_, kLanePolicy, WaitClock::now() + std::chrono::hours(1), [&](bool rested) {
-      if (!rested) return in_background_.load(std::memory_order_seq_cst) == 0;
-      MoveOthers(nullptr);
-      return in_background_.load(std::memory_order_seq_cst) == 0;
-    }, [] { return false; });
+    WaitUntil(
+        *own_bell_, kLanePolicy, WaitClock::now() + std::chrono::hours(1),
+        [&](bool rested) {
+          if (!rested) return in_background_.load(std::memory_order_seq_cst) == 0;
+          MoveOthers(nullptr);
+          return in_background_.load(std::memory_order_seq_cst) == 0;
+        },
+        [] { return false; });
   }
 }
 

@@ -22,7 +22,8 @@
 namespace gantry::shm {
 
 struct NodeOptions {
-  bool cross_memory = false;  // process_vm_readv for large memory outside the pool, where a probe shows that it works between all ranks
+  bool cross_memory =
+      false;  // process_vm_readv for large memory outside the pool, where a probe shows that it works between all ranks
   Recorder* recorder = nullptr;
 };
 
@@ -43,8 +44,8 @@ class Mover {
 class ShmNode {
  public:
   // All ranks of the node call it. The arguments outlive the node, and the node outlives what is made with it.
-  static absl::StatusOr<std::unique_ptr<ShmNode>> Open(Links& links, Liveness& liveness, const Pool& pool, const NodeOptions& options,
-                                                       absl::Duration timeout);
+  static absl::StatusOr<std::unique_ptr<ShmNode>> Open(Links& links, Liveness& liveness, const Pool& pool,
+                                                       const NodeOptions& options, absl::Duration timeout);
   ~ShmNode();
 
   Links& links() { return links_; }
@@ -52,7 +53,7 @@ class ShmNode {
   const Pool& pool() const { return pool_; }
   std::span<const int> ranks() const { return ranks_; }  // of the job, on this node, ascending
   int core_count() const { return core_count_; }         // that these ranks may run on
-  Recorder* recorder() { return recorder_; }              // or null
+  Recorder* recorder() { return recorder_; }             // or null
   const WaitPolicy& policy() const { return policy_; }
   bool cross_memory() const { return cross_memory_; }
   int64_t process_id(int rank) const { return process_ids_[rank]; }  // for cross-memory calls

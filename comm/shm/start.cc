@@ -34,8 +34,10 @@ absl::Status CheckParts(std::string_view what, std::span<const int64_t> parts, i
 }
 
 absl::Status CheckCount(std::string_view what, int64_t count, const void* data) {
-  if (count < 0 || count > int64_t{1} << 44) return absl::InvalidArgumentError(absl::StrFormat("%s of %d elements", what, count));
-  if (count > 0 && data == nullptr) return absl::InvalidArgumentError(absl::StrFormat("%s of %d elements at a null pointer", what, count));
+  if (count < 0 || count > int64_t{1} << 44)
+    return absl::InvalidArgumentError(absl::StrFormat("%s of %d elements", what, count));
+  if (count > 0 && data == nullptr)
+    return absl::InvalidArgumentError(absl::StrFormat("%s of %d elements at a null pointer", what, count));
   return absl::OkStatus();
 }
 
@@ -57,8 +59,8 @@ Operation* ShmCommunicator::NextFree(absl::Status& status) {
   Operation& operation = operations_[started_ % kMaxInFlight];
   if (operation.state.load(std::memory_order_acquire) == Operation::kFree) return &operation;
   status = absl::ResourceExhaustedError(absl::StrFormat(
-      "group \"%s\": %d operations are started and not yet waited for (the oldest: %s); wait for some of them first", name_, kMaxInFlight,
-      operation.call.Describe()));
+      "group \"%s\": %d operations are started and not yet waited for (the oldest: %s); wait for some of them first",
+      name_, kMaxInFlight, operation.call.Describe()));
   return nullptr;
 }
 
@@ -81,8 +83,11 @@ Pending ShmCommunicator::Start(const CollectiveOptions& options, Fill&& fill) {
     operation->deadline = {};
     operation->recorded_peer = -1;
     if (Recorder* recorder = node_.recorder(); recorder != nullptr) {
-      operation->ticket = recorder->Begin({.kind = operation->call.kind_for_recorder(), .value = options.name, .group = name_,
-                                           .number = operation->sequence, .bytes = operation->from_bytes});
+      operation->ticket = recorder->Begin({.kind = operation->call.kind_for_recorder(),
+                                           .value = options.name,
+                                           .group = name_,
+                                           .number = operation->sequence,
+                                           .bytes = operation->from_bytes});
     }
     operation->is_published = operation->is_entered = operation->is_staged = operation->has_process_memory = false;
     operation->round = operation->last_round = operation->synced = operation->peer_step = 0;
@@ -115,7 +120,8 @@ void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t byt
   }
 }
 
-Pending ShmCommunicator::AllReduce(void* data, int64_t count, ElementType type, ReduceOp op, const CollectiveOptions& options) {
+Pending ShmCommunicator::AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
+                                   const CollectiveOptions& options) {
   if (absl::Status status = CheckCount("all_reduce", count, data); !status.ok()) return Pending(std::move(status));
   return Start(options, [&](Operation& operation) {
     operation.is_partial = false;
@@ -129,7 +135,8 @@ Pending ShmCommunicator::AllReduce(void* data, int64_t count, ElementType type, 
   });
 }
 
-Pending ShmCommunicator::Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root, const CollectiveOptions& options) {
+Pending ShmCommunicator::Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
+                                const CollectiveOptions& options) {
   if (absl::Status status = CheckCount("reduce", count, data); !status.ok()) return Pending(std::move(status));
   if (absl::Status status = CheckRank("reduce", root, size()); !status.ok()) return Pending(std::move(status));
   return Start(options, [&](Operation& operation) {
@@ -145,11 +152,14 @@ Pending ShmCommunicator::Reduce(void* data, int64_t count, ElementType type, Red
   });
 }
 
-Pending ShmCommunicator::ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type, ReduceOp op,
-                                       const CollectiveOptions& options) {
-  if (absl::Status status = CheckParts("reduce_scatter", counts, size()); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckCount("reduce_scatter", Total(counts), from); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckCount("reduce_scatter", counts[rank_], to); !status.ok()) return Pending(std::move(status));
+Pending ShmCommunicator::ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type,
+                                       ReduceOp op, const CollectiveOptions& options) {
+  if (absl::Status status = CheckParts("reduce_scatter", counts, size()); !status.ok())
+    return Pending(std::move(status));
+  if (absl::Status status = CheckCount("reduce_scatter", Total(counts), from); !status.ok())
+    return Pending(std::move(status));
+  if (absl::Status status = CheckCount("reduce_scatter", counts[rank_], to); !status.ok())
+    return Pending(std::move(status));
   return Start(options, [&](Operation& operation) {
     operation.is_partial = false;
     operation.call.kind = Collective::kReduceScatter;
@@ -164,9 +174,11 @@ Pending ShmCommunicator::ReduceScatter(const void* from, void* to, std::span<con
   });
 }
 
-Pending ShmCommunicator::AllGather(const void* from, void* to, std::span<const int64_t> bytes, const CollectiveOptions& options) {
+Pending ShmCommunicator::AllGather(const void* from, void* to, std::span<const int64_t> bytes,
+                                   const CollectiveOptions& options) {
   if (absl::Status status = CheckParts("all_gather", bytes, size()); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckCount("all_gather", bytes[rank_], from); !status.ok()) return Pending(std::move(status));
+  if (absl::Status status = CheckCount("all_gather", bytes[rank_], from); !status.ok())
+    return Pending(std::move(status));
   if (absl::Status status = CheckCount("all_gather", Total(bytes), to); !status.ok()) return Pending(std::move(status));
   return Start(options, [&](Operation& operation) {
     operation.is_partial = false;
@@ -195,15 +207,19 @@ Pending ShmCommunicator::Broadcast(void* data, int64_t bytes, int root, const Co
   });
 }
 
-Pending ShmCommunicator::AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to, std::span<const int64_t> to_bytes,
-                                  const CollectiveOptions& options) {
-  if (absl::Status status = CheckParts("all_to_all, from", from_bytes, size()); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckParts("all_to_all, to", to_bytes, size()); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckCount("all_to_all", Total(from_bytes), from); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckCount("all_to_all", Total(to_bytes), to); !status.ok()) return Pending(std::move(status));
+Pending ShmCommunicator::AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to,
+                                  std::span<const int64_t> to_bytes, const CollectiveOptions& options) {
+  if (absl::Status status = CheckParts("all_to_all, from", from_bytes, size()); !status.ok())
+    return Pending(std::move(status));
+  if (absl::Status status = CheckParts("all_to_all, to", to_bytes, size()); !status.ok())
+    return Pending(std::move(status));
+  if (absl::Status status = CheckCount("all_to_all", Total(from_bytes), from); !status.ok())
+    return Pending(std::move(status));
+  if (absl::Status status = CheckCount("all_to_all", Total(to_bytes), to); !status.ok())
+    return Pending(std::move(status));
   if (from_bytes[rank_] != to_bytes[rank_]) {
-    return Pending(absl::InvalidArgumentError(absl::StrFormat("all_to_all: this rank sends %d bytes to itself and receives %d",
-                                                              from_bytes[rank_], to_bytes[rank_])));
+    return Pending(absl::InvalidArgumentError(absl::StrFormat(
+        "all_to_all: this rank sends %d bytes to itself and receives %d", from_bytes[rank_], to_bytes[rank_])));
   }
   return Start(options, [&](Operation& operation) {
     operation.is_partial = false;
@@ -220,17 +236,20 @@ Pending ShmCommunicator::AllToAll(const void* from, std::span<const int64_t> fro
 
 Pending ShmCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) {
   if (2 * dimensions.size() > kMaxMessages) {
-    return Pending(absl::InvalidArgumentError(absl::StrFormat("exchange_halo: %d dimensions, at most %d", dimensions.size(),
-                                                              kMaxMessages / 2)));
+    return Pending(absl::InvalidArgumentError(
+        absl::StrFormat("exchange_halo: %d dimensions, at most %d", dimensions.size(), kMaxMessages / 2)));
   }
   for (const HaloExchange& halo : dimensions) {
     for (const int neighbour : {halo.before, halo.behind}) {
       if (neighbour == -1) continue;
-      if (absl::Status status = CheckRank("exchange_halo", neighbour, size()); !status.ok()) return Pending(std::move(status));
+      if (absl::Status status = CheckRank("exchange_halo", neighbour, size()); !status.ok())
+        return Pending(std::move(status));
     }
     if ((halo.before == rank_ || halo.behind == rank_) &&
-        (halo.before != halo.behind || halo.to_before.size() != halo.from_behind.size() || halo.to_behind.size() != halo.from_before.size())) {
-      return Pending(absl::InvalidArgumentError("exchange_halo: a rank that is its own neighbour is so on both sides, with equal sizes"));
+        (halo.before != halo.behind || halo.to_before.size() != halo.from_behind.size() ||
+         halo.to_behind.size() != halo.from_before.size())) {
+      return Pending(absl::InvalidArgumentError(
+          "exchange_halo: a rank that is its own neighbour is so on both sides, with equal sizes"));
     }
   }
   return Start(options, [&](Operation& operation) {
@@ -238,11 +257,16 @@ Pending ShmCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, 
     operation.call.kind = Collective::kExchangeHalo;
     operation.message_count = 0;
     operation.from_bytes = 0;
-    for (const HaloExchange& halo : dimensions) operation.from_bytes += static_cast<int64_t>(halo.to_before.size() + halo.to_behind.size());
+    for (const HaloExchange& halo : dimensions)
+      operation.from_bytes += static_cast<int64_t>(halo.to_before.size() + halo.to_behind.size());
     int place = 0;
     const auto add = [&](int peer, int tag, bool out, const std::byte* data, size_t bytes) {
-      operation.messages[operation.message_count++] = {.peer = peer, .tag = tag, .out = out, .data = const_cast<std::byte*>(data),
-                                                       .bytes = static_cast<int64_t>(bytes), .place = out ? place++ : 0};
+      operation.messages[operation.message_count++] = {.peer = peer,
+                                                       .tag = tag,
+                                                       .out = out,
+                                                       .data = const_cast<std::byte*>(data),
+                                                       .bytes = static_cast<int64_t>(bytes),
+                                                       .place = out ? place++ : 0};
     };
     for (size_t d = 0; d < dimensions.size(); ++d) {
       const HaloExchange& halo = dimensions[d];
@@ -263,13 +287,15 @@ Pending ShmCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, 
 }
 
 Pending ShmCommunicator::SendReceive(void* data, int64_t bytes, int from, int to, const CollectiveOptions& options) {
-  if (absl::Status status = CheckCount("send_receive", bytes, rank_ == from || rank_ == to ? data : this); !status.ok()) {
+  if (absl::Status status = CheckCount("send_receive", bytes, rank_ == from || rank_ == to ? data : this);
+      !status.ok()) {
     return Pending(std::move(status));
   }
   for (const int rank : {from, to}) {
     if (absl::Status status = CheckRank("send_receive", rank, size()); !status.ok()) return Pending(std::move(status));
   }
-  if (from == to) return Pending(absl::InvalidArgumentError(absl::StrFormat("send_receive from rank %d to itself", from)));
+  if (from == to)
+    return Pending(absl::InvalidArgumentError(absl::StrFormat("send_receive from rank %d to itself", from)));
   return Start(options, [&](Operation& operation) {
     operation.is_partial = true;
     operation.call.kind = Collective::kSendReceive;
@@ -277,7 +303,8 @@ Pending ShmCommunicator::SendReceive(void* data, int64_t bytes, int from, int to
     operation.call.to = to;
     operation.call.count = operation.from_bytes = bytes;
     operation.message_count = rank_ == from || rank_ == to ? 1 : 0;
-    operation.messages[0] = {.peer = rank_ == from ? to : from, .out = rank_ == from, .data = Bytes(data), .bytes = bytes};
+    operation.messages[0] = {
+        .peer = rank_ == from ? to : from, .out = rank_ == from, .data = Bytes(data), .bytes = bytes};
   });
 }
 

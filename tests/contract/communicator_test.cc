@@ -23,15 +23,16 @@ constexpr int kRandomOperations = 60;
 constexpr int kRandomOperations = 300;
 #endif
 
-#define EXPECT_STATUS_OK(expression)                            \
-  do {                                                          \
-    const absl::Status status_ = (expression);                  \
-    EXPECT_TRUE(status_.ok()) << Message(status_);              \
+#define EXPECT_STATUS_OK(expression)               \
+  do {                                             \
+    const absl::Status status_ = (expression);     \
+    EXPECT_TRUE(status_.ok()) << Message(status_); \
   } while (false)
 
 class CommunicatorTest : public testing::TestWithParam<int> {
  protected:
-  static void Run(const std::function<void(Rank&, Communicator&, CollectiveCheck&)>& body, const FabricOptions& options = {}) {
+  static void Run(const std::function<void(Rank&, Communicator&, CollectiveCheck&)>& body,
+                  const FabricOptions& options = {}) {
     RunThreadRanks(GetParam(), kArenaBytes, options, [&](Rank& rank, ThreadJob&) {
       CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(rank.arena_bytes)});
       body(rank, rank.fabric->world(), check);
@@ -49,10 +50,12 @@ TEST_P(CommunicatorTest, EveryTypeOpSizeAndPlace) {
             const auto t = static_cast<ElementType>(type);
             const auto o = static_cast<ReduceOp>(op);
             EXPECT_STATUS_OK(check.AllReduce(world, t, o, count, ++seed, {.where = where}));
-            EXPECT_STATUS_OK(check.Reduce(world, t, o, count, static_cast<int>(seed % world.size()), seed, {.where = where}));
+            EXPECT_STATUS_OK(
+                check.Reduce(world, t, o, count, static_cast<int>(seed % world.size()), seed, {.where = where}));
             std::vector<int64_t> counts(world.size());
             for (int rank = 0; rank < world.size(); ++rank) counts[rank] = (count + rank * 7) % (count + 1);
-            EXPECT_STATUS_OK(check.ReduceScatter(world, t, o, counts, seed, {.where = where, .in_place = seed % 2 == 0}));
+            EXPECT_STATUS_OK(
+                check.ReduceScatter(world, t, o, counts, seed, {.where = where, .in_place = seed % 2 == 0}));
           }
         }
       }
@@ -76,14 +79,17 @@ TEST_P(CommunicatorTest, MovesBytesOfEverySize) {
         EXPECT_STATUS_OK(check.AllToAll(world, table, seed, {.where = where}));
         for (const bool periodic : {false, true}) {
           const std::vector<int> shape = {n};
-          EXPECT_STATUS_OK(check.ExchangeHalo(world, shape, periodic, std::vector<int64_t>{bytes}, seed, {.where = where}));
+          EXPECT_STATUS_OK(
+              check.ExchangeHalo(world, shape, periodic, std::vector<int64_t>{bytes}, seed, {.where = where}));
           const std::vector<int> mesh = {2, 1, n / 2};
           if (n > 1) {
-            EXPECT_STATUS_OK(check.ExchangeHalo(world, mesh, periodic, std::vector<int64_t>{bytes, 10, bytes / 2}, seed, {.where = where}));
+            EXPECT_STATUS_OK(check.ExchangeHalo(world, mesh, periodic, std::vector<int64_t>{bytes, 10, bytes / 2}, seed,
+                                                {.where = where}));
           }
         }
         if (n > 1) {
-          EXPECT_STATUS_OK(check.SendReceive(world, bytes, static_cast<int>(seed % n), static_cast<int>((seed + 1) % n), seed, {.where = where}));
+          EXPECT_STATUS_OK(check.SendReceive(world, bytes, static_cast<int>(seed % n), static_cast<int>((seed + 1) % n),
+                                             seed, {.where = where}));
         }
       }
       EXPECT_STATUS_OK(world.Barrier());
@@ -103,10 +109,12 @@ TEST_P(CommunicatorTest, LargeMemoryOutsideThePool) {
             // Half of the arena holds less than that; pool memory is tested with less.
             const int64_t fits = where == Where::kPrivate ? count : count / 2;
             EXPECT_STATUS_OK(check.AllReduce(world, ElementType::kF32, ReduceOp::kSum, fits, ++seed, {.where = where}));
-            EXPECT_STATUS_OK(check.Reduce(world, ElementType::kF32, ReduceOp::kSum, fits, n - 1, ++seed, {.where = where}));
+            EXPECT_STATUS_OK(
+                check.Reduce(world, ElementType::kF32, ReduceOp::kSum, fits, n - 1, ++seed, {.where = where}));
             std::vector<int64_t> counts(n, fits / n);
             counts[0] = 1;
-            EXPECT_STATUS_OK(check.ReduceScatter(world, ElementType::kF32, ReduceOp::kSum, counts, ++seed, {.where = where, .in_place = false}));
+            EXPECT_STATUS_OK(check.ReduceScatter(world, ElementType::kF32, ReduceOp::kSum, counts, ++seed,
+                                                 {.where = where, .in_place = false}));
             std::vector<int64_t> parts(n, 2 * fits / n);
             parts[n - 1] = 11;
             EXPECT_STATUS_OK(check.AllGather(world, parts, ++seed, {.where = where, .in_place = false}));
@@ -114,7 +122,8 @@ TEST_P(CommunicatorTest, LargeMemoryOutsideThePool) {
             std::vector<int64_t> table(n * n, 2 * fits / n);
             table[n - 1] = 5;
             EXPECT_STATUS_OK(check.AllToAll(world, table, ++seed, {.where = where}));
-            EXPECT_STATUS_OK(check.ExchangeHalo(world, std::vector<int>{n}, true, std::vector<int64_t>{fits}, ++seed, {.where = where}));
+            EXPECT_STATUS_OK(check.ExchangeHalo(world, std::vector<int>{n}, true, std::vector<int64_t>{fits}, ++seed,
+                                                {.where = where}));
             if (n > 1) EXPECT_STATUS_OK(check.SendReceive(world, 2 * fits, 0, n - 1, ++seed, {.where = where}));
           }
         },
@@ -131,9 +140,11 @@ TEST_P(CommunicatorTest, ManyInFlight) {
         std::vector<Pending> pending;
         for (int i = 0; i < Communicator::kMaxInFlight; ++i) {
           std::fill_n(data + i * kEach, kEach, (i + 1) * (rank.rank + 1) + round);
-          pending.push_back(world.AllReduce(data + i * kEach, kEach, ElementType::kI64, ReduceOp::kSum, {.in_background = in_background}));
+          pending.push_back(world.AllReduce(data + i * kEach, kEach, ElementType::kI64, ReduceOp::kSum,
+                                            {.in_background = in_background}));
         }
-        EXPECT_EQ(world.AllReduce(data, 0, ElementType::kI64, ReduceOp::kSum).Wait().code(), absl::StatusCode::kResourceExhausted);
+        EXPECT_EQ(world.AllReduce(data, 0, ElementType::kI64, ReduceOp::kSum).Wait().code(),
+                  absl::StatusCode::kResourceExhausted);
         if (round % 2 == 0) std::reverse(pending.begin(), pending.end());
         for (Pending& one : pending) EXPECT_STATUS_OK(one.Wait());
         const int n = world.size();
@@ -154,7 +165,8 @@ TEST_P(CommunicatorTest, GroupsDoNotWaitForEachOther) {
     for (int i = 0; i < kGroups; ++i) {
       // All; odd and even; all but the last.
       const int color = i == 1 ? rank.rank % 2 : i == 2 && rank.rank == world.size() - 1 ? -1 : 0;
-      absl::StatusOr<std::unique_ptr<Communicator>> group = world.Split(color, i == 0 ? -rank.rank : 0, absl::StrCat("group ", i));
+      absl::StatusOr<std::unique_ptr<Communicator>> group =
+          world.Split(color, i == 0 ? -rank.rank : 0, absl::StrCat("group ", i));
       ASSERT_TRUE(group.ok()) << Message(group.status());
       EXPECT_EQ(*group == nullptr, color < 0);
       groups.push_back(*std::move(group));
@@ -205,13 +217,17 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
   using Calls = std::function<absl::Status(Communicator&, std::byte*, bool)>;  // the last rank is the odd one
   const Calls calls[] = {
       [](Communicator& world, std::byte* data, bool odd) {
-        return world.AllReduce(data, odd ? 20 : 10, ElementType::kF32, ReduceOp::kSum, {.name = odd ? "bias" : "weight"}).Wait();
+        return world
+            .AllReduce(data, odd ? 20 : 10, ElementType::kF32, ReduceOp::kSum, {.name = odd ? "bias" : "weight"})
+            .Wait();
       },
       [](Communicator& world, std::byte* data, bool odd) {
-        return odd ? world.Broadcast(data, 40, 0).Wait() : world.AllReduce(data, 10, ElementType::kF32, ReduceOp::kSum).Wait();
+        return odd ? world.Broadcast(data, 40, 0).Wait()
+                   : world.AllReduce(data, 10, ElementType::kF32, ReduceOp::kSum).Wait();
       },
       [](Communicator& world, std::byte* data, bool odd) {
-        return odd ? world.SendReceive(data, 40, world.size() - 1, 0).Wait() : world.AllReduce(data, 10, ElementType::kF32, ReduceOp::kSum).Wait();
+        return odd ? world.SendReceive(data, 40, world.size() - 1, 0).Wait()
+                   : world.AllReduce(data, 10, ElementType::kF32, ReduceOp::kSum).Wait();
       },
       [](Communicator& world, std::byte* data, bool odd) {
         const HaloExchange halo{.before = (world.rank() + world.size() - 1) % world.size(),

@@ -1,4 +1,5 @@
-// Communicators between processes: the contract's checks, random operations on several groups at once, and ranks that are killed.
+// Communicators between processes: the contract's checks, random operations on several groups at once, and ranks that
+// are killed.
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
@@ -22,7 +23,8 @@ using testing::HasSubstr;
 
 constexpr int64_t kArenaBytes = int64_t{8} << 20;
 
-// GANTRY_TEST_SECONDS makes the random tests as long as one likes; 10 minutes is the mode that docs/measurements/comm.md speaks of.
+// GANTRY_TEST_SECONDS makes the random tests as long as one likes; 10 minutes is the mode that
+// docs/measurements/comm.md speaks of.
 double Seconds(double usual) {
   const char* text = std::getenv("GANTRY_TEST_SECONDS");
   return text != nullptr ? std::atof(text) : usual;
@@ -59,47 +61,51 @@ TEST_P(CommunicatorProcessTest, RandomOperations) {
 TEST_P(CommunicatorProcessTest, ThreeCommunicatorsUnderRandomDelays) {
   RunRanksOptions options;
   options.timeout = absl::Seconds(120 + 2 * Seconds(2));
-  RunRanks(GetParam(), [](Links& links, Liveness& liveness) {
-    Rank rank = Open(links, liveness, {.cross_memory = links.size() % 2 == 0});
-    Communicator& world = rank.fabric->world();
-    const int64_t end = NowNanoseconds() + static_cast<int64_t>(Seconds(2) * 1e9);
-    std::mt19937_64 shared(17 * links.size());
-    int64_t operations = 0;
-    // New groups again and again, drawn alike on all ranks; whether to go on is rank 0's word.
-    for (int64_t go_on = 1;;) {
-      if (rank.rank == 0) go_on = NowNanoseconds() < end ? 1 : 0;
-      absl::Status status = world.Broadcast(&go_on, sizeof(go_on), 0).Wait();
-      ASSERT_TRUE(status.ok()) << Message(status);
-      if (go_on == 0) break;
-      std::vector<std::unique_ptr<Communicator>> groups;
-      for (int i = 0; i < 3; ++i) {
-        std::vector<int> colors(links.size());
-        for (int& color : colors) color = static_cast<int>(shared() % 3) - (shared() % 8 == 0 ? 1 : 0);
-        absl::StatusOr<std::unique_ptr<Communicator>> group =
-            world.Split(std::max(-1, colors[rank.rank]), static_cast<int>(shared() % 5) * rank.rank % 3, absl::StrCat("random ", i));
-        ASSERT_TRUE(group.ok()) << Message(group.status());
-        groups.push_back(*std::move(group));
-      }
-      const uint64_t seed = shared();
-      std::vector<std::thread> threads;
-      for (int i = 0; i < 3; ++i) {
-        if (groups[i] == nullptr) continue;
-        threads.emplace_back([&, i] {
-          const size_t bytes = static_cast<size_t>(rank.arena_bytes) / 3 / 64 * 64;
-          CollectiveCheck check(rank.rank, {rank.arena + i * bytes, bytes});
-          std::mt19937_64 group_random(seed + 1000 * i + groups[i]->ranks()[0]), own(seed + 77 * rank.rank + i);
-          for (int operation = 0; operation < 60; ++operation) {
-            if (own() % 10 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
-            const absl::Status done = check.Random(*groups[i], group_random, operation % 20 == 0 ? 1 << 20 : 30000);
-            ASSERT_TRUE(done.ok()) << groups[i]->name() << ", operation " << operation << ": " << Message(done);
+  RunRanks(
+      GetParam(),
+      [](Links& links, Liveness& liveness) {
+        Rank rank = Open(links, liveness, {.cross_memory = links.size() % 2 == 0});
+        Communicator& world = rank.fabric->world();
+        const int64_t end = NowNanoseconds() + static_cast<int64_t>(Seconds(2) * 1e9);
+        std::mt19937_64 shared(17 * links.size());
+        int64_t operations = 0;
+        // New groups again and again, drawn alike on all ranks; whether to go on is rank 0's word.
+        for (int64_t go_on = 1;;) {
+          if (rank.rank == 0) go_on = NowNanoseconds() < end ? 1 : 0;
+          absl::Status status = world.Broadcast(&go_on, sizeof(go_on), 0).Wait();
+          ASSERT_TRUE(status.ok()) << Message(status);
+          if (go_on == 0) break;
+          std::vector<std::unique_ptr<Communicator>> groups;
+          for (int i = 0; i < 3; ++i) {
+            std::vector<int> colors(links.size());
+            for (int& color : colors) color = static_cast<int>(shared() % 3) - (shared() % 8 == 0 ? 1 : 0);
+            absl::StatusOr<std::unique_ptr<Communicator>> group =
+                world.Split(std::max(-1, colors[rank.rank]), static_cast<int>(shared() % 5) * rank.rank % 3,
+                            absl::StrCat("random ", i));
+            ASSERT_TRUE(group.ok()) << Message(group.status());
+            groups.push_back(*std::move(group));
           }
-        });
-      }
-      for (std::thread& thread : threads) thread.join();
-      operations += 180;
-    }
-    if (rank.rank == 0) std::printf("%d ranks: about %d operations\n", links.size(), static_cast<int>(operations));
-  }, options);
+          const uint64_t seed = shared();
+          std::vector<std::thread> threads;
+          for (int i = 0; i < 3; ++i) {
+            if (groups[i] == nullptr) continue;
+            threads.emplace_back([&, i] {
+              const size_t bytes = static_cast<size_t>(rank.arena_bytes) / 3 / 64 * 64;
+              CollectiveCheck check(rank.rank, {rank.arena + i * bytes, bytes});
+              std::mt19937_64 group_random(seed + 1000 * i + groups[i]->ranks()[0]), own(seed + 77 * rank.rank + i);
+              for (int operation = 0; operation < 60; ++operation) {
+                if (own() % 10 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 2000));
+                const absl::Status done = check.Random(*groups[i], group_random, operation % 20 == 0 ? 1 << 20 : 30000);
+                ASSERT_TRUE(done.ok()) << groups[i]->name() << ", operation " << operation << ": " << Message(done);
+              }
+            });
+          }
+          for (std::thread& thread : threads) thread.join();
+          operations += 180;
+        }
+        if (rank.rank == 0) std::printf("%d ranks: about %d operations\n", links.size(), static_cast<int>(operations));
+      },
+      options);
 }
 
 // One rank ends at a random moment of random operations. The others learn who it was, regroup, and go on.
@@ -165,7 +171,8 @@ TEST(CommunicatorWaitTest, WaitingRanksSleep) {
     const auto processor_seconds = [] {
       rusage usage;
       getrusage(RUSAGE_SELF, &usage);
-      return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + 1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
+      return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+             1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
     };
     const double before = processor_seconds();
     constexpr double kSeconds = 2;
@@ -180,7 +187,11 @@ TEST(TransportProcessTest, ReadOnlyMemoryCannotBeWritten) {
     const std::unique_ptr<Device> device = MakeCpuDevice({});
     absl::StatusOr<std::unique_ptr<Slab>> slab = device->Reserve(8192);
     ASSERT_TRUE(slab.ok());
-    const PoolRegion region{.name = "lent", .data = (*slab)->data(), .bytes = 8192, .descriptor = (*slab)->descriptor(), .others = Access::kRead};
+    const PoolRegion region{.name = "lent",
+                            .data = (*slab)->data(),
+                            .bytes = 8192,
+                            .descriptor = (*slab)->descriptor(),
+                            .others = Access::kRead};
     absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(links, liveness, std::span(&region, 1), {});
     ASSERT_TRUE(fabric.ok()) << Message(fabric.status());
     const int peer = 1 - links.rank();
@@ -224,10 +235,13 @@ TEST(TransportProcessTest, PutsSignalsAndAtomics) {
     const absl::StatusOr<uint64_t> before_swap = transport.CompareSwap({rank.rank, 0, 256}, 0, 7);
     EXPECT_EQ(*before_swap, 0u);
     EXPECT_EQ(*transport.CompareSwap({rank.rank, 0, 256}, 0, 8), 7u);
-    EXPECT_EQ(transport.Put({next, 0, kArenaBytes - 8}, std::as_bytes(std::span(block))).Wait().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(transport.Put({next, 1, 0}, std::as_bytes(std::span(block))).Wait().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(transport.Put({next, 0, kArenaBytes - 8}, std::as_bytes(std::span(block))).Wait().code(),
+              absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(transport.Put({next, 1, 0}, std::as_bytes(std::span(block))).Wait().code(),
+              absl::StatusCode::kInvalidArgument);
     EXPECT_EQ(transport.FetchAdd({next, 0, 3}, 1).status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(transport.WaitSignal(before, 0, 320, 1, absl::Milliseconds(5)).code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_EQ(transport.WaitSignal(before, 0, 320, 1, absl::Milliseconds(5)).code(),
+              absl::StatusCode::kDeadlineExceeded);
     ASSERT_TRUE(rank.fabric->world().Barrier().ok());
   });
 }

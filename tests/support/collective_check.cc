@@ -18,7 +18,8 @@ uint64_t Scramble(uint64_t x) {
   return x ^ x >> 33;
 }
 uint64_t Draw(uint64_t seed, int rank, int64_t index) {
-  return Scramble(seed * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(rank) * 0x100000001u + static_cast<uint64_t>(index));
+  return Scramble(seed * 0x9e3779b97f4a7c15u + static_cast<uint64_t>(rank) * 0x100000001u +
+                  static_cast<uint64_t>(index));
 }
 
 // f16 and bf16 by arithmetic on doubles, independent of the bits of comm/reduce_loops.inc.
@@ -101,7 +102,8 @@ T Reduced(ReduceOp op, std::span<const int> ranks, Make&& make) {
   return sum;
 }
 
-void StoreReduced(ElementType type, ReduceOp op, std::span<const int> ranks, uint64_t seed, int64_t index, std::byte* to, int64_t at) {
+void StoreReduced(ElementType type, ReduceOp op, std::span<const int> ranks, uint64_t seed, int64_t index,
+                  std::byte* to, int64_t at) {
   const auto make = [&]<typename T>(int rank) {
     std::byte element[8];
     StoreNumber(type, element, 0, Draw(seed, rank, index));
@@ -109,7 +111,9 @@ void StoreReduced(ElementType type, ReduceOp op, std::span<const int> ranks, uin
     std::memcpy(&value, element, sizeof(value));
     return value;
   };
-  const auto plain = [&]<typename T>() { Store(to, at, Reduced<T>(op, ranks, [&](int rank) { return make.template operator()<T>(rank); })); };
+  const auto plain = [&]<typename T>() {
+    Store(to, at, Reduced<T>(op, ranks, [&](int rank) { return make.template operator()<T>(rank); }));
+  };
   switch (type) {
     case ElementType::kF32:
       return plain.template operator()<float>();
@@ -127,7 +131,8 @@ void StoreReduced(ElementType type, ReduceOp op, std::span<const int> ranks, uin
     case ElementType::kF16: {
       const Small format = SmallFormat(type);
       const float sum = Reduced<float>(op, ranks, [&](int rank) {
-        return static_cast<float>(FromSmall(make.template operator()<uint16_t>(rank), format.exponent_bits, format.mantissa_bits));
+        return static_cast<float>(
+            FromSmall(make.template operator()<uint16_t>(rank), format.exponent_bits, format.mantissa_bits));
       });
       return Store(to, at, ToSmall(sum, format.exponent_bits, format.mantissa_bits));
     }
@@ -137,16 +142,20 @@ void StoreReduced(ElementType type, ReduceOp op, std::span<const int> ranks, uin
 void FillNumbers(ElementType type, std::byte* to, int64_t count, uint64_t seed, int rank) {
   for (int64_t i = 0; i < count; ++i) StoreNumber(type, to, i, Draw(seed, rank, i));
 }
-std::byte ByteAt(uint64_t seed, int rank, int64_t index) { return static_cast<std::byte>(Draw(seed, rank, index) >> 24); }
+std::byte ByteAt(uint64_t seed, int rank, int64_t index) {
+  return static_cast<std::byte>(Draw(seed, rank, index) >> 24);
+}
 void FillBytes(std::byte* to, int64_t bytes, uint64_t seed, int rank, int64_t first) {
   for (int64_t i = 0; i < bytes; ++i) to[i] = ByteAt(seed, rank, first + i);
 }
 
-absl::Status Compare(std::string_view what, const Communicator& group, const std::byte* got, const std::byte* wanted, int64_t bytes) {
+absl::Status Compare(std::string_view what, const Communicator& group, const std::byte* got, const std::byte* wanted,
+                     int64_t bytes) {
   for (int64_t i = 0; i < bytes; ++i) {
     if (got[i] == wanted[i]) continue;
-    return absl::DataLossError(absl::StrFormat("%s: rank %d of %d: byte %d of %d is %02x, should be %02x", what, group.rank(), group.size(), i,
-                                               bytes, static_cast<int>(got[i]), static_cast<int>(wanted[i])));
+    return absl::DataLossError(absl::StrFormat("%s: rank %d of %d: byte %d of %d is %02x, should be %02x", what,
+                                               group.rank(), group.size(), i, bytes, static_cast<int>(got[i]),
+                                               static_cast<int>(wanted[i])));
   }
   return absl::OkStatus();
 }
@@ -154,7 +163,8 @@ absl::Status Compare(std::string_view what, const Communicator& group, const std
 absl::Status CheckGuard(std::string_view what, const Communicator& group, const std::byte* end) {
   for (int64_t i = 0; i < kGuardBytes; ++i) {
     if (end[i] != kGuard) {
-      return absl::DataLossError(absl::StrFormat("%s: rank %d of %d: byte %d behind the end was written", what, group.rank(), group.size(), i));
+      return absl::DataLossError(absl::StrFormat("%s: rank %d of %d: byte %d behind the end was written", what,
+                                                 group.rank(), group.size(), i));
     }
   }
   return absl::OkStatus();
@@ -166,7 +176,8 @@ int64_t Total(std::span<const int64_t> parts) { return std::accumulate(parts.beg
 
 // With guard bytes behind it.
 std::byte* CollectiveCheck::Place(const Communicator& group, Where where, uint64_t seed, int which, int64_t bytes) {
-  const bool is_private = where == Where::kPrivate || (where == Where::kMixed && (Draw(seed, group.rank(), which) >> 30 & 1) != 0);
+  const bool is_private =
+      where == Where::kPrivate || (where == Where::kMixed && (Draw(seed, group.rank(), which) >> 30 & 1) != 0);
   std::byte* place = nullptr;
   if (is_private) {
     private_[which].resize(static_cast<size_t>(bytes + kGuardBytes));
@@ -180,8 +191,8 @@ std::byte* CollectiveCheck::Place(const Communicator& group, Where where, uint64
   return place;
 }
 
-absl::Status CollectiveCheck::AllReduce(Communicator& group, ElementType type, ReduceOp op, int64_t count, uint64_t seed,
-                                        const CheckOptions& options) {
+absl::Status CollectiveCheck::AllReduce(Communicator& group, ElementType type, ReduceOp op, int64_t count,
+                                        uint64_t seed, const CheckOptions& options) {
   const int64_t bytes = count * SizeBytes(type);
   std::byte* data = Place(group, options.where, seed, 0, bytes);
   FillNumbers(type, data, count, seed, rank_);
@@ -193,8 +204,8 @@ absl::Status CollectiveCheck::AllReduce(Communicator& group, ElementType type, R
   return Compare(what, group, data, wanted.data(), bytes);
 }
 
-absl::Status CollectiveCheck::Reduce(Communicator& group, ElementType type, ReduceOp op, int64_t count, int root, uint64_t seed,
-                                     const CheckOptions& options) {
+absl::Status CollectiveCheck::Reduce(Communicator& group, ElementType type, ReduceOp op, int64_t count, int root,
+                                     uint64_t seed, const CheckOptions& options) {
   const int64_t bytes = count * SizeBytes(type);
   std::byte* data = Place(group, options.where, seed, 0, bytes);
   FillNumbers(type, data, count, seed, rank_);
@@ -208,8 +219,9 @@ absl::Status CollectiveCheck::Reduce(Communicator& group, ElementType type, Redu
   return Compare(what, group, data, wanted.data(), bytes);
 }
 
-absl::Status CollectiveCheck::ReduceScatter(Communicator& group, ElementType type, ReduceOp op, std::span<const int64_t> counts,
-                                            uint64_t seed, const CheckOptions& options) {
+absl::Status CollectiveCheck::ReduceScatter(Communicator& group, ElementType type, ReduceOp op,
+                                            std::span<const int64_t> counts, uint64_t seed,
+                                            const CheckOptions& options) {
   const int64_t size = SizeBytes(type), total = Total(counts);
   const int64_t first = Total(counts.first(group.rank())), mine = counts[group.rank()];
   std::byte* from = Place(group, options.where, seed, 0, total * size);
@@ -223,7 +235,8 @@ absl::Status CollectiveCheck::ReduceScatter(Communicator& group, ElementType typ
   return Compare(what, group, to, wanted.data(), mine * size);
 }
 
-absl::Status CollectiveCheck::AllGather(Communicator& group, std::span<const int64_t> bytes, uint64_t seed, const CheckOptions& options) {
+absl::Status CollectiveCheck::AllGather(Communicator& group, std::span<const int64_t> bytes, uint64_t seed,
+                                        const CheckOptions& options) {
   const int64_t total = Total(bytes), first = Total(bytes.first(group.rank())), mine = bytes[group.rank()];
   std::byte* to = Place(group, options.where, seed, 0, total);
   std::byte* from = options.in_place ? to + first : Place(group, options.where, seed, 1, mine);
@@ -232,13 +245,15 @@ absl::Status CollectiveCheck::AllGather(Communicator& group, std::span<const int
   GANTRY_RETURN_IF_ERROR(group.AllGather(from, to, bytes, options.collective).Wait());
   std::vector<std::byte> wanted(static_cast<size_t>(total));
   int64_t place = 0;
-  for (int rank = 0; rank < group.size(); place += bytes[rank++]) FillBytes(wanted.data() + place, bytes[rank], seed, group.ranks()[rank], 0);
+  for (int rank = 0; rank < group.size(); place += bytes[rank++])
+    FillBytes(wanted.data() + place, bytes[rank], seed, group.ranks()[rank], 0);
   const std::string what = absl::StrFormat("all_gather of %d bytes", total);
   GANTRY_RETURN_IF_ERROR(CheckGuard(what, group, to + total));
   return Compare(what, group, to, wanted.data(), total);
 }
 
-absl::Status CollectiveCheck::Broadcast(Communicator& group, int64_t bytes, int root, uint64_t seed, const CheckOptions& options) {
+absl::Status CollectiveCheck::Broadcast(Communicator& group, int64_t bytes, int root, uint64_t seed,
+                                        const CheckOptions& options) {
   std::byte* data = Place(group, options.where, seed, 0, bytes);
   FillBytes(data, bytes, seed, rank_, 0);
   GANTRY_RETURN_IF_ERROR(group.Broadcast(data, bytes, root, options.collective).Wait());
@@ -249,7 +264,8 @@ absl::Status CollectiveCheck::Broadcast(Communicator& group, int64_t bytes, int 
   return Compare(what, group, data, wanted.data(), bytes);
 }
 
-absl::Status CollectiveCheck::AllToAll(Communicator& group, std::span<const int64_t> parts, uint64_t seed, const CheckOptions& options) {
+absl::Status CollectiveCheck::AllToAll(Communicator& group, std::span<const int64_t> parts, uint64_t seed,
+                                       const CheckOptions& options) {
   const int n = group.size(), self = group.rank();
   std::vector<int64_t> from_bytes(n), to_bytes(n);
   for (int rank = 0; rank < n; ++rank) {
@@ -271,8 +287,8 @@ absl::Status CollectiveCheck::AllToAll(Communicator& group, std::span<const int6
   return Compare(what, group, to, wanted.data(), Total(to_bytes));
 }
 
-absl::Status CollectiveCheck::ExchangeHalo(Communicator& group, std::span<const int> shape, bool periodic, std::span<const int64_t> bytes,
-                                           uint64_t seed, const CheckOptions& options) {
+absl::Status CollectiveCheck::ExchangeHalo(Communicator& group, std::span<const int> shape, bool periodic,
+                                           std::span<const int64_t> bytes, uint64_t seed, const CheckOptions& options) {
   // Rank = (x0 * shape[1] + x1) * shape[2] + x2; ranks beyond the mesh have no neighbours.
   const int dimensions = static_cast<int>(shape.size());
   const int in_mesh = std::accumulate(shape.begin(), shape.end(), 1, std::multiplies<>());
@@ -305,8 +321,10 @@ absl::Status CollectiveCheck::ExchangeHalo(Communicator& group, std::span<const 
     halo.to_behind = {from + place + bytes[d], length};
     halo.from_before = {to + place, length};
     halo.from_behind = {to + place + bytes[d], length};
-    if (halo.before >= 0) FillBytes(wanted.data() + place, bytes[d], seed, group.ranks()[halo.before], place + bytes[d]);
-    if (halo.behind >= 0) FillBytes(wanted.data() + place + bytes[d], bytes[d], seed, group.ranks()[halo.behind], place);
+    if (halo.before >= 0)
+      FillBytes(wanted.data() + place, bytes[d], seed, group.ranks()[halo.before], place + bytes[d]);
+    if (halo.behind >= 0)
+      FillBytes(wanted.data() + place + bytes[d], bytes[d], seed, group.ranks()[halo.behind], place);
   }
   GANTRY_RETURN_IF_ERROR(group.ExchangeHalo(halos, options.collective).Wait());
   const std::string what = absl::StrFormat("exchange_halo of %d bytes in %d dimensions", total, dimensions);
@@ -321,20 +339,24 @@ absl::Status CollectiveCheck::SendReceive(Communicator& group, int64_t bytes, in
   GANTRY_RETURN_IF_ERROR(group.SendReceive(data, bytes, from, to, options.collective).Wait());
   std::vector<std::byte> wanted(static_cast<size_t>(bytes));
   FillBytes(wanted.data(), bytes, seed, group.rank() == to ? group.ranks()[from] : rank_, 0);
-  return Compare(absl::StrFormat("send_receive of %d bytes from %d to %d", bytes, from, to), group, data, wanted.data(), bytes);
+  return Compare(absl::StrFormat("send_receive of %d bytes from %d to %d", bytes, from, to), group, data, wanted.data(),
+                 bytes);
 }
 
 absl::Status CollectiveCheck::Random(Communicator& group, std::mt19937_64& shared, int64_t largest_bytes) {
   const auto draw = [&](int64_t below) { return static_cast<int64_t>(shared() % static_cast<uint64_t>(below)); };
   const int n = group.size();
   // Sizes of every order of magnitude.
-  const auto size = [&](int64_t most) { return most <= 1 ? most : draw(std::max<int64_t>(1, most >> draw(std::bit_width(static_cast<uint64_t>(most))))); };
+  const auto size = [&](int64_t most) {
+    return most <= 1 ? most : draw(std::max<int64_t>(1, most >> draw(std::bit_width(static_cast<uint64_t>(most)))));
+  };
   const int kind = static_cast<int>(draw(9));
   const auto type = static_cast<ElementType>(draw(kElementTypes));
   const auto op = static_cast<ReduceOp>(draw(kReduceOps));
-  const CheckOptions options{.where = static_cast<Where>(draw(3)),
-                             .in_place = draw(2) == 0,
-                             .collective = {.name = "random", .priority = static_cast<int>(draw(3)), .in_background = draw(3) == 0}};
+  const CheckOptions options{
+      .where = static_cast<Where>(draw(3)),
+      .in_place = draw(2) == 0,
+      .collective = {.name = "random", .priority = static_cast<int>(draw(3)), .in_background = draw(3) == 0}};
   const uint64_t seed = shared();
   switch (kind) {
     case 0:
@@ -370,7 +392,8 @@ absl::Status CollectiveCheck::Random(Communicator& group, std::mt19937_64& share
     case 7: {
       if (n < 2) return group.Barrier();
       const int from = static_cast<int>(draw(n));
-      return SendReceive(group, size(largest_bytes), from, static_cast<int>((from + 1 + draw(n - 1)) % n), seed, options);
+      return SendReceive(group, size(largest_bytes), from, static_cast<int>((from + 1 + draw(n - 1)) % n), seed,
+                         options);
     }
     default:
       return group.Barrier();

@@ -14,13 +14,15 @@ class ThreadLinks final : public Links {
   ThreadLinks(ThreadJob& shared, int rank) : shared_(shared) {
     job_.rank = rank;
     job_.size = shared.size();
-    for (int peer = 0; peer < shared.size(); ++peer) peers_.push_back({.rank = peer, .node = 0, .pid = getpid(), .host = "threads", .visible = true});
+    for (int peer = 0; peer < shared.size(); ++peer)
+      peers_.push_back({.rank = peer, .node = 0, .pid = getpid(), .host = "threads", .visible = true});
   }
   const Job& job() const override { return job_; }
   const Peer& peer(int rank) const override { return peers_[rank]; }
   int descriptor(int) const override { return -1; }
 
-  absl::Status Send(int to, uint32_t channel, std::span<const std::byte> bytes, std::span<const int> descriptors) override {
+  absl::Status Send(int to, uint32_t channel, std::span<const std::byte> bytes,
+                    std::span<const int> descriptors) override {
     LinkMessage message{.bytes = std::vector<std::byte>(bytes.begin(), bytes.end())};
     for (const int descriptor : descriptors) message.descriptors.emplace_back(fcntl(descriptor, F_DUPFD_CLOEXEC, 0));
     const std::lock_guard lock(shared_.mutex_);
@@ -62,7 +64,8 @@ class ThreadLiveness final : public Liveness {
   absl::Status status(std::string_view pending) const override {
     const std::lock_guard lock(mutex_);
     if (lost_.empty()) return absl::OkStatus();
-    return absl::UnavailableError(absl::StrFormat("rank %d (threads) is lost: %s; %s", first_, lost_.at(first_), pending));
+    return absl::UnavailableError(
+        absl::StrFormat("rank %d (threads) is lost: %s; %s", first_, lost_.at(first_), pending));
   }
   absl::Status StatusOf(int rank, std::string_view pending) const override {
     const std::lock_guard lock(mutex_);
@@ -112,16 +115,19 @@ void ThreadJob::Lose(int rank) {
   }
 }
 
-absl::StatusOr<Rank> OpenRank(Links& links, Liveness& liveness, Device& device, int64_t arena_bytes, const FabricOptions& options) {
+absl::StatusOr<Rank> OpenRank(Links& links, Liveness& liveness, Device& device, int64_t arena_bytes,
+                              const FabricOptions& options) {
   Rank rank{.rank = links.rank(), .links = &links, .liveness = &liveness, .arena_bytes = arena_bytes};
   GANTRY_ASSIGN_OR_RETURN(rank.slab, device.Reserve(arena_bytes));
   rank.arena = rank.slab->data();
-  const PoolRegion region{.name = "arena", .data = rank.arena, .bytes = arena_bytes, .descriptor = rank.slab->descriptor()};
+  const PoolRegion region{
+      .name = "arena", .data = rank.arena, .bytes = arena_bytes, .descriptor = rank.slab->descriptor()};
   GANTRY_ASSIGN_OR_RETURN(rank.fabric, Fabric::Open(links, liveness, std::span(&region, 1), options));
   return rank;
 }
 
-void RunThreadRanks(int size, int64_t arena_bytes, const FabricOptions& options, const std::function<void(Rank&, ThreadJob&)>& body) {
+void RunThreadRanks(int size, int64_t arena_bytes, const FabricOptions& options,
+                    const std::function<void(Rank&, ThreadJob&)>& body) {
   ThreadJob job(size);
   const std::unique_ptr<Device> device = MakeCpuDevice({});
   std::vector<std::thread> threads;

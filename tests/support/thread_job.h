@@ -1,5 +1,5 @@
-// Ranks as threads of one process: links and liveness of plain queues, so that what stands on them runs under ThreadSanitizer, and a loss
-// can be had without ending a process. run_ranks.h has ranks that are processes.
+// Ranks as threads of one process: links and liveness of plain queues, so that what stands on them runs under
+// ThreadSanitizer, and a loss can be had without ending a process. run_ranks.h has ranks that are processes.
 #pragma once
 
 #include <condition_variable>
@@ -52,9 +52,11 @@ struct Rank {
 };
 
 // `body` on `size` threads, each a rank.
-void RunThreadRanks(int size, int64_t arena_bytes, const FabricOptions& options, const std::function<void(Rank&, ThreadJob&)>& body);
+void RunThreadRanks(int size, int64_t arena_bytes, const FabricOptions& options,
+                    const std::function<void(Rank&, ThreadJob&)>& body);
 
 // Rank `rank` over any links: its arena made and shared.
-absl::StatusOr<Rank> OpenRank(Links& links, Liveness& liveness, Device& device, int64_t arena_bytes, const FabricOptions& options);
+absl::StatusOr<Rank> OpenRank(Links& links, Liveness& liveness, Device& device, int64_t arena_bytes,
+                              const FabricOptions& options);
 
 }  // namespace gantry

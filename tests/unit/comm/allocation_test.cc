@@ -19,7 +19,8 @@ TEST(CommunicatorAllocationTest, RepeatedCollectivesAllocateNothing) {
     const auto all = [&] {
       bool ok = true;
       for (const bool in_background : {false, true}) {
-        const CollectiveOptions options{.name = "a name that is longer than what a string holds by itself", .in_background = in_background};
+        const CollectiveOptions options{.name = "a name that is longer than what a string holds by itself",
+                                        .in_background = in_background};
         Pending one = world.AllReduce(data, 100000, ElementType::kF32, ReduceOp::kSum, options);
         Pending two = world.AllReduce(outside.data(), 100000, ElementType::kBf16, ReduceOp::kMax, options);
         ok &= one.Wait().ok() && two.Wait().ok();

@@ -21,13 +21,14 @@ std::vector<const reduce::Kernels*> AllKernels() {
 }
 
 template <typename T>
-std::vector<T> Result(const reduce::Kernels& kernels, ElementType type, ReduceOp op, const std::vector<std::vector<T>>& sources) {
+std::vector<T> Result(const reduce::Kernels& kernels, ElementType type, ReduceOp op,
+                      const std::vector<std::vector<T>>& sources) {
   std::vector<const std::byte*> from;
   for (const std::vector<T>& source : sources) from.push_back(reinterpret_cast<const std::byte*>(source.data()));
   std::vector<T> result(sources[0].size());
   std::byte* to = reinterpret_cast<std::byte*>(result.data());
   kernels.kernel[static_cast<int>(type)][static_cast<int>(op)](from.data(), static_cast<int>(from.size()), &to, 1,
-                                                              static_cast<int64_t>(result.size()));
+                                                               static_cast<int64_t>(result.size()));
   return result;
 }
 
@@ -106,8 +107,10 @@ TEST(ReduceTest, InstructionSetsAgreeToTheBit) {
         }
         // Finite numbers: payloads of NaNs are not promised.
         for (auto& source : memory) {
-          if (type == static_cast<int>(ElementType::kF64)) for (uint64_t& word : source) word &= ~(uint64_t{1} << 62);
-          if (type == static_cast<int>(ElementType::kF32)) for (uint64_t& word : source) word &= 0xbfffffffbfffffffu;
+          if (type == static_cast<int>(ElementType::kF64))
+            for (uint64_t& word : source) word &= ~(uint64_t{1} << 62);
+          if (type == static_cast<int>(ElementType::kF32))
+            for (uint64_t& word : source) word &= 0xbfffffffbfffffffu;
           if (type == static_cast<int>(ElementType::kF16) || type == static_cast<int>(ElementType::kBf16)) {
             for (uint64_t& word : source) word &= 0xbfffbfffbfffbfffu;
           }
@@ -126,7 +129,8 @@ TEST(ReduceTest, InstructionSetsAgreeToTheBit) {
           kernels->kernel[type][op](from.data(), sources, to.data(), sources, count);
           for (std::byte* destination : to) results.emplace_back(destination, destination + count * SizeBytes(t));
         }
-        for (size_t i = 1; i < results.size(); ++i) ASSERT_EQ(results[i], results[0]) << Name(t) << " " << Name(static_cast<ReduceOp>(op));
+        for (size_t i = 1; i < results.size(); ++i)
+          ASSERT_EQ(results[i], results[0]) << Name(t) << " " << Name(static_cast<ReduceOp>(op));
       }
     }
   }
@@ -139,11 +143,13 @@ TEST(ReduceTest, NanWinsAndSumsKeepTheirOrder) {
       for (int place = 0; place < 3; ++place) {
         std::vector<std::vector<float>> sources(3, std::vector<float>(19, 1.0f));
         sources[place].assign(19, nan);
-        for (const float value : Result<float>(*kernels, ElementType::kF32, op, sources)) EXPECT_TRUE(std::isnan(value));
+        for (const float value : Result<float>(*kernels, ElementType::kF32, op, sources))
+          EXPECT_TRUE(std::isnan(value));
       }
     }
     // (1e8 + 1) - 1e8 is 0 in f32, (1e8 - 1e8) + 1 is 1.
-    const std::vector<std::vector<float>> one = {std::vector<float>(9, 1e8f), std::vector<float>(9, 1.0f), std::vector<float>(9, -1e8f)};
+    const std::vector<std::vector<float>> one = {std::vector<float>(9, 1e8f), std::vector<float>(9, 1.0f),
+                                                 std::vector<float>(9, -1e8f)};
     const std::vector<std::vector<float>> two = {one[0], one[2], one[1]};
     for (const float value : Result<float>(*kernels, ElementType::kF32, ReduceOp::kSum, one)) EXPECT_EQ(value, 0.0f);
     for (const float value : Result<float>(*kernels, ElementType::kF32, ReduceOp::kSum, two)) EXPECT_EQ(value, 1.0f);

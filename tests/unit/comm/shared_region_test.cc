@@ -32,7 +32,9 @@ TEST(SharedRegionTest, WhatCouldEndTheProcessIsRefused) {
   ASSERT_TRUE(region.ok());
   EXPECT_EQ(SharedRegion::Map("test", Duplicate(region->descriptor()), 8192, Access::kReadWrite).status().code(),
             absl::StatusCode::kFailedPrecondition);  // smaller than announced
-  EXPECT_EQ(SharedRegion::Map("test", Descriptor(open("/dev/null", O_RDWR | O_CLOEXEC)), 4096, Access::kReadWrite).status().code(),
+  EXPECT_EQ(SharedRegion::Map("test", Descriptor(open("/dev/null", O_RDWR | O_CLOEXEC)), 4096, Access::kReadWrite)
+                .status()
+                .code(),
             absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(SharedRegion::Create("test", 0).status().code(), absl::StatusCode::kInvalidArgument);
 }

@@ -1,8 +1,9 @@
-// How fast ranks of this machine talk to each other: collectives, put and get, the start of a job, and how soon a loss is known.
+// How fast ranks of this machine talk to each other: collectives, put and get, the start of a job, and how soon a loss
+// is known.
 //   comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]
-// Every size is checked before it is timed. `us` is the median over rounds, `best_us` the fastest round. In a round each rank writes its
-// buffer anew before every call ("dirty"), and the time that the writing takes by itself is subtracted. `floor_us` is the same sum over
-// the same memory without any waiting for each other.
+// Every size is checked before it is timed. `us` is the median over rounds, `best_us` the fastest round. In a round
+// each rank writes its buffer anew before every call ("dirty"), and the time that the writing takes by itself is
+// subtracted. `floor_us` is the same sum over the same memory without any waiting for each other.
 
 #include <sched.h>
 #include <signal.h>
@@ -39,7 +40,9 @@ struct Options {
 };
 
 using Clock = std::chrono::steady_clock;
-double Microseconds(Clock::time_point from) { return std::chrono::duration<double, std::micro>(Clock::now() - from).count(); }
+double Microseconds(Clock::time_point from) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - from).count();
+}
 
 [[noreturn]] void Fail(std::string_view what) {
   std::fprintf(stderr, "comm_bench: %.*s\n", static_cast<int>(what.size()), what.data());
@@ -78,18 +81,21 @@ class Bench {
   void Print(std::string_view name, int64_t bytes, Timing time, double floor_us) const {
     if (world_.rank() != 0) return;
     if (options_.json) {
-      std::printf("{\"name\": \"%s\", \"ranks\": %d, \"bytes\": %lld, \"us\": %.4g, \"best_us\": %.4g, \"floor_us\": %.4g}\n",
-                  std::string(name).c_str(), world_.size(), static_cast<long long>(bytes), time.median, time.best, floor_us);
+      std::printf(
+          "{\"name\": \"%s\", \"ranks\": %d, \"bytes\": %lld, \"us\": %.4g, \"best_us\": %.4g, \"floor_us\": %.4g}\n",
+          std::string(name).c_str(), world_.size(), static_cast<long long>(bytes), time.median, time.best, floor_us);
     } else {
-      std::printf("%-24s %5d %10lld %12.3f %12.3f %12.3f %8.2f\n", std::string(name).c_str(), world_.size(), static_cast<long long>(bytes),
-                  time.median, time.best, floor_us, static_cast<double>(bytes) / time.median * 1e-3);
+      std::printf("%-24s %5d %10lld %12.3f %12.3f %12.3f %8.2f\n", std::string(name).c_str(), world_.size(),
+                  static_cast<long long>(bytes), time.median, time.best, floor_us,
+                  static_cast<double>(bytes) / time.median * 1e-3);
     }
     std::fflush(stdout);
   }
 
   // The time of `call` without that of `dirty`, which goes before each.
   Timing Time(const std::function<void()>& dirty, const std::function<void()>& call, int64_t bytes) {
-    const int repetitions = static_cast<int>(std::clamp<int64_t>((int64_t{16} << 20) / std::max<int64_t>(bytes, 1024), 3, 2000));
+    const int repetitions =
+        static_cast<int>(std::clamp<int64_t>((int64_t{16} << 20) / std::max<int64_t>(bytes, 1024), 3, 2000));
     std::vector<double> alone_samples, both_samples;
     for (int round = 0; round < options_.rounds + 1; ++round) {
       MustBeOk(world_.Barrier());
@@ -122,7 +128,8 @@ class Bench {
     const float sum = static_cast<float>(n * (n + 1) / 2);
     const auto check = [&](const float* data, int64_t length, float wanted, const char* what) {
       for (int64_t i = 0; i < length; ++i) {
-        if (data[i] != wanted) Fail(absl::StrFormat("%s of %d bytes is wrong at %d: %g, should be %g", what, bytes, i, data[i], wanted));
+        if (data[i] != wanted)
+          Fail(absl::StrFormat("%s of %d bytes is wrong at %d: %g, should be %g", what, bytes, i, data[i], wanted));
       }
     };
 
@@ -139,7 +146,9 @@ class Bench {
     }
     if (Wants("reduce_scatter") && part > 0) {
       const std::vector<int64_t> counts(n, part / 4);
-      const auto call = [&] { MustBeOk(world_.ReduceScatter(pool, second, counts, ElementType::kF32, ReduceOp::kSum).Wait()); };
+      const auto call = [&] {
+        MustBeOk(world_.ReduceScatter(pool, second, counts, ElementType::kF32, ReduceOp::kSum).Wait());
+      };
       fill(pool, static_cast<float>(self + 1));
       call();
       check(second, part / 4, sum, "reduce_scatter");
@@ -152,7 +161,8 @@ class Bench {
       const auto call = [&] { MustBeOk(world_.AllGather(own, pool, parts).Wait()); };
       dirty();
       call();
-      for (int rank = 0; rank < n; ++rank) check(pool + rank * (part / 4), part / 4, static_cast<float>(rank + 1), "all_gather");
+      for (int rank = 0; rank < n; ++rank)
+        check(pool + rank * (part / 4), part / 4, static_cast<float>(rank + 1), "all_gather");
       Print("all_gather", bytes, Time(dirty, call, bytes), 0);
     }
     if (Wants("broadcast")) {
@@ -170,7 +180,8 @@ class Bench {
       const auto call = [&] { MustBeOk(world_.AllToAll(pool, parts, second, parts).Wait()); };
       fill(pool, static_cast<float>(self + 1));
       call();
-      for (int rank = 0; rank < n; ++rank) check(second + rank * (part / 4), part / 4, static_cast<float>(rank + 1), "all_to_all");
+      for (int rank = 0; rank < n; ++rank)
+        check(second + rank * (part / 4), part / 4, static_cast<float>(rank + 1), "all_to_all");
       Print("all_to_all", bytes, Time([&] { fill(pool, 1); }, call, bytes), 0);
     }
     if (Wants("exchange_halo") && bytes <= (1 << 20)) {
@@ -185,8 +196,10 @@ class Bench {
       const auto call = [&] { MustBeOk(world_.ExchangeHalo(std::span(&halo, 1)).Wait()); };
       dirty();
       call();
-      check(reinterpret_cast<float*>(halo.from_before.data()), count, static_cast<float>(halo.before + 1), "exchange_halo");
-      check(reinterpret_cast<float*>(halo.from_behind.data()), count, static_cast<float>(halo.behind + 1), "exchange_halo");
+      check(reinterpret_cast<float*>(halo.from_before.data()), count, static_cast<float>(halo.before + 1),
+            "exchange_halo");
+      check(reinterpret_cast<float*>(halo.from_behind.data()), count, static_cast<float>(halo.behind + 1),
+            "exchange_halo");
       Print("exchange_halo", bytes, Time(dirty, call, bytes), 0);
     }
     if (bytes == 8 && Wants("barrier")) Print("barrier", 0, Time([] {}, [&] { MustBeOk(world_.Barrier()); }, 0), 0);
@@ -208,7 +221,8 @@ class Bench {
   // Rank 0 copies to and from rank 1, which sleeps.
   void PutAndGet() {
     if (world_.size() < 2) return;
-    for (const int64_t bytes : {int64_t{8}, int64_t{4096}, int64_t{64} << 10, int64_t{1} << 20, int64_t{16} << 20, int64_t{64} << 20}) {
+    for (const int64_t bytes :
+         {int64_t{8}, int64_t{4096}, int64_t{64} << 10, int64_t{1} << 20, int64_t{16} << 20, int64_t{64} << 20}) {
       if (bytes > options_.largest) continue;
       for (const bool put : {true, false}) {
         if (!Wants(put ? "put" : "get")) continue;
@@ -245,7 +259,9 @@ class Bench {
   std::vector<float> private_;
 };
 
-int64_t Nanoseconds() { return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count(); }
+int64_t Nanoseconds() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now().time_since_epoch()).count();
+}
 
 // Survivors say when they knew of the loss and when they had a new group.
 void WaitForALoss(Communicator& world, std::byte* data) {
@@ -253,7 +269,8 @@ void WaitForALoss(Communicator& world, std::byte* data) {
   while (status.ok()) {
     status = world.AllReduce(data, 1000, ElementType::kF32, ReduceOp::kSum, {.name = "until a loss"}).Wait();
     // In some rounds the others sleep when it happens.
-    if (world.rank() == world.size() - 1 && std::getenv("GANTRY_BENCH_ASLEEP") != nullptr) std::this_thread::sleep_for(std::chrono::seconds(1));
+    if (world.rank() == world.size() - 1 && std::getenv("GANTRY_BENCH_ASLEEP") != nullptr)
+      std::this_thread::sleep_for(std::chrono::seconds(1));
   }
   const int64_t noticed = Nanoseconds();
   absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(absl::Seconds(5));
@@ -280,7 +297,8 @@ int RunRank(const Options& options, Job job) {
   BindToCore(job.rank);
   absl::StatusOr<std::unique_ptr<Links>> links = Links::Connect(std::move(job), absl::Seconds(20));
   MustBeOk(links.status());
-  absl::StatusOr<std::unique_ptr<Liveness>> liveness = Liveness::Watch(**links, {.heartbeat_timeout = absl::Seconds(30)});  // a busy machine is no loss
+  absl::StatusOr<std::unique_ptr<Liveness>> liveness =
+      Liveness::Watch(**links, {.heartbeat_timeout = absl::Seconds(30)});  // a busy machine is no loss
   MustBeOk(liveness.status());
   absl::StatusOr<std::unique_ptr<Recorder>> recorder = Recorder::Create((*links)->rank(), (*links)->size());
   MustBeOk(recorder.status());
@@ -290,9 +308,10 @@ int RunRank(const Options& options, Job job) {
   const std::unique_ptr<Device> device = MakeCpuDevice({});
   absl::StatusOr<std::unique_ptr<Slab>> slab = device->Reserve(arena_bytes);
   MustBeOk(slab.status());
-  const PoolRegion region{.name = "arena", .data = (*slab)->data(), .bytes = arena_bytes, .descriptor = (*slab)->descriptor()};
-  absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(**links, **liveness, std::span(&region, 1), 
-                   {.cross_memory = options.cross_memory, .recorder = recorder->get()});
+  const PoolRegion region{
+      .name = "arena", .data = (*slab)->data(), .bytes = arena_bytes, .descriptor = (*slab)->descriptor()};
+  absl::StatusOr<std::unique_ptr<Fabric>> fabric = Fabric::Open(
+      **links, **liveness, std::span(&region, 1), {.cross_memory = options.cross_memory, .recorder = recorder->get()});
   MustBeOk(fabric.status());
   if (options.only == "loss") {
     WaitForALoss((*fabric)->world(), (*slab)->data());
@@ -309,11 +328,13 @@ int RunRank(const Options& options, Job job) {
 }
 
 // What the ranks printed, each line.
-std::vector<std::string> Launch(const Options& options, std::string_view only, const std::vector<std::string>& environment, bool show,
+std::vector<std::string> Launch(const Options& options, std::string_view only,
+                                const std::vector<std::string>& environment, bool show,
                                 const std::function<void(Launcher&)>& meanwhile, bool may_fail) {
   std::vector<std::string> lines;
   LaunchOptions launch;
-  launch.program = {"/proc/self/exe", "--rounds", std::to_string(options.rounds), "--largest", std::to_string(options.largest)};
+  launch.program = {"/proc/self/exe", "--rounds", std::to_string(options.rounds), "--largest",
+                    std::to_string(options.largest)};
   if (options.cross_memory) launch.program.push_back("--cross-memory");
   if (options.json) launch.program.push_back("--json");
   if (!only.empty()) launch.program.insert(launch.program.end(), {"--only", std::string(only)});
@@ -341,10 +362,12 @@ void Report(const Options& options, std::string_view name, std::vector<double> s
   std::sort(samples.begin(), samples.end());
   const double median = samples[samples.size() / 2], worst = samples.back();
   if (options.json) {
-    std::printf("{\"name\": \"%s\", \"ranks\": %d, \"bytes\": 0, \"us\": %.5g, \"best_us\": %.5g, \"worst_us\": %.5g}\n",
-                std::string(name).c_str(), options.ranks, median, samples.front(), worst);
+    std::printf(
+        "{\"name\": \"%s\", \"ranks\": %d, \"bytes\": 0, \"us\": %.5g, \"best_us\": %.5g, \"worst_us\": %.5g}\n",
+        std::string(name).c_str(), options.ranks, median, samples.front(), worst);
   } else {
-    std::printf("%-24s %5d %10s %12.1f %12.1f worst %.1f\n", std::string(name).c_str(), options.ranks, "", median, samples.front(), worst);
+    std::printf("%-24s %5d %10s %12.1f %12.1f worst %.1f\n", std::string(name).c_str(), options.ranks, "", median,
+                samples.front(), worst);
   }
 }
 
@@ -368,8 +391,9 @@ void MeasureLoss(const Options& options) {
         killed = Nanoseconds();
         launcher.Signal(options.ranks - 1, SIGKILL);
       };
-      const std::vector<std::string> lines =
-          Launch(options, "loss", asleep ? std::vector<std::string>{"GANTRY_BENCH_ASLEEP=1"} : std::vector<std::string>(), false, kill, true);
+      const std::vector<std::string> lines = Launch(
+          options, "loss", asleep ? std::vector<std::string>{"GANTRY_BENCH_ASLEEP=1"} : std::vector<std::string>(),
+          false, kill, true);
       int count = 0;
       for (const std::string& line : lines) {
         long long when = 0, group = 0;
@@ -393,13 +417,20 @@ int Main(int argc, char** argv) {
       if (i + 1 >= argc) Fail(absl::StrCat(ToAbsl(flag), " needs a value"));
       return argv[++i];
     };
-    if (flag == "--json") options.json = true;
-    else if (flag == "--ranks") options.ranks = std::atoi(value());
-    else if (flag == "--rounds") options.rounds = std::max(1, std::atoi(value()));
-    else if (flag == "--only") options.only = value();
-    else if (flag == "--cross-memory") options.cross_memory = true;
-    else if (flag == "--largest") options.largest = std::atoll(value());
-    else Fail("usage: comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]");
+    if (flag == "--json")
+      options.json = true;
+    else if (flag == "--ranks")
+      options.ranks = std::atoi(value());
+    else if (flag == "--rounds")
+      options.rounds = std::max(1, std::atoi(value()));
+    else if (flag == "--only")
+      options.only = value();
+    else if (flag == "--cross-memory")
+      options.cross_memory = true;
+    else if (flag == "--largest")
+      options.largest = std::atoll(value());
+    else
+      Fail("usage: comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]");
   }
   if (std::getenv("GANTRY_BENCH_RANK") != nullptr) {
     absl::StatusOr<Job> job = DiscoverJob();

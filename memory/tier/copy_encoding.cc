@@ -104,9 +104,12 @@ bool DecodeBf16(const std::byte* from, int64_t bytes, std::span<float> to) {
 
 int64_t EncodeChunk(CopyEncoding encoding, std::span<const float> from, std::byte* to) {
   switch (encoding) {
-    case CopyEncoding::kZeros: return EncodeZeros(from, to);
-    case CopyEncoding::kBf16: return EncodeBf16(from, to);
-    case CopyEncoding::kNone: break;
+    case CopyEncoding::kZeros:
+      return EncodeZeros(from, to);
+    case CopyEncoding::kBf16:
+      return EncodeBf16(from, to);
+    case CopyEncoding::kNone:
+      break;
   }
   std::memcpy(to, from.data(), from.size_bytes());
   return static_cast<int64_t>(from.size_bytes());
@@ -114,9 +117,12 @@ int64_t EncodeChunk(CopyEncoding encoding, std::span<const float> from, std::byt
 
 bool DecodeChunk(CopyEncoding encoding, const std::byte* from, int64_t bytes, std::span<float> to) {
   switch (encoding) {
-    case CopyEncoding::kZeros: return DecodeZeros(from, bytes, to);
-    case CopyEncoding::kBf16: return DecodeBf16(from, bytes, to);
-    case CopyEncoding::kNone: break;
+    case CopyEncoding::kZeros:
+      return DecodeZeros(from, bytes, to);
+    case CopyEncoding::kBf16:
+      return DecodeBf16(from, bytes, to);
+    case CopyEncoding::kNone:
+      break;
   }
   if (bytes != static_cast<int64_t>(to.size_bytes())) return false;
   std::memcpy(to.data(), from, to.size_bytes());

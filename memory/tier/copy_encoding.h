@@ -1,5 +1,5 @@
-// How a copy's bytes are written in a tier. Chunk by chunk, so that a lane needs one small buffer, and every chunk has a place of
-// its own whatever its content: sizes are known before the first step.
+// How a copy's bytes are written in a tier. Chunk by chunk, so that a lane needs one small buffer, and every chunk has
+// a place of its own whatever its content: sizes are known before the first step.
 #pragma once
 
 #include <cstddef>
@@ -10,10 +10,10 @@ namespace gantry {
 
 enum class CopyEncoding : uint8_t {
   kNone,
-  // f32: which zero is left out, +0.0 or -0.0 (a relu that multiplies makes the latter), a bit for every element that is
-  // something else, then those elements: the same bits when read back. A chunk that would not become smaller is stored as it is.
-  // The tier has room for the worst case; what is copied depends on the content.
-  // (Rhu et al., Compressing DMA Engine, HPCA 2018: zero-value compression.)
+  // f32: which zero is left out, +0.0 or -0.0 (a relu that multiplies makes the latter), a bit for every element that
+  // is something else, then those elements: the same bits when read back. A chunk that would not become smaller is
+  // stored as it is. The tier has room for the worst case; what is copied depends on the content. (Rhu et al.,
+  // Compressing DMA Engine, HPCA 2018: zero-value compression.)
   kZeros,
   // f32 rounded to bfloat16, to nearest, ties to even: half the bytes, and lossy.
   kBf16,
@@ -31,8 +31,8 @@ constexpr int64_t EncodedTierBytes(CopyEncoding encoding, int64_t bytes) {
   return encoding == CopyEncoding::kBf16 ? bytes / 2 : bytes;
 }
 
-// Writes `from` (at most a chunk of floats) to `to`, which has kEncodedChunkBytes + kEncodedSlackBytes: bytes written, never more
-// than `from` has; as many mean that they are stored as they are (kZeros).
+// Writes `from` (at most a chunk of floats) to `to`, which has kEncodedChunkBytes + kEncodedSlackBytes: bytes written,
+// never more than `from` has; as many mean that they are stored as they are (kZeros).
 int64_t EncodeChunk(CopyEncoding encoding, std::span<const float> from, std::byte* to);
 
 // The reverse: `bytes` that EncodeChunk returned for so many floats. False where they cannot be what it wrote.

@@ -10,7 +10,8 @@ int64_t FloatsOf(const TensorType& type) { return type.size_bytes() / static_cas
 
 class SignBitsKernel final : public Kernel {
  public:
-  explicit SignBitsKernel(const KernelRequest& request) : count_(FloatsOf(request.inputs[0])), threads_(request.thread_count) {}
+  explicit SignBitsKernel(const KernelRequest& request)
+      : count_(FloatsOf(request.inputs[0])), threads_(request.thread_count) {}
   std::string_view implementation() const override { return VectorImplementation(); }
   absl::Status Run(const KernelArguments& arguments) override {
     const auto* y = static_cast<const float*>(arguments.inputs[0]);
@@ -30,7 +31,8 @@ class SignBitsKernel final : public Kernel {
 class GradientKernel final : public Kernel {
  public:
   explicit GradientKernel(const KernelRequest& request)
-      : count_(FloatsOf(request.outputs[0])), slope_(static_cast<float>(request.attributes.Float("slope"))),
+      : count_(FloatsOf(request.outputs[0])),
+        slope_(static_cast<float>(request.attributes.Float("slope"))),
         threads_(request.thread_count) {}
   std::string_view implementation() const override { return VectorImplementation(); }
   absl::Status Run(const KernelArguments& arguments) override {
@@ -38,7 +40,8 @@ class GradientKernel final : public Kernel {
     const auto* bits = static_cast<const uint8_t*>(arguments.inputs[1]);
     auto* out = static_cast<float*>(arguments.outputs[0]);
     ParallelPieces(threads_, (count_ + 7) / 8, [&](int64_t begin, int64_t end) {
-      BestVectorKernels().scale_by_bits(g + 8 * begin, bits + begin, out + 8 * begin, std::min(8 * end, count_) - 8 * begin, slope_);
+      BestVectorKernels().scale_by_bits(g + 8 * begin, bits + begin, out + 8 * begin,
+                                        std::min(8 * end, count_) - 8 * begin, slope_);
     });
     return absl::OkStatus();
   }

@@ -58,7 +58,8 @@ class SignKeeper {
   }
 
  private:
-  // Per value: the last op that reads more than its sign, by a view or otherwise; the first after it that reads its sign.
+  // Per value: the last op that reads more than its sign, by a view or otherwise; the first after it that reads its
+  // sign.
   void FindReaders() {
     const size_t values = program_.values().size();
     const OpId count = static_cast<OpId>(program_.ops().size());
@@ -91,8 +92,8 @@ class SignKeeper {
     }
   }
 
-  // The value would live on for its sign alone while ops make as many bytes as it has; or it would be the third large operand of a
-  // normalize_grad, which is often what the whole step's peak is made of.
+  // The value would live on for its sign alone while ops make as many bytes as it has; or it would be the third large
+  // operand of a normalize_grad, which is often what the whole step's peak is made of.
   bool Gains(ValueId value) const {
     const Value& v = program_.values()[value];
     if (v.kind != ValueKind::kComputed || !IsFloat(v.type.dtype) || first_sign_[value] < 0) return false;
@@ -105,12 +106,14 @@ class SignKeeper {
            made_before_[first_sign_[value]] - made_before_[last + 1] >= bytes;
   }
 
-  // A fused gradient is taken apart again: the activation's by the bits, in place, then the rest, which does the same arithmetic.
+  // A fused gradient is taken apart again: the activation's by the bits, in place, then the rest, which does the same
+  // arithmetic.
   static void EmitFromBits(const Op& op, int sign, ValueId bits, ProgramCopier& copier, Program& target) {
     copier.SetLabels(op);
     const ValueId gradient = copier.Mapped(op.inputs[0]);
     const ValueId inputs[] = {gradient, bits};
-    const ValueId activation = target.Emit("leaky_relu_grad_bits", inputs, {{"slope", op.attributes.Float("slope")}})[0];
+    const ValueId activation =
+        target.Emit("leaky_relu_grad_bits", inputs, {{"slope", op.attributes.Float("slope")}})[0];
     if (activation == kNoValue) return;
     target.SetLayout(activation, target.TypeOf(gradient).layout);
     if (op.definition->name == "leaky_relu_grad") {
@@ -136,7 +139,8 @@ class SignKeeper {
 // About half of it is zero: a relu's result.
 bool IsRelu(const Op& op) {
   const std::string_view name = op.definition->name;
-  const bool activates = name == "leaky_relu" || name == "conv" || name == "conv_transpose" || name == "normalize" || name == "panel_conv";
+  const bool activates =
+      name == "leaky_relu" || name == "conv" || name == "conv_transpose" || name == "normalize" || name == "panel_conv";
   return activates && op.attributes.Has("slope") && op.attributes.Float("slope") == 0.0;
 }
 
@@ -147,7 +151,8 @@ absl::StatusOr<Program> KeepSigns(const Program& program, int* masks) {
   return SignKeeper(program).Run(masks);
 }
 
-std::string_view StashEncoding(const Program& program, ValueId value, const TierOptions& tier, const PlanOptions& options) {
+std::string_view StashEncoding(const Program& program, ValueId value, const TierOptions& tier,
+                               const PlanOptions& options) {
   const Value& v = program.values()[value];
   if (v.kind != ValueKind::kComputed || v.type.dtype != DataType::kF32) return "";
   if (options.stash_dtype == StashDtype::kBf16) return "bf16";

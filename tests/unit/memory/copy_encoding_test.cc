@@ -32,7 +32,9 @@ TEST(ZeroBitmapTest, EveryLengthAndDensityComesBackToTheBit) {
       std::vector<float> values(count);
       int64_t kept = 0;
       for (float& value : values) {
-        value = std::uniform_real_distribution<>()(random) < density ? std::bit_cast<float>(static_cast<uint32_t>(random()) | 1u) : 0.0f;
+        value = std::uniform_real_distribution<>()(random) < density
+                    ? std::bit_cast<float>(static_cast<uint32_t>(random()) | 1u)
+                    : 0.0f;
         kept += value != 0.0f || std::isnan(value);
       }
       const int64_t packed = 8 + (count + 63) / 64 * 8 + 4 * kept;
@@ -77,17 +79,27 @@ float Nearest(float value) {
   const auto bits = std::bit_cast<uint32_t>(value);
   const float low = std::bit_cast<float>(bits & 0xffff0000u);
   const uint64_t next = uint64_t{bits & 0xffff0000u} + 0x10000u;
-  const double high = (next & 0x7fffffffu) == 0x7f800000u ? std::copysign(std::ldexp(1.0, 128), value)
-                                                          : static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(next)));
-  const double to_low = std::abs(static_cast<double>(value) - low), to_high = std::abs(high - static_cast<double>(value));
+  const double high = (next & 0x7fffffffu) == 0x7f800000u
+                          ? std::copysign(std::ldexp(1.0, 128), value)
+                          : static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(next)));
+  const double to_low = std::abs(static_cast<double>(value) - low),
+               to_high = std::abs(high - static_cast<double>(value));
   const bool up = to_high < to_low || (to_high == to_low && (bits >> 16 & 1) != 0);
   return up ? std::bit_cast<float>(static_cast<uint32_t>(next)) : low;
 }
 
 TEST(Bf16Test, RoundsToNearest) {
   std::mt19937 random(3);
-  std::vector<float> values = {0.0f, -0.0f, 1.0f, 1.00390625f, 1.01171875f, std::numeric_limits<float>::max(), 3.3895314e38f, 1e-45f,
-                               std::numeric_limits<float>::infinity(), -std::numeric_limits<float>::infinity()};
+  std::vector<float> values = {0.0f,
+                               -0.0f,
+                               1.0f,
+                               1.00390625f,
+                               1.01171875f,
+                               std::numeric_limits<float>::max(),
+                               3.3895314e38f,
+                               1e-45f,
+                               std::numeric_limits<float>::infinity(),
+                               -std::numeric_limits<float>::infinity()};
   while (values.size() < 60000) {
     const auto value = std::bit_cast<float>(static_cast<uint32_t>(random()));
     if (std::isfinite(value)) values.push_back(value);
@@ -105,7 +117,8 @@ TEST(Bf16Test, RoundsToNearest) {
 }
 
 TEST(Bf16Test, NansStayNans) {
-  const std::vector<float> values = {std::numeric_limits<float>::quiet_NaN(), std::bit_cast<float>(0x7f800001u), std::bit_cast<float>(0xffffffffu)};
+  const std::vector<float> values = {std::numeric_limits<float>::quiet_NaN(), std::bit_cast<float>(0x7f800001u),
+                                     std::bit_cast<float>(0xffffffffu)};
   std::vector<std::byte> encoded = Buffer();
   const int64_t bytes = EncodeChunk(CopyEncoding::kBf16, values, encoded.data());
   std::vector<float> back(values.size());

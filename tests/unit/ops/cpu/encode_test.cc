@@ -17,14 +17,19 @@ template <typename T>
 std::vector<T> Values(int64_t count, std::mt19937_64& random) {
   std::vector<T> values(count);
   for (T& value : values) value = static_cast<T>(std::normal_distribution<>()(random));
-  constexpr T kOdd[] = {T{0}, -T{0}, std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity(),
-                        -std::numeric_limits<T>::infinity(), std::numeric_limits<T>::denorm_min(), -std::numeric_limits<T>::denorm_min()};
+  constexpr T kOdd[] = {T{0},
+                        -T{0},
+                        std::numeric_limits<T>::quiet_NaN(),
+                        std::numeric_limits<T>::infinity(),
+                        -std::numeric_limits<T>::infinity(),
+                        std::numeric_limits<T>::denorm_min(),
+                        -std::numeric_limits<T>::denorm_min()};
   for (const T odd : kOdd) values[random() % values.size()] = odd;
   return values;
 }
 
-std::unique_ptr<Kernel> Make(const KernelLibrary& library, std::string_view op, std::span<const TensorType> inputs, TensorType& output,
-                             const Attributes& attributes, int threads) {
+std::unique_ptr<Kernel> Make(const KernelLibrary& library, std::string_view op, std::span<const TensorType> inputs,
+                             TensorType& output, const Attributes& attributes, int threads) {
   const OpDefinition& definition = *FindOp(op);
   auto types = definition.infer(inputs, attributes);
   EXPECT_TRUE(types.ok()) << types.status();
@@ -40,14 +45,17 @@ std::unique_ptr<Kernel> Make(const KernelLibrary& library, std::string_view op, 
 
 // Both ways to the gradient, over memory that is compared to the bit.
 template <typename T>
-void ExpectSame(const KernelLibrary& library, const TensorType& type, double slope, int threads, std::mt19937_64& random) {
+void ExpectSame(const KernelLibrary& library, const TensorType& type, double slope, int threads,
+                std::mt19937_64& random) {
   const auto count = type.size_bytes() / static_cast<int64_t>(sizeof(T));
   std::vector<T> y = Values<T>(count, random), g = Values<T>(count, random);
   if (type.layout == TensorLayout::kPanel) {  // the tail of the last panel is zero
     for (std::vector<T>* values : {&y, &g}) {
       std::vector<float> plain(type.element_count());
-      cpu::PanelToPlain(reinterpret_cast<float*>(values->data()), type.shape[0], type.shape[1], type.shape[2], type.shape[3], plain.data(), 1);
-      cpu::PlainToPanel(plain.data(), type.shape[0], type.shape[1], type.shape[2], type.shape[3], reinterpret_cast<float*>(values->data()), 1);
+      cpu::PanelToPlain(reinterpret_cast<float*>(values->data()), type.shape[0], type.shape[1], type.shape[2],
+                        type.shape[3], plain.data(), 1);
+      cpu::PlainToPanel(plain.data(), type.shape[0], type.shape[1], type.shape[2], type.shape[3],
+                        reinterpret_cast<float*>(values->data()), 1);
     }
   }
   const Attributes attributes{{"slope", slope}};

@@ -31,7 +31,8 @@ Chain MakeChain(int layers, int64_t count) {
     chain.activations.push_back(value);
   }
   ValueId gradient = ops::Scale(p, value, 0.5);
-  for (int i = layers; i-- > 0;) gradient = ops::Scale(p, ops::LeakyReluGrad(p, gradient, chain.activations[i], 0.2), 1.25);
+  for (int i = layers; i-- > 0;)
+    gradient = ops::Scale(p, ops::LeakyReluGrad(p, gradient, chain.activations[i], 0.2), 1.25);
   p.AddOutput("gradient", gradient);
   return chain;
 }
@@ -49,7 +50,8 @@ std::vector<float> RunProgram(const Program& program, const PlanOptions& options
   auto executor = Executor::Create(*std::move(plan), *device);
   EXPECT_TRUE(executor.ok()) << executor.status();
   const std::span<std::byte> x = (*executor)->Data("x");
-  for (size_t i = 0; i < x.size() / sizeof(float); ++i) reinterpret_cast<float*>(x.data())[i] = std::sin(0.7f * static_cast<float>(i));
+  for (size_t i = 0; i < x.size() / sizeof(float); ++i)
+    reinterpret_cast<float*>(x.data())[i] = std::sin(0.7f * static_cast<float>(i));
   EXPECT_TRUE((*executor)->Run().ok());
   const std::span<std::byte> out = (*executor)->Data("gradient");
   std::vector<float> values(out.size() / sizeof(float));
@@ -98,7 +100,8 @@ TEST(KeepSignsTest, WholeReadersKeepTheValue) {
   }
 }
 
-// Of every family, the discriminator's activations in the generator's phase: weights' gradients, which read them whole, are not made.
+// Of every family, the discriminator's activations in the generator's phase: weights' gradients, which read them whole,
+// are not made.
 TEST(KeepSignsTest, EveryFamilyWithLeakyReluGains) {
   for (const std::string& name : FamilyNames()) {
     const FamilyDefaults defaults = *DefaultsOf(name);
@@ -134,14 +137,16 @@ TEST(StashEncodingTest, ZerosForSlowCopiesOfReluAndBf16OnlyWhenAskedFor) {
   EXPECT_EQ(StashEncoding(p, leaky, slow, {}), "");
   EXPECT_EQ(StashEncoding(p, x, slow, {}), "");
   EXPECT_EQ(StashEncoding(p, relu, slow, {.encode = false}), "");
-  for (const ValueId value : {relu, leaky}) EXPECT_EQ(StashEncoding(p, value, host, {.stash_dtype = StashDtype::kBf16}), "bf16");
+  for (const ValueId value : {relu, leaky})
+    EXPECT_EQ(StashEncoding(p, value, host, {.stash_dtype = StashDtype::kBf16}), "bf16");
   EXPECT_EQ(StashEncoding(p, x, host, {.stash_dtype = StashDtype::kBf16}), "");
 }
 
 // A network with dropout: masks are read forward and backward.
 Program MakeDropoutChain(int layers, int64_t count) {
   Program p;
-  const ValueId x = p.AddInput("x", {DataType::kF32, Shape{count}}), random = p.AddInput("random", {DataType::kI64, Shape{2}});
+  const ValueId x = p.AddInput("x", {DataType::kF32, Shape{count}}),
+                random = p.AddInput("random", {DataType::kI64, Shape{2}});
   std::vector<ValueId> masks, activations;
   ValueId value = x;
   for (int i = 0; i < layers; ++i) {

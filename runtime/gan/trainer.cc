@@ -76,7 +76,7 @@ absl::Status Trainer::Build(Device& device) {
   GANTRY_ASSIGN_OR_RETURN(options.parallel, Parallel::Parse(config_.parallel));
   GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config_.memory.machine));
   SetMachine(std::move(machine), options.plan);
-  RunPlanning::SetVariants(config_, options.plan);
+  if (options_.ranks == nullptr) RunPlanning::SetVariants(config_, options.plan);  // of a whole step, not of one rank's
   GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
                                                        std::move(networks.discriminators), device));
 

@@ -102,7 +102,11 @@ absl::StatusOr<Plan> DrawPlan(const Program& program, PlanOptions options, Dice&
     plan.tiers[tier].out_bytes = solution.schedule.out_bytes[tier];
     plan.tiers[tier].in_bytes = solution.schedule.in_bytes[tier];
   }
-  plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), solution.choice, solution.schedule.actions};
+  plan.origin = {.program = Fingerprint(program),
+                 .prepared = Fingerprint(base.program),
+                 .machine = MachineText(options),
+                 .choice = solution.choice,
+                 .actions = solution.schedule.actions};
   return plan;
 }
 

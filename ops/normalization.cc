@@ -172,6 +172,7 @@ absl::Status CheckEps(const Attributes& attributes) {
 
 infer::Outputs InferNormalizeApply(infer::Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(infer::RequireSameFloat(inputs));
+  GANTRY_RETURN_IF_ERROR(infer::RequireRank(inputs[0], "x", 1, infer::kMaxRank));
   constexpr std::string_view kWhat[] = {"x", "scale", "bias", "mean", "variance"};
   for (int i = 1; i < 5; ++i) GANTRY_RETURN_IF_ERROR(RequireBroadcast(inputs[i], kWhat[i], inputs[0]));
   GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[4], "variance", inputs[3].shape));
@@ -184,6 +185,7 @@ infer::Outputs InferNormalizeApply(infer::Inputs inputs, const Attributes& attri
 infer::Outputs InferNormalizeGradPart(infer::Inputs inputs, const Attributes& attributes, size_t statistics, size_t count) {
   GANTRY_RETURN_IF_ERROR(infer::RequireSameFloat(inputs));
   const Shape& x = inputs[1].shape;
+  GANTRY_RETURN_IF_ERROR(infer::RequireRank(inputs[1], "x", 1, infer::kMaxRank));
   GANTRY_RETURN_IF_ERROR(infer::RequireShape(inputs[0], "g", x));
   for (size_t i = 2; i < count; ++i) GANTRY_RETURN_IF_ERROR(RequireBroadcast(inputs[i], absl::StrCat("input ", i), inputs[1]));
   for (size_t i = statistics; i < count; ++i) {
@@ -268,16 +270,18 @@ std::vector<OpDefinition> NormalizationOps() {
       {.name = "moments", .infer = InferMoments, .decompose = DecomposeMoments,
        .cost = [](infer::Inputs inputs, std::span<const TensorType>, const Attributes&) -> Cost {
          return {4.0 * static_cast<double>(inputs[0].element_count())};
-       }},
+       },
+       .planner_only = true},
       {.name = "normalize_apply", .min_inputs = 5, .max_inputs = 5, .infer = InferNormalizeApply,
-       .decompose = DecomposeNormalizeApply, .cost = CostOf<4>, .in_place = {{0, 0}}},
+       .decompose = DecomposeNormalizeApply, .cost = CostOf<4>, .in_place = {{0, 0}}, .planner_only = true},
       {.name = "normalize_grad_sums", .min_inputs = 4, .max_inputs = 5, .infer = InferNormalizeGradSums,
        .decompose = DecomposeNormalizeGradSums,
        .cost = [](infer::Inputs inputs, std::span<const TensorType>, const Attributes&) -> Cost {
          return {6.0 * static_cast<double>(inputs[0].element_count())};
-       }},
+       },
+       .planner_only = true},
       {.name = "normalize_grad_apply", .min_inputs = 7, .max_inputs = 8, .infer = InferNormalizeGradApply,
-       .decompose = DecomposeNormalizeGradApply, .cost = CostOf<6>, .in_place = {{0, 0}, {0, 1}}},
+       .decompose = DecomposeNormalizeGradApply, .cost = CostOf<6>, .in_place = {{0, 0}, {0, 1}}, .planner_only = true},
   };
 }
 

@@ -78,7 +78,7 @@ struct OpDefinition {
   int (*updates)(int input_count, const Attributes& attributes) = nullptr;
   // Copies a value between the device and a tier, on a copy lane: no kernel runs. Only the planner emits such ops.
   bool moves = false;
-  // All ranks of a group take part (exchange.cc): no kernel runs, the communication lane carries it out. Only partitioning emits such ops.
+  // All ranks of a group take part (exchange.cc). Only partitioning emits such ops.
   bool communicates = false;
   // Only the planner emits it.
   bool planner_only = false;

@@ -26,6 +26,9 @@
 namespace gantry {
 namespace {
 
+// How many times the time-out a rank of this machine may give no sign of life while its process is there and not stopped.
+constexpr int64_t kStarvedFactor = 10;
+
 enum class Notice : uint32_t { kHeart = 1, kBeat = 2, kLost = 3, kLeave = 4 };
 constexpr size_t kMaxWhyBytes = 1024;
 constexpr int64_t kBeatsPerTimeout = 10;
@@ -351,6 +354,8 @@ class Monitor final : public Liveness {
       const Peer& peer = links_.peer(rank);
       const char state = peer.visible ? ProcessState(peer.pid) : '?';
       if (state == 't') continue;  // a debugger holds it
+      // On this machine a heart that stands still while its process is neither stopped nor gone lacks a core: it is given longer.
+      if (peer.visible && state != 'T' && state != '?' && silent_ns < kStarvedFactor * timeout_ns_) continue;
       Lose(rank, absl::StrFormat("no sign of life for %.2f s%s", static_cast<double>(silent_ns) * 1e-9, state == 'T' ? ", its process is stopped" : ""),
            /*tell=*/true, /*is_cause=*/true);
     }

@@ -17,7 +17,8 @@
 namespace gantry {
 
 struct LivenessOptions {
-  // A rank that gives no sign of life for so long is lost. Zero: never (for a debugger).
+  // A rank that gives no sign of life for so long is lost; on this machine one whose process is there and not stopped only after ten times
+  // as long, for it may lack a core. Zero: never (for a debugger).
   absl::Duration heartbeat_timeout = absl::Seconds(1);
 
   // GANTRY_HEARTBEAT_TIMEOUT, seconds: "2.5", "0" for never.

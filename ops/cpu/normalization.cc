@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "ops/cpu/cpu_kernels.h"
@@ -118,6 +119,80 @@ class PlainKernel : public Kernel {
   static float* Out(const KernelArguments& arguments, int i) { return static_cast<float*>(arguments.outputs[i]); }
   int64_t statistic_count() const { return static_cast<int64_t>(rows_.statistics.size()); }
 
+  Moments MomentsOf(const float* x, const Rows::Place& at) const {
+    Moments moments;
+    for (const Rows::Place& row : rows_.rows) AddRow(kernels_, x + at.x + row.x, rows_.length, moments);
+    return moments;
+  }
+
+  // y = (x - mean) * inverse * scale + bias, and the activation.
+  void Apply(const KernelArguments& arguments, const Rows::Place& at, float mean, double inverse) const {
+    const float *const x = In(arguments, 0), *const scales = In(arguments, 1), *const biases = In(arguments, 2);
+    float* const y = Out(arguments, 0);
+    const int64_t whole = rows_.length / 16;
+    const Lanes mean_lanes(mean);
+    for (const Rows::Place& row : rows_.rows) {
+      const float scale = static_cast<float>(static_cast<double>(scales[at.scale + row.scale]) * inverse);
+      const float shift = biases[at.bias + row.bias];
+      const Lanes scale_lanes(scale), shift_lanes(shift);
+      const float* const from = x + at.x + row.x;
+      float* const to = y + at.x + row.x;
+      kernels_.normalize(whole, from, mean_lanes.values, scale_lanes.values, shift_lanes.values, slope_, to);
+      for (int64_t i = whole * 16; i < rows_.length; ++i) {
+        const float value = (from[i] - mean) * scale + shift;
+        to[i] = value > 0.0f ? value : value * slope_;
+      }
+    }
+  }
+
+  struct Sums {
+    double gradient = 0, product = 0;  // of g before the activation, and of it times x - mean
+  };
+
+  Sums SumRow(const float* g, const float* x, const float* y, float mean) const {
+    Sums sums;
+    const Lanes center(mean);
+    int64_t first = 0;
+    while (rows_.length - first >= 16) {
+      const int64_t rows = std::min(kBlockRows, (rows_.length - first) / 16);
+      alignas(64) float sum[16], products[16];
+      kernels_.gradient_sums(rows, g + first, x + first, y != nullptr ? y + first : nullptr, slope_, center.values, sum, products);
+      for (int lane = 0; lane < 16; ++lane) {
+        sums.gradient += static_cast<double>(sum[lane]);
+        sums.product += static_cast<double>(products[lane]);
+      }
+      first += rows * 16;
+    }
+    for (int64_t i = first; i < rows_.length; ++i) {
+      const float gradient = BeforeActivation(g, y, i);
+      sums.gradient += static_cast<double>(gradient);
+      sums.product += static_cast<double>(gradient) * static_cast<double>(x[i] - mean);
+    }
+    return sums;
+  }
+
+  float BeforeActivation(const float* g, const float* y, int64_t i) const {
+    return y == nullptr || y[i] > 0.0f ? g[i] : g[i] * slope_;
+  }
+
+  // dx = inverse * scale * g + (x - mean) * x_scale + shift, with g before the activation.
+  void ApplyGradient(const float* g, const float* x, const float* y, const float* scales, const Rows::Place& at, float mean, double inverse,
+                     float x_scale, float shift, float* dx) const {
+    const Lanes mean_lanes(mean), x_lanes(x_scale), shift_lanes(shift);
+    const int64_t whole = rows_.length / 16;
+    for (const Rows::Place& row : rows_.rows) {
+      const int64_t offset = at.x + row.x;
+      const float scale = static_cast<float>(static_cast<double>(scales[at.scale + row.scale]) * inverse);
+      const Lanes scale_lanes(scale);
+      const float* const row_y = y != nullptr ? y + offset : nullptr;
+      kernels_.normalize_gradient(whole, g + offset, x + offset, row_y, slope_, mean_lanes.values, scale_lanes.values, x_lanes.values,
+                                  shift_lanes.values, dx + offset);
+      for (int64_t i = whole * 16; i < rows_.length; ++i) {
+        dx[offset + i] = BeforeActivation(g + offset, row_y, i) * scale + ((x[offset + i] - mean) * x_scale + shift);
+      }
+    }
+  }
+
   const Rows rows_;
   const int threads_;
   const double epsilon_;
@@ -129,31 +204,15 @@ class PlainNormalize final : public PlainKernel {
  public:
   using PlainKernel::PlainKernel;
   absl::Status Run(const KernelArguments& arguments) override {
-    const float *const x = In(arguments, 0), *const scales = In(arguments, 1), *const biases = In(arguments, 2);
-    float *const y = Out(arguments, 0), *const means = Out(arguments, 1), *const variances = Out(arguments, 2);
-    const int64_t whole = rows_.length / 16;
+    float *const means = Out(arguments, 1), *const variances = Out(arguments, 2);
     ParallelFor(threads_, statistic_count(), [&](int64_t statistic) {
       const Rows::Place& at = rows_.statistics[statistic];
-      Moments moments;
-      for (const Rows::Place& row : rows_.rows) AddRow(kernels_, x + at.x + row.x, rows_.length, moments);
+      const Moments moments = MomentsOf(In(arguments, 0), at);
       const double variance = moments.squares / moments.count;
-      const double inverse = 1.0 / std::sqrt(variance + epsilon_);
       const float mean = static_cast<float>(moments.mean);
       means[statistic] = mean;
       variances[statistic] = static_cast<float>(variance);
-      const Lanes mean_lanes(mean);
-      for (const Rows::Place& row : rows_.rows) {
-        const float scale = static_cast<float>(static_cast<double>(scales[at.scale + row.scale]) * inverse);
-        const float shift = biases[at.bias + row.bias];
-        const Lanes scale_lanes(scale), shift_lanes(shift);
-        const float* const from = x + at.x + row.x;
-        float* const to = y + at.x + row.x;
-        kernels_.normalize(whole, from, mean_lanes.values, scale_lanes.values, shift_lanes.values, slope_, to);
-        for (int64_t i = whole * 16; i < rows_.length; ++i) {
-          const float value = (from[i] - mean) * scale + shift;
-          to[i] = value > 0.0f ? value : value * slope_;
-        }
-      }
+      Apply(arguments, at, mean, 1.0 / std::sqrt(variance + epsilon_));
     });
     return absl::OkStatus();
   }
@@ -193,36 +252,6 @@ class PlainNormalizeGrad final : public PlainKernel {
   }
 
  private:
-  struct Sums {
-    double gradient = 0, product = 0;  // of g before the activation, and of it times the normalized x
-  };
-
-  Sums SumRow(const float* g, const float* x, const float* y, float mean) const {
-    Sums sums;
-    const Lanes center(mean);
-    int64_t first = 0;
-    while (rows_.length - first >= 16) {
-      const int64_t rows = std::min(kBlockRows, (rows_.length - first) / 16);
-      alignas(64) float sum[16], products[16];
-      kernels_.gradient_sums(rows, g + first, x + first, y != nullptr ? y + first : nullptr, slope_, center.values, sum, products);
-      for (int lane = 0; lane < 16; ++lane) {
-        sums.gradient += static_cast<double>(sum[lane]);
-        sums.product += static_cast<double>(products[lane]);
-      }
-      first += rows * 16;
-    }
-    for (int64_t i = first; i < rows_.length; ++i) {
-      const float gradient = BeforeActivation(g, y, i);
-      sums.gradient += static_cast<double>(gradient);
-      sums.product += static_cast<double>(gradient) * static_cast<double>(x[i] - mean);
-    }
-    return sums;
-  }
-
-  float BeforeActivation(const float* g, const float* y, int64_t i) const {
-    return y == nullptr || y[i] > 0.0f ? g[i] : g[i] * slope_;
-  }
-
   void RunStatistic(const KernelArguments& arguments, int64_t statistic, Sums* row_sums) const {
     const float *const g = In(arguments, 0), *const x = In(arguments, 1), *const scales = In(arguments, 2);
     const float* const y = fused_ ? In(arguments, 5) : nullptr;
@@ -243,40 +272,123 @@ class PlainNormalizeGrad final : public PlainKernel {
     const double count = static_cast<double>(rows_.elements());
     const float x_scale = static_cast<float>(-inverse * inverse * product / count);
     const float shift = static_cast<float>(-inverse * scaled / count);
-    const Lanes mean_lanes(mean), x_lanes(x_scale), shift_lanes(shift);
-    const int64_t whole = rows_.length / 16;
-    for (const Rows::Place& row : rows_.rows) {
-      const int64_t offset = at.x + row.x;
-      const float scale = static_cast<float>(static_cast<double>(scales[at.scale + row.scale]) * inverse);
-      const Lanes scale_lanes(scale);
-      const float* const row_y = y != nullptr ? y + offset : nullptr;
-      kernels_.normalize_gradient(whole, g + offset, x + offset, row_y, slope_, mean_lanes.values, scale_lanes.values, x_lanes.values,
-                                  shift_lanes.values, dx + offset);
-      for (int64_t i = whole * 16; i < rows_.length; ++i) {
-        dx[offset + i] = BeforeActivation(g + offset, row_y, i) * scale + ((x[offset + i] - mean) * x_scale + shift);
-      }
-    }
+    ApplyGradient(g, x, y, scales, at, mean, inverse, x_scale, shift, dx);
   }
 
   const bool fused_;
   const int64_t parameter_count_;
 };
 
+// The halves of both, for statistics that several ranks make together.
+
+class PlainMoments final : public PlainKernel {
+ public:
+  using PlainKernel::PlainKernel;
+  absl::Status Run(const KernelArguments& arguments) override {
+    ParallelFor(threads_, statistic_count(), [&](int64_t statistic) {
+      const Moments moments = MomentsOf(In(arguments, 0), rows_.statistics[statistic]);
+      Out(arguments, 0)[statistic] = static_cast<float>(moments.mean);
+      Out(arguments, 1)[statistic] = static_cast<float>(moments.squares / moments.count);
+    });
+    return absl::OkStatus();
+  }
+};
+
+class PlainNormalizeApply final : public PlainKernel {
+ public:
+  using PlainKernel::PlainKernel;
+  absl::Status Run(const KernelArguments& arguments) override {
+    ParallelFor(threads_, statistic_count(), [&](int64_t statistic) {
+      const double variance = static_cast<double>(In(arguments, 4)[statistic]);
+      Apply(arguments, rows_.statistics[statistic], In(arguments, 3)[statistic], 1.0 / std::sqrt(variance + epsilon_));
+    });
+    return absl::OkStatus();
+  }
+};
+
+// Inputs g, x, mean, variance and, with a fused activation, y.
+class PlainNormalizeGradSums final : public PlainKernel {
+ public:
+  using PlainKernel::PlainKernel;
+  absl::Status Run(const KernelArguments& arguments) override {
+    const float* const y = arguments.inputs.size() > 4 ? In(arguments, 4) : nullptr;
+    ParallelFor(threads_, statistic_count(), [&](int64_t statistic) {
+      Sums total;
+      for (const Rows::Place& row : rows_.rows) {
+        const int64_t offset = rows_.statistics[statistic].x + row.x;
+        const Sums sums = SumRow(In(arguments, 0) + offset, In(arguments, 1) + offset, y != nullptr ? y + offset : nullptr,
+                                 In(arguments, 2)[statistic]);
+        total.gradient += sums.gradient;
+        total.product += sums.product;
+      }
+      const double inverse = 1.0 / std::sqrt(static_cast<double>(In(arguments, 3)[statistic]) + epsilon_);
+      Out(arguments, 0)[statistic] = static_cast<float>(total.gradient);
+      Out(arguments, 1)[statistic] = static_cast<float>(total.product * inverse);
+    });
+    return absl::OkStatus();
+  }
+};
+
+// Inputs g, x, scale, mean, variance, sums of g and of g * normal and, with a fused activation, y. The scale is the same for all that
+// share a mean.
+class PlainNormalizeGradApply final : public PlainKernel {
+ public:
+  PlainNormalizeGradApply(const KernelRequest& request, Rows rows)
+      : PlainKernel(request, std::move(rows)), count_(request.attributes.Float("count")) {}
+  absl::Status Run(const KernelArguments& arguments) override {
+    const float* const y = arguments.inputs.size() > 7 ? In(arguments, 7) : nullptr;
+    ParallelFor(threads_, statistic_count(), [&](int64_t statistic) {
+      const Rows::Place& at = rows_.statistics[statistic];
+      const double inverse = 1.0 / std::sqrt(static_cast<double>(In(arguments, 4)[statistic]) + epsilon_);
+      const double factor = -inverse * static_cast<double>(In(arguments, 2)[at.scale]) / count_;
+      ApplyGradient(In(arguments, 0), In(arguments, 1), y, In(arguments, 2), at, In(arguments, 3)[statistic], inverse,
+                    static_cast<float>(factor * inverse * static_cast<double>(In(arguments, 6)[statistic])),
+                    static_cast<float>(factor * static_cast<double>(In(arguments, 5)[statistic])), Out(arguments, 0));
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  const double count_;
+};
+
+// Which inputs an op's rows follow from; -1: none such.
+struct Operands {
+  int x = 0, statistics = 0, scale = -1, bias = -1;
+};
+
+std::optional<Operands> OperandsOf(std::string_view op) {
+  if (op == "normalize") return Operands{.statistics = -1, .scale = 1, .bias = 2};
+  if (op == "normalize_grad") return Operands{.x = 1, .statistics = 3, .scale = 2, .bias = 2};
+  if (op == "moments") return Operands{.statistics = -1};
+  if (op == "normalize_apply") return Operands{.statistics = 3, .scale = 1, .bias = 2};
+  if (op == "normalize_grad_sums") return Operands{.x = 1, .statistics = 2};
+  if (op == "normalize_grad_apply") return Operands{.x = 1, .statistics = 3, .scale = 2, .bias = 2};
+  return std::nullopt;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakePlainNormalization(const KernelRequest& request) {
-  const bool gradient = request.op.name == "normalize_grad";
-  if ((!gradient && request.op.name != "normalize") || !AllF32(request)) return nullptr;
+  const std::string_view op = request.op.name;
+  const std::optional<Operands> operands = OperandsOf(op);
+  if (!operands.has_value() || !AllF32(request)) return nullptr;
   for (std::span<const TensorType> types : {request.inputs, request.outputs}) {
     for (const TensorType& type : types) {
       if (type.layout != TensorLayout::kPlain || type.element_count() == 0) return nullptr;
     }
   }
-  const Shape& x = request.inputs[gradient ? 1 : 0].shape;
-  const Shape& scale = request.inputs[gradient ? 2 : 1].shape;
-  Rows rows = RowsOf(x, gradient ? request.inputs[3].shape : request.outputs[1].shape, scale, gradient ? scale : request.inputs[2].shape);
+  const Shape statistics = operands->statistics >= 0 ? request.inputs[operands->statistics].shape
+                                                     : request.outputs[op == "moments" ? 0 : 1].shape;
+  const Shape scale = operands->scale >= 0 ? request.inputs[operands->scale].shape : statistics;
+  const Shape bias = operands->bias >= 0 ? request.inputs[operands->bias].shape : statistics;
+  Rows rows = RowsOf(request.inputs[operands->x].shape, statistics, scale, bias);
   if (rows.length < 16) return nullptr;
-  if (gradient) return std::make_unique<PlainNormalizeGrad>(request, std::move(rows));
+  if (op == "normalize_grad") return std::make_unique<PlainNormalizeGrad>(request, std::move(rows));
+  if (op == "moments") return std::make_unique<PlainMoments>(request, std::move(rows));
+  if (op == "normalize_apply") return std::make_unique<PlainNormalizeApply>(request, std::move(rows));
+  if (op == "normalize_grad_sums") return std::make_unique<PlainNormalizeGradSums>(request, std::move(rows));
+  if (op == "normalize_grad_apply") return std::make_unique<PlainNormalizeGradApply>(request, std::move(rows));
   return std::make_unique<PlainNormalize>(request, std::move(rows));
 }
 

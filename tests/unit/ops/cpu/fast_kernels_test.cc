@@ -483,6 +483,40 @@ TEST(FastNormalizationTest, PlainOverAnyAxes) {
   }
 }
 
+// What ranks compute of a norm between their exchanges.
+TEST(FastNormalizationTest, HalvesOfANorm) {
+  std::mt19937_64 random(33);
+  int turn = 0;
+  for (const NormCase& c : NormCases(random)) {
+    bool same_for_all = true;  // that share a mean: what the gradient's halves are made for
+    for (const int64_t axis : c.axes) same_for_all = same_for_all && c.parameter[static_cast<int>(axis)] == 1;
+    Attributes eps = {{"eps", 1e-5}};
+    const bool activation = ++turn % 2 == 0;
+    if (activation) eps.Set("slope", 0.2);
+    const auto AsF32 = [](Tensor tensor) {
+      for (double& value : tensor.values) value = static_cast<float>(value);
+      return MakeTensor(tensor.type.shape, tensor.values, DataType::kF32);
+    };
+    const Tensor x = Drawn(c.x, random, 1.0, 5.0), g = Drawn(c.x, random), scale = Drawn(c.parameter, random, 0.5, 1.5);
+    const Attributes axes = {{"axes", c.axes}};
+    ExpectFast("moments", {x}, axes, {}, 2e-6, 1.0);
+    const std::vector<Tensor> moments = RunTruth("moments", {x}, axes);
+    const Tensor mean = AsF32(moments[0]), variance = AsF32(moments[1]);
+    ExpectFast("normalize_apply", {x, scale, Drawn(c.parameter, random), mean, variance}, eps, {}, 2e-6, 1.0);
+    if (!same_for_all) continue;
+    std::vector<Tensor> sums = {g, x, mean, variance};
+    if (activation) sums.push_back(Drawn(c.x, random));
+    const double floor = std::sqrt(static_cast<double>(c.x.element_count()));
+    ExpectFast("normalize_grad_sums", sums, eps, {}, 1e-6, floor);
+    const std::vector<Tensor> of_all = RunTruth("normalize_grad_sums", sums, eps);
+    std::vector<Tensor> apply = {g, x, scale, mean, variance, AsF32(of_all[0]), AsF32(of_all[1])};
+    if (activation) apply.push_back(sums.back());
+    Attributes with_count = eps;
+    with_count.Set("count", static_cast<double>(c.x.element_count()) / static_cast<double>(mean.type.element_count()));
+    ExpectFast("normalize_grad_apply", apply, with_count, {}, 2e-6, 1.0);
+  }
+}
+
 TEST(FastNormalizationTest, ResultsOverInputs) {
   std::mt19937_64 random(32);
   const Shape shape{2, 3, 5, 7}, parameter{1, 3, 1, 1};

@@ -10,6 +10,7 @@
 #include "memory/device.h"
 #include "runtime/data/host_array.h"
 #include "runtime/gan/gan_session.h"
+#include "runtime/gan/run_config.h"
 #include "runtime/graph/model.h"
 #include "runtime/include/gantry/gantry.h"
 
@@ -40,6 +41,9 @@ int32_t FromDataType(DataType type);
 absl::StatusOr<DataType> ToDataType(int32_t dtype);
 // `dims` of `rank`, checked: not negative, and no more bytes than 2^60.
 absl::StatusOr<Shape> ToShape(DataType type, size_t rank, const int64_t* dims);
+
+// The configuration of a run file with overrides, as gantry_run_open reads it. What is wrong in it is the file's fault: GANTRY_BAD_DATA.
+absl::StatusOr<RunConfig> ReadRun(const char* path, size_t override_count, const char* const* overrides);
 
 // A line for the log about ops that run on reference kernels; empty where there is none.
 std::string FallbackMessage(const Plan& plan);

@@ -20,19 +20,6 @@ struct gantry_planning {
 
 namespace {
 
-absl::StatusOr<RunConfig> ReadRun(const char* path, size_t override_count, const char* const* overrides) {
-  RunConfigSources sources;
-  sources.environment = GantryEnvironment();
-  if (override_count > 0) GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides));
-  for (size_t i = 0; i < override_count; ++i) {
-    GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides[i]));
-    sources.overrides.emplace_back(overrides[i]);
-  }
-  absl::StatusOr<RunConfig> config = LoadRunConfig(path, std::move(sources));
-  if (!config.ok()) return FromFile(config.status());
-  return config;
-}
-
 absl::Status RequirePlanned(const gantry_planning* planning) {
   GANTRY_RETURN_IF_ERROR(RequireNonNull("planning", planning));
   if (!planning->plan) return Error(GANTRY_FAILED_PRECONDITION, "call gantry_planning_plan first");

@@ -19,6 +19,23 @@ struct gantry_run {
   std::chrono::steady_clock::time_point first_step;
 };
 
+namespace gantry::c_api {
+
+absl::StatusOr<RunConfig> ReadRun(const char* path, size_t override_count, const char* const* overrides) {
+  RunConfigSources sources;
+  sources.environment = GantryEnvironment();
+  if (override_count > 0) GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides));
+  for (size_t i = 0; i < override_count; ++i) {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides[i]));
+    sources.overrides.emplace_back(overrides[i]);
+  }
+  absl::StatusOr<RunConfig> config = LoadRunConfig(path, std::move(sources));
+  if (!config.ok()) return FromFile(config.status());
+  return config;
+}
+
+}  // namespace gantry::c_api
+
 namespace {
 
 // Settings of the user: a wrong one is the file's fault. A kFailedPrecondition about the folder stays one.
@@ -71,21 +88,13 @@ gantry_status gantry_run_open(gantry_context* context, const char* path, size_t 
                               gantry_run** run) {
   return Call([&]() -> absl::Status {
     GANTRY_RETURN_IF_ERROR(RequireNonNull("context, path, run", context, path, run));
-    RunConfigSources sources;
-    sources.environment = GantryEnvironment();
-    if (override_count > 0) GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides));
-    for (size_t i = 0; i < override_count; ++i) {
-      GANTRY_RETURN_IF_ERROR(RequireNonNull("overrides", overrides[i]));
-      sources.overrides.emplace_back(overrides[i]);
-    }
-    absl::StatusOr<RunConfig> config = LoadRunConfig(path, std::move(sources));
-    if (!config.ok()) return FromRun(config.status());
+    GANTRY_ASSIGN_OR_RETURN(RunConfig config, ReadRun(path, override_count, overrides));
     auto made = std::make_unique<gantry_run>();
     made->context = context->shared;
     TrainerOptions options;
     options.warn = [shared = context->shared](std::string_view message) { shared->Log(GANTRY_LOG_WARNING, message); };
     options.ranks = context->shared->ranks.get();
-    absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(*std::move(config), *made->context->device, std::move(options));
+    absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(std::move(config), *made->context->device, std::move(options));
     if (!trainer.ok()) return FromRun(context->shared->FromRanks(trainer.status()));
     made->trainer = *std::move(trainer);
     *run = made.release();

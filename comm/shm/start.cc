@@ -75,7 +75,7 @@ Pending ShmCommunicator::Start(const CollectiveOptions& options, Fill&& fill) {
     operation->call = Call();
     fill(*operation);
     const size_t name_bytes = std::min(options.name.size(), sizeof(operation->call.name) - 1);
-    std::memcpy(operation->call.name, options.name.data(), name_bytes);
+    std::copy_n(options.name.data(), name_bytes, operation->call.name);
     operation->priority.store(options.priority, std::memory_order_relaxed);
     operation->in_background = options.in_background;
     operation->timeout = std::min(options.timeout, absl::Hours(24 * 365));

@@ -10,7 +10,8 @@ namespace {
 constexpr int64_t kSmallBytes = 4096;
 
 bool IsEager(const Program& program, const Op& op) {
-  if (op.definition->is_view) return false;
+  // Ranks plan apart from each other and must meet in the same order, whatever the sizes of their parts.
+  if (op.definition->is_view || op.definition->communicates) return false;
   if (UpdateCount(op) > 0) return true;
   int64_t made = 0;
   for (ValueId output : op.outputs) made += program.TypeOf(output).size_bytes();

@@ -66,7 +66,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
                              ? Aligned(static_cast<int64_t>(base_.schedule[step].kernel->scratch_bytes()))
                              : 0;
     const int updates = UpdateCount(op);
-    cost.repeatable = updates == 0;
+    cost.repeatable = updates == 0 && !op.definition->communicates;  // a rank cannot meet the others on its own
     const auto Read = [&](ValueId value) {
       const int item = item_of_[value];
       if (std::find(cost.reads.begin(), cost.reads.end(), item) != cost.reads.end()) return;

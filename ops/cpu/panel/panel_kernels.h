@@ -61,6 +61,11 @@ struct PanelKernels {
   // the cache.
   void (*gemm)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, const int64_t* b_offsets,
                int64_t k_count, float* c, bool accumulate, const float* bias, float slope, const float* next_b);
+  // Two neighbouring panels of results at once, each to the bit as gemm makes it: panel q < 2 at c + q * c_step from the
+  // weights b + q * b_step + i * 256 of panel i. `next_b` are 512 * panel_count floats. Null where it is no faster than
+  // two calls of gemm.
+  void (*gemm_pair)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, int64_t b_step,
+                    int64_t k_count, float* c, int64_t c_step, bool accumulate, const float* next_b);
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16),
   // rows <= 16. `next`, if not null, are panel_count operands of a later call, to be fetched into the cache.
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,

@@ -14,6 +14,7 @@ constexpr int kTileRows = 6;
 
 const PanelKernels kAvx2Kernels = {
     .gemm = Gemm,
+    .gemm_pair = nullptr,
     .gemm_transposed = GemmTransposed,
     .transpose = Transpose,
     .winograd = {{MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM3R2>(), MakeWinogradKernels<FormM4R2>()},

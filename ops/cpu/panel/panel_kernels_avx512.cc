@@ -5,8 +5,10 @@ namespace {
 
 constexpr int kVectorFloats = 16;
 constexpr int kTileRows = 16;
+constexpr int kPairTileRows = 8;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
+#include "ops/cpu/panel/gemm_pair_kernels.inc"
 #include "ops/cpu/panel/norm_kernels.inc"
 #include "ops/cpu/panel/winograd_kernels.inc"
 
@@ -14,6 +16,7 @@ constexpr int kTileRows = 16;
 
 const PanelKernels kAvx512Kernels = {
     .gemm = Gemm,
+    .gemm_pair = GemmPair,
     .gemm_transposed = GemmTransposed,
     .transpose = Transpose,
     .winograd = {{MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM3R2>(), MakeWinogradKernels<FormM4R2>()},

@@ -146,18 +146,23 @@ void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int t
     for (int64_t i = 0; i < kChunkPanels; ++i) offsets[i] = i * 256;
     for (int64_t chunk = 0; chunk < p.source_panels; chunk += kChunkPanels) {
       const int64_t count = std::min(kChunkPanels, p.source_panels - chunk);
-      for (int64_t panel = first; panel < last; ++panel) {
-        bool first_call = true;
+      for (int64_t panel = first; panel < last;) {
+        const bool pair = kernels.gemm_pair != nullptr && panel + 1 < last;
+        const float* b = weights + PackedPanel(chunk, panel, p.source_panels, p.result_panels) * 256;
+        const float* next_b = b + (pair ? 2 : 1) * count * 256;
         for (int64_t tile = 0; tile < p.tiles; ++tile) {
           if (!p.tiling.Needs(p.first_tile + tile, point)) continue;
           const float* panels[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) panels[i] = sources + (tile * p.source_panels + chunk + i) * panel_floats;
-          const float* b = weights + PackedPanel(chunk, panel, p.source_panels, p.result_panels) * 256;
-          kernels.gemm(p.tiling.g.batch, count, panels, b, offsets, p.k_count,
-                       results + (tile * p.result_panels + panel) * panel_floats, chunk > 0, nullptr, 1.0f,
-                       first_call ? b + count * 256 : nullptr);
-          first_call = false;
+          float* c = results + (tile * p.result_panels + panel) * panel_floats;
+          if (pair) {
+            kernels.gemm_pair(p.tiling.g.batch, count, panels, b, count * 256, p.k_count, c, panel_floats, chunk > 0, next_b);
+          } else {
+            kernels.gemm(p.tiling.g.batch, count, panels, b, offsets, p.k_count, c, chunk > 0, nullptr, 1.0f, next_b);
+          }
+          next_b = nullptr;
         }
+        panel += pair ? 2 : 1;
       }
     }
   });

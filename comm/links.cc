@@ -27,6 +27,7 @@ namespace {
 constexpr int64_t kMaxUnread = int64_t{128} << 20;   // a peer whose messages nobody takes is not read further
 constexpr int64_t kMaxUnsent = int64_t{1} << 20;    // a sender waits while so much is on its way to one peer
 constexpr size_t kQueuePiece = size_t{256} << 10;
+constexpr absl::Duration kReadToEnd = absl::Seconds(1);  // for what came before an end
 constexpr absl::Duration kSendTime = absl::Seconds(30);
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
 constexpr size_t kReadAtOnce = size_t{1} << 20;
@@ -111,7 +112,10 @@ class SocketLinks final : public Links {
       size_t count = 0;
       if (link.output.empty()) {
         const absl::StatusOr<size_t> taken = SendSome(link.socket.get(), head, rest, numbers);
-        if (!taken.ok()) {  // the reader learns it as well and tells the monitor
+        if (!taken.ok()) {
+          // The reader learns it as well. What the rank said before it ended, such as whom it had lost itself, is known once the reader has
+          // come to the end: whoever is told of this error then finds the cause at the monitor.
+          if (WaitUntil(lock, link.changed, absl::Now() + kReadToEnd, [&] { return link.closed; })) return ClosedError(to, link);
           return absl::UnavailableError(absl::StrFormat("%s is lost: %s", Name(to), std::string(Message(taken.status()))));
         }
         count = *taken;

@@ -83,11 +83,14 @@ class Faults(GantryTestCase):
         self.run_gantry("train", "run.toml", "--set", f"output.directory={self.path('free')}", "--steps", step + 2)
         name = f"checkpoint-{step + 2:012}.safetensors"
         self.assertEqual(self.weights("out", name), self.weights("free", name))
+        return stderr
 
     def test_a_file_that_is_cut_off(self):
         process = self.start(*self.flags())
         os.truncate(self.tier_file(process), 0)
-        self.stopped_cleanly(process, "tier file: read of ", "failed twice")
+        # A read comes out short, twice; or a copy out has made the file longer again, and what lies before it is a hole.
+        errors = self.stopped_cleanly(process, "tier file: ")
+        self.assertRegex(errors, "read of .* failed twice|came back damaged")
 
     def test_a_file_that_changes(self):
         process = self.start(*self.flags(), "--checksums")

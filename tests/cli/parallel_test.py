@@ -51,6 +51,18 @@ class Parallel(GantryTestCase):
             for name in ("step", "images", "discriminator_loss", "generator_loss", "generator.gradient_norm"):
                 self.assertAlmostEqual(expected[name], actual[name], delta=1e-9 * max(1, abs(expected[name])))
 
+    def test_budgets_do_not_change_what_ranks_exchange(self):
+        run = self.write_run(steps=3)
+        f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
+        self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path('alone')}")
+        for split in ("batch", "space", "space+shard"):
+            with self.subTest(split):
+                self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path(split)}", "--ranks", "3", "--parallel", split,
+                                "--device-memory", "3/5")
+                for expected, actual in zip(self.rows("alone"), self.rows(split), strict=True):
+                    for name in ("discriminator_loss", "generator_loss"):
+                        self.assertAlmostEqual(expected[name], actual[name], delta=1e-9 * max(1, abs(expected[name])))
+
     def start(self, *arguments):
         process = subprocess.Popen([GANTRY, "train", self.write_run(steps=1000000), "--ranks", "2", *arguments], stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True, cwd=self.folder,

@@ -145,7 +145,7 @@ class Monitor final : public Liveness {
     if (leaving_.exchange(true) || lost(links_.rank())) return;  // one that was given up does not leave, it is lost
     WireWriter notice;
     notice.U32(static_cast<uint32_t>(Notice::kLeave));
-    SendToAll(notice, -1);
+    SendToAll(notice);
   }
 
  private:
@@ -290,7 +290,7 @@ class Monitor final : public Liveness {
       notice.U32(static_cast<uint32_t>(rank));
       notice.U32(is_cause ? 1 : 0);
       notice.Text(why.substr(0, kMaxWhyBytes));
-      SendToAll(notice, -1);  // also to the lost one, which may only have been stopped
+      SendToAll(notice);  // also to the lost one, which may only have been stopped
     }
     const auto end = [this, rank, why] {
       links_.ReadNow(rank);  // what it said before is still to be had
@@ -304,10 +304,10 @@ class Monitor final : public Liveness {
     }
   }
 
-  void SendToAll(const WireWriter& notice, int except) {
+  void SendToAll(const WireWriter& notice) {
     for (int rank = 0; rank < links_.size(); ++rank) {
       // One that cannot be reached shows in its hang-up.
-      if (rank != links_.rank() && rank != except) (void)links_.Send(rank, kLivenessChannel, notice.bytes());
+      if (rank != links_.rank()) (void)links_.Send(rank, kLivenessChannel, notice.bytes());
     }
   }
 

@@ -94,10 +94,10 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
   session->device_ = &device;
   GANTRY_ASSIGN_OR_RETURN(const Program program,
                           BuildGanStep(session->options_.step, session->generators_, session->discriminators_));
-  session->exchanges_ = std::make_unique<ExchangeKernels>();
-  session->options_.plan.exchanges = session->exchanges_.get();
   RankProgram mine{.program = program};
   if (options.ranks != nullptr) {
+    session->exchanges_ = std::make_unique<ExchangeKernels>();
+    session->options_.plan.exchanges = session->exchanges_.get();
     GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, options.parallel, session->rank(), session->rank_count()));
   }
   session->input_parts_ = std::move(mine.input_parts);

@@ -194,7 +194,7 @@ absl::Status AddSamples(GanSession& session, int steps, Machine& machine) {
 
 absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& given, int steps, Machine& machine, Device& device) {
   RunConfig config = given;
-  GANTRY_RETURN_IF_ERROR(FindChannels(config));
+  GANTRY_RETURN_IF_ERROR(FindSampleShape(config).status());
   CalibratedStep result;
   for (const bool again : {false, true}) {
     GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config));

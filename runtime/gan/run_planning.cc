@@ -1,5 +1,6 @@
 #include "runtime/gan/run_planning.h"
 
+#include "runtime/gan/families.h"
 #include "runtime/gan/machine_file.h"
 #include "runtime/gan/run_networks.h"
 #include "runtime/plan/plan_file.h"
@@ -7,16 +8,18 @@
 
 namespace gantry {
 
-absl::Status FindChannels(RunConfig& config) {
-  if (config.model.channels != 0 || !UsesFamily(config)) return absl::OkStatus();
-  GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<DataSet> data, OpenRunData(config, 0, config.model.image_size, config.model.image_size));
+absl::StatusOr<std::unique_ptr<DataSet>> FindSampleShape(RunConfig& config) {
+  const bool clips = config.model.family == kVideoFamily;
+  if ((config.model.channels != 0 && (!clips || config.model.frames != 0)) || !UsesFamily(config)) return std::unique_ptr<DataSet>();
+  GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<DataSet> data, OpenRunData(config, 0, config.model.image_size, config.model.image_size));
   const std::vector<int64_t>& shape = data->sample_shape();
-  if (shape.size() != 3) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("data.path: %s; the family '%s' takes images, [channels,height,width]", data->Describe(), config.model.family));
+  if (shape.size() != (clips ? 4 : 3)) {
+    return absl::InvalidArgumentError(absl::StrFormat("data.path: %s; the family '%s' takes %s", data->Describe(), config.model.family,
+                                                      clips ? "clips, [channels,frames,height,width]" : "images, [channels,height,width]"));
   }
-  config.model.channels = shape[0];
-  return absl::OkStatus();
+  if (config.model.channels == 0) config.model.channels = shape[0];
+  if (clips && config.model.frames == 0) config.model.frames = shape[1];
+  return data;
 }
 
 absl::StatusOr<Program> RunPlanning::BuildStep(const RunConfig& given, const StepVariation& variation) {
@@ -39,7 +42,7 @@ void RunPlanning::SetVariants(const RunConfig& config, PlanOptions& options) {
 
 absl::StatusOr<std::unique_ptr<RunPlanning>> RunPlanning::Create(RunConfig config, int thread_count) {
   std::unique_ptr<RunPlanning> planning(new RunPlanning());
-  GANTRY_RETURN_IF_ERROR(FindChannels(config));
+  GANTRY_RETURN_IF_ERROR(FindSampleShape(config).status());
   planning->options_ = config.plan;
   planning->options_.thread_count = config.threads > 0 ? static_cast<int>(config.threads) : thread_count;
   GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config.memory.machine));

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "runtime/data/data_set.h"
 #include "runtime/gan/run_config.h"
 #include "runtime/plan/what_if.h"
 
@@ -31,7 +32,7 @@ class RunPlanning {
   PlanOptions options_;
 };
 
-// Fills model.channels from the data where a family needs them.
-absl::Status FindChannels(RunConfig& config);
+// Fills model.channels, and model.frames of clips, from the data where a family needs them: the data set, or null where it was not looked at.
+absl::StatusOr<std::unique_ptr<DataSet>> FindSampleShape(RunConfig& config);
 
 }  // namespace gantry

@@ -10,7 +10,6 @@
 #include "absl/strings/str_join.h"
 #include "runtime/data/image_grid.h"
 #include "runtime/data/npy.h"
-#include "runtime/gan/families.h"
 #include "runtime/gan/machine_file.h"
 #include "runtime/gan/run_networks.h"
 #include "runtime/gan/run_planning.h"
@@ -57,18 +56,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(RunConfig config, Devic
 }
 
 absl::Status Trainer::Build(Device& device) {
-  const bool clips = config_.model.family == kVideoFamily;
-  if ((config_.model.channels == 0 || (clips && config_.model.frames == 0)) && UsesFamily(config_)) {
-    GANTRY_ASSIGN_OR_RETURN(data_set_, OpenRunData(config_, 0, config_.model.image_size, config_.model.image_size));
-    const std::vector<int64_t>& shape = data_set_->sample_shape();
-    if (shape.size() != (clips ? 4 : 3)) {
-      return absl::InvalidArgumentError(
-          absl::StrFormat("data.path: %s; the family '%s' takes %s", data_set_->Describe(), config_.model.family,
-                          clips ? "clips, [channels,frames,height,width]" : "images, [channels,height,width]"));
-    }
-    if (config_.model.channels == 0) config_.model.channels = shape[0];
-    if (clips && config_.model.frames == 0) config_.model.frames = shape[1];
-  }
+  GANTRY_ASSIGN_OR_RETURN(data_set_, FindSampleShape(config_));
   GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config_));
   GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed, .plan_file = config_.plan_file};
   options.plan.thread_count = static_cast<int>(config_.threads);

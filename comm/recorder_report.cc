@@ -22,6 +22,12 @@ constexpr uint64_t kFileMagic = 0x314652434e414721;
 constexpr size_t kMaxFileBytes = size_t{256} << 20;
 constexpr uint32_t kMaxImages = 65536;
 
+// From `then` to `now`, in nanoseconds; as far as it can be told where a damaged file has absurd times.
+int64_t Since(int64_t now, int64_t then) {
+  int64_t ns;
+  return __builtin_sub_overflow(now, then, &ns) ? (now < then ? INT64_MIN : INT64_MAX) : ns;
+}
+
 std::string Seconds(int64_t ns) { return absl::StrFormat("%.2f s", static_cast<double>(std::max<int64_t>(ns, 0)) * 1e-9); }
 
 // "all_reduce 17 of 'w' in group world".
@@ -182,7 +188,7 @@ std::vector<std::string> ExplainWaits(std::span<const RecorderImage> images) {
       if (front.entry == nullptr || entry.number > front.entry->number) front = {.entry = &entry};
       if (entry.number != front.entry->number) continue;
       front.waiting.push_back(image.rank);
-      front.longest_ns = std::max(front.longest_ns, image.read_ns - entry.begin_ns);
+      front.longest_ns = std::max(front.longest_ns, Since(image.read_ns, entry.begin_ns));
     }
   }
   std::vector<std::pair<int64_t, std::string>> found;
@@ -204,10 +210,10 @@ std::vector<std::string> ExplainWaits(std::span<const RecorderImage> images) {
       std::string text = absl::StrFormat("rank %d has not come to %s, which %s %s wait%s in", image.rank, OperationText(*front.entry),
                                          front.waiting.size() == 1 ? "rank" : "ranks", absl::StrJoin(front.waiting, ", "), front.waiting.size() == 1 ? "s" : "");
       if (const RecordedEntry* current = InFlight(image); current != nullptr) {
-        absl::StrAppend(&text, "; it is in ", OperationText(*current), " since ", Seconds(image.read_ns - current->begin_ns));
+        absl::StrAppend(&text, "; it is in ", OperationText(*current), " since ", Seconds(Since(image.read_ns, current->begin_ns)));
       } else if (!image.entries.empty()) {
         const RecordedEntry& newest = image.entries.back();
-        absl::StrAppend(&text, "; it was last in ", OperationText(newest), ", which it left ", Seconds(image.read_ns - newest.end_ns), " ago");
+        absl::StrAppend(&text, "; it was last in ", OperationText(newest), ", which it left ", Seconds(Since(image.read_ns, newest.end_ns)), " ago");
       }
       found.emplace_back(-front.longest_ns, std::move(text));
       explained = true;
@@ -235,7 +241,7 @@ std::string FormatRecorders(std::span<const RecorderImage> images) {
     }
     const std::string peer = waiting && entry->peer >= 0 ? absl::StrCat("rank ", entry->peer) : "-";
     absl::StrAppendFormat(&text, "%-5d %-9d %-10s %-16s %-8d %-12s %-10s %s%s\n", image.rank, image.pid, waiting ? "in" : entry->ok ? "after" : "failed in",
-                          std::string(NameOf(entry->kind)), entry->number, peer, Seconds(image.read_ns - (waiting ? entry->begin_ns : entry->end_ns)),
+                          std::string(NameOf(entry->kind)), entry->number, peer, Seconds(Since(image.read_ns, waiting ? entry->begin_ns : entry->end_ns)),
                           entry->value.empty() ? "-" : entry->value, entry->group.empty() ? "" : absl::StrCat(" (group ", entry->group, ")"));
   }
   for (const std::string& line : ExplainWaits(images)) absl::StrAppend(&text, line, "\n");
@@ -253,9 +259,9 @@ std::string FormatRecordersJson(std::span<const RecorderImage> images) {
     for (size_t i = first; i < image.entries.size(); ++i) {
       const RecordedEntry& entry = image.entries[i];
       absl::StrAppendFormat(&text, "%s\n    {\"operation\": \"%s\", \"group\": %s, \"number\": %d, \"value\": %s, \"bytes\": %d, \"begun_ns_ago\": %d, ", inner,
-                            std::string(NameOf(entry.kind)), JsonText(entry.group), entry.number, JsonText(entry.value), entry.bytes, image.read_ns - entry.begin_ns);
+                            std::string(NameOf(entry.kind)), JsonText(entry.group), entry.number, JsonText(entry.value), entry.bytes, Since(image.read_ns, entry.begin_ns));
       absl::StrAppend(&text, "\"state\": ", entry.end_ns == 0 ? "\"in\"" : entry.ok ? "\"done\"" : "\"failed\"");
-      if (entry.end_ns != 0) absl::StrAppend(&text, ", \"ended_ns_ago\": ", image.read_ns - entry.end_ns);
+      if (entry.end_ns != 0) absl::StrAppend(&text, ", \"ended_ns_ago\": ", Since(image.read_ns, entry.end_ns));
       absl::StrAppend(&text, ", \"waits_for\": ", entry.end_ns == 0 && entry.peer >= 0 ? absl::StrCat(entry.peer) : "null", "}");
       inner = ",";
     }

@@ -7,6 +7,10 @@
 #include <cerrno>
 #include <string_view>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/lsan_interface.h>
+#endif
+
 #include "absl/strings/str_join.h"
 #include "comm/socket.h"
 
@@ -135,6 +139,10 @@ void FormatJson(const TopologyNode& node, int depth, std::string& text) {
 }  // namespace
 
 absl::StatusOr<TopologyNode> DiscoverTopology() {
+#if defined(__SANITIZE_ADDRESS__)
+  // libpciaccess keeps a little for the process, and nobody can name it once hwloc has unloaded its plugin.
+  const __lsan::ScopedDisabler library_keeps;
+#endif
   hwloc_topology_t topology;
   if (hwloc_topology_init(&topology) != 0) return SystemError(errno, "hwloc");
   hwloc_topology_set_io_types_filter(topology, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);

@@ -84,7 +84,9 @@ struct ResidencyAction {
   int op = -1;
   int item = -1;
   int tier = -1;
-  int done_by = -1;        // index into the actions; their number: the end of the step
+  // Index into the actions; their number: the end of the step. Beyond it, of what wraps: the copy out goes on into the next step, where it is
+  // done when the action `done_by` less their number begins.
+  int done_by = -1;
   std::vector<int> items;  // kAgain: what it brings back
 };
 
@@ -103,7 +105,8 @@ struct ResidencySchedule {
 };
 
 // Works out the schedule of a choice on a virtual clock: fetches start as late as they can and still be ready, as far as the
-// budget lets them, and copies out are waited for when their memory is needed. O(actions log actions).
+// budget lets them, and copies out are waited for when their memory is needed, those of states in the next step if need be: the clock is that of
+// a step which follows one like it. O(actions log actions).
 class ResidencyScheduler {
  public:
   // `problem` must be valid and outlive the scheduler.
@@ -128,6 +131,12 @@ class ResidencyScheduler {
     int stash_tier = -1;  // >= 0: stashed after `end`
     int issue = -1;       // of the fetch: position
     int done_by = -1;     // of the stash: position
+    int wraps_to = -1;    // >= 0: position of the next step that it is done by instead
+  };
+  // A copy out that a step leaves to the next one.
+  struct Carried {
+    int episode;
+    double seconds;  // of it still to come
   };
   struct Position {
     int op;
@@ -161,6 +170,7 @@ class ResidencyScheduler {
   void Sort(PositionOf position_of, ByPosition& by) const;
   void SortCopies();
   void WalkClock(ResidencySchedule& schedule);
+  std::vector<Carried> WalkClock(const std::vector<Carried>& before, ResidencySchedule& schedule);
   void Emit(ResidencySchedule& schedule) const;
 
   const ResidencyProblem& problem_;

@@ -73,7 +73,7 @@ void ResidencyScheduler::Open(int item, int position, int fetch_tier) {
   episode.item = item;
   episode.begin = episode.end = position;
   episode.fetch_tier = fetch_tier;
-  episode.stash_tier = episode.issue = episode.done_by = -1;
+  episode.stash_tier = episode.issue = episode.done_by = episode.wraps_to = -1;
   episodes_.push_back(episode);
 }
 
@@ -246,6 +246,23 @@ void ResidencyScheduler::PlaceFetches() {
            static_cast<double>(problem_.items[episode.item].bytes) / tier.out_bytes_per_second;
     finish[index] = free;
   }
+  // Memory under a copy out is held meanwhile, of states into the next step.
+  std::vector<int64_t> held(count + 1, 0);
+  for (int index : stashes_.episodes) {
+    const Episode& episode = episodes_[index];
+    const int64_t size = problem_.items[episode.item].bytes;
+    const auto Until = [&](double seconds) { return std::upper_bound(start_.begin(), start_.end() - 1, seconds) - start_.begin(); };
+    held[episode.end + 1] += size;
+    held[std::max<int64_t>(episode.end + 1, Until(finish[index]))] -= size;
+    if (finish[index] > start_[count] && problem_.items[episode.item].wraps) {
+      held[0] += size;
+      held[Until(finish[index] - start_[count])] -= size;
+    }
+  }
+  for (int p = 0; p < count; ++p) {
+    held[p + 1] += held[p];
+    bytes_[p] += held[p];
+  }
   // A fetch begins after the stash before it, if any. Episodes of an item are in order of time.
   std::vector<double> earliest(episodes_.size(), 0.0);
   std::vector<int> earliest_position(episodes_.size(), 0);
@@ -282,6 +299,7 @@ void ResidencyScheduler::PlaceFetches() {
       episode.issue = issue;
     }
   }
+  for (int p = 0; p < count; ++p) bytes_[p] -= held[p];
 }
 
 // Counting sort of the episodes for which `position_of` is not negative; those of one position stay in their order.
@@ -316,11 +334,21 @@ void ResidencyScheduler::SortCopies() {
   }
 }
 
-// Runs everything on a clock, and settles when the memory under copies out is taken back.
 void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
+  SortCopies();
+  const std::vector<Carried> carried = WalkClock({}, schedule);
+  if (carried.empty()) return;
+  schedule = {};
+  schedule.valid = true;
+  WalkClock(carried, schedule);
+}
+
+// Runs everything on a clock, and settles when the memory under copies out is taken back. `before` are copies that the step before has left, in the
+// order of their lanes; those of them that are under way again when the step ends are left to the next one. Where there are none, any of
+// what wraps may be left. Returns what is.
+std::vector<ResidencyScheduler::Carried> ResidencyScheduler::WalkClock(const std::vector<Carried>& before, ResidencySchedule& schedule) {
   const int count = static_cast<int>(positions_.size());
   const size_t tiers = problem_.tiers.size();
-  SortCopies();
   std::vector<double> out_free(tiers, 0.0), in_free(tiers, 0.0), finish(episodes_.size(), 0.0), stash_finish(episodes_.size(), 0.0);
   std::vector<int64_t> tier_bytes(tiers, 0);
   schedule.tier_peak_bytes.assign(tiers, 0);
@@ -351,12 +379,32 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
     if (!op_waits_.empty()) op_waits_[at_op] += time - clock;
     clock = time;
   };
+  std::vector<bool> carried(before.empty() ? 0 : episodes_.size(), false), may_stay(carried);
   const auto TakeBack = [&](int position) {
-    Episode& episode = episodes_[pending.front()];
-    WaitUntil(stash_finish[pending.front()]);
-    episode.done_by = position;
+    const int index = pending.front();
+    Episode& episode = episodes_[index];
+    WaitUntil(stash_finish[index]);
+    if (!carried.empty() && carried[index]) {
+      episode.wraps_to = position;
+      carried[index] = false;
+    } else {
+      episode.done_by = position;
+    }
     in_flight -= problem_.items[episode.item].bytes;
     pending.pop_front();
+  };
+  for (const Carried& copy : before) {
+    const Episode& episode = episodes_[copy.episode];
+    carried[copy.episode] = may_stay[copy.episode] = true;
+    stash_finish[copy.episode] = copy.seconds;
+    out_free[episode.stash_tier] = std::max(out_free[episode.stash_tier], copy.seconds);
+    in_flight += problem_.items[episode.item].bytes;
+    pending.push_back(copy.episode);
+  }
+  // From the end of the op before to the end of the copy.
+  const auto Took = [&](int index) {
+    const bool from_before = !carried.empty() && carried[index];
+    return stash_finish[index] - (from_before ? 0.0 : start_[episodes_[index].end + 1]);
   };
   for (int p = 0; p < count; ++p) {
     at_op = positions_[p].op;
@@ -367,8 +415,7 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
       while (Waiting(episodes_[index].item)) TakeBack(p);
     }
     while (!pending.empty() && (bytes_[p] + in_flight > problem_.budget_bytes ||
-                                clock >= stash_finish[pending.front()] +
-                                             kStashSlack * (stash_finish[pending.front()] - start_[episodes_[pending.front()].end + 1]))) {
+                                clock >= stash_finish[pending.front()] + kStashSlack * Took(pending.front()))) {
       TakeBack(p);
     }
     for (int index : issues_.at(p)) {
@@ -419,8 +466,27 @@ void ResidencyScheduler::WalkClock(ResidencySchedule& schedule) {
   }
   clock += beside;
   schedule.beside_seconds += beside;
-  while (!pending.empty()) TakeBack(count);
+  std::vector<Carried> after;
+  for (; !pending.empty(); pending.pop_front()) {
+    const int index = pending.front();
+    const bool may = problem_.items[episodes_[index].item].wraps && (before.empty() || may_stay[index]);
+    if (may && stash_finish[index] > clock) {
+      after.push_back({index, stash_finish[index]});
+    } else {
+      WaitUntil(stash_finish[index]);
+      episodes_[index].wraps_to = -1;
+    }
+    episodes_[index].done_by = count;
+  }
+  // Others have been waited for meanwhile.
+  for (Carried& copy : after) copy.seconds = std::max(0.0, copy.seconds - clock);
+  for (const Carried& copy : before) {
+    if (std::none_of(after.begin(), after.end(), [&](const Carried& other) { return other.episode == copy.episode; })) {
+      episodes_[copy.episode].wraps_to = -1;
+    }
+  }
   schedule.seconds = clock;
+  return after;
 }
 
 void ResidencyScheduler::Emit(ResidencySchedule& schedule) const {
@@ -446,7 +512,7 @@ void ResidencyScheduler::Emit(ResidencySchedule& schedule) const {
     for (int index : stashes_.at(p)) {
       const Episode& episode = episodes_[index];
       schedule.actions.push_back({ResidencyAction::Kind::kStash, -1, episode.item, episode.stash_tier,
-                                  first_action[std::max(episode.done_by, p + 1)], {}});
+                                  episode.wraps_to >= 0 ? next + first_action[episode.wraps_to] : first_action[std::max(episode.done_by, p + 1)], {}});
     }
   }
 }

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "memory/residency/residency_gaps.h"
+#include "memory/residency/residency_prices.h"
 #include "memory/status.h"
 
 namespace gantry {
@@ -18,6 +19,12 @@ constexpr double kHiddenCopy = 0.02;
 // Of the search: how much worse a step may be to go on from, at first; work, in ops and items judged; how far before a wait it looks.
 constexpr double kThreshold = 0.01;
 constexpr int kSearchWork = 8'000'000, kBefore = 12, kAttempts = 200;
+
+// Of prices: those of a lane's second to begin with, shares of the budget to aim at, rounds for each, and how far a round goes at first, how
+// that shrinks, and the share of the budget that is over for which it goes so far.
+constexpr double kLanePrices[] = {0.05, 0.3, 1.0}, kPriceShares[] = {1.0, 0.85};
+constexpr int kPriceRounds = 40;
+constexpr double kPriceStep = 1.0, kPriceDecay = 0.95, kPriceSpan = 0.1;
 
 class Solver {
  public:
@@ -40,8 +47,9 @@ class Solver {
       } else {
         // Leaving some of the budget free gives copies in room to come early.
         for (const double share : std::span(kGreedyShares).first(std::clamp(options_.greedy_budgets, 1, 7))) {
-          if (!AtBound()) Greedy(static_cast<int64_t>(share * static_cast<double>(problem_.budget_bytes)));
+          if (!AtBound()) Greedy(static_cast<int64_t>(share * static_cast<double>(problem_.budget_bytes)), KeepAll(problem_));
         }
+        SetPrices();
         Search();
       }
     }
@@ -145,12 +153,11 @@ class Solver {
   };
 
   // For `budget` bytes of the device; every choice on the way is considered for the real one.
-  void Greedy(int64_t budget) {
+  void Greedy(int64_t budget, ResidencyChoice choice) {
     ResidencyProblem tight = problem_;
     tight.budget_bytes = budget;
     ResidencyScheduler scheduler(tight);
     const bool real = budget == problem_.budget_bytes;
-    ResidencyChoice choice = KeepAll(problem_);
     std::vector<double> lane(problem_.tiers.size(), 0.0);
     std::vector<bool> refused(gaps_.size() * (problem_.tiers.size() + 2), false);
     const auto Refused = [&](size_t gap, Residence residence) {
@@ -285,6 +292,47 @@ class Solver {
     // A lane that is nearly full makes others wait.
     const double crowded = std::clamp((lane[tier] + seconds) / (2 * start_[ops_] + kLeast) - 0.5, 0.0, 1.0);
     return exposed + seconds * (kHiddenCopy + crowded) + kLeast;
+  }
+
+  // ---- Prices: memory costs more where it is short, until what items choose for themselves fits
+
+  void SetPrices() {
+    ResidencyPricer pricer(problem_, gap_table_);
+    const double typical = pricer.TypicalByteSeconds();
+    if (typical <= 0) return;
+    // Everything leaves that may: what fits if anything does.
+    Consider(pricer.Choose(std::vector<double>(ops_, 1e6 * typical), 1.0));
+    for (const double lane_price : kLanePrices) {
+      for (const double share : kPriceShares) {
+        if (AtBound()) return;
+        const double budget = share * static_cast<double>(problem_.budget_bytes);
+        std::vector<double> log_price(ops_, std::log(lane_price)), prices(ops_);
+        ResidencyChoice best;
+        int64_t best_excess = 0;
+        double best_seconds = 0;
+        for (int round = 0; round < kPriceRounds; ++round) {
+          for (int op = 0; op < ops_; ++op) prices[op] = typical * std::exp(log_price[op]);
+          const ResidencyChoice& choice = pricer.Choose(prices, lane_price);
+          ++trials_;
+          ResidencySchedule schedule = scheduler_.Judge(choice);
+          if (!schedule.valid) continue;
+          const int64_t excess = Excess(schedule);
+          if (best.empty() || excess < best_excess || (excess == best_excess && schedule.seconds < best_seconds)) {
+            best = choice;
+            best_excess = excess;
+            best_seconds = schedule.seconds;
+          }
+          if (Better(schedule)) Keep(choice, std::move(schedule));
+          const double step = kPriceStep * std::pow(kPriceDecay, round);
+          const std::vector<int64_t>& bytes = scheduler_.op_bytes();
+          for (int op = 0; op < ops_; ++op) {
+            const double over = (static_cast<double>(bytes[op]) - budget) / budget;
+            log_price[op] += step * std::clamp(over / kPriceSpan, -1.0, 1.0);
+          }
+        }
+        if (best_excess > 0) Greedy(problem_.budget_bytes, std::move(best));
+      }
+    }
   }
 
   // ---- Search: gaps near the places where compute waits change, and what is not much worse is gone on from

@@ -118,7 +118,10 @@ void Executor::Bind() {
     copy.copy.encoding = EncodingOf(op);
     copy.copy.first_chunk = first_chunk_[in_tier];
     copy.tier_top = plan_.offsets[in_tier] + program.TypeOf(in_tier).size_bytes();
-    done_by[step.done_by].push_back(static_cast<int>(copies_.size()));
+    const size_t length = plan_.schedule.size();
+    const bool goes_on = step.done_by > static_cast<int>(length);
+    if (goes_on) going_on_.push_back(static_cast<int>(copies_.size()));
+    done_by[goes_on ? step.done_by - length : step.done_by].push_back(static_cast<int>(copies_.size()));
     copies_.push_back(copy);
   }
   input_pointers_.reserve(inputs);
@@ -181,6 +184,8 @@ std::span<std::byte> Executor::Data(ValueId value) {
 std::span<std::byte> Executor::Memory(ValueId value) {
   if (value < 0 || value >= static_cast<ValueId>(plan_.offsets.size()) || plan_.offsets[value] == kNoOffset) return {};
   const int tier = plan_.program.values()[value].tier;
+  // A lane that has failed says so at the next step.
+  if (tier != kDeviceTier) static_cast<void>(WaitFor(going_on_));
   std::byte* const base = tier == kDeviceTier ? arena_->data() : slabs_[tier]->data();
   if (base == nullptr) return {};
   return {base + plan_.offsets[value], static_cast<size_t>(plan_.program.TypeOf(value).size_bytes())};
@@ -194,6 +199,7 @@ std::span<std::byte> Executor::Data(std::string_view name) {
 
 absl::Status Executor::ReadState(const State& state, std::span<std::byte> to) {
   const int tier = plan_.program.values()[state.last].tier;
+  if (tier != kDeviceTier) GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
   if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Read(plan_.offsets[state.last], to);
   const std::span<std::byte> data = Memory(state.last);
   std::copy(data.begin(), data.end(), to.begin());
@@ -201,19 +207,18 @@ absl::Status Executor::ReadState(const State& state, std::span<std::byte> to) {
 }
 
 absl::Status Executor::WriteState(const State& state, std::span<const std::byte> from) {
-  if (lanes_ != nullptr) lanes_->ForgetChecksum(checksum_slot_[state.last]);
   const int tier = plan_.program.values()[state.last].tier;
+  if (tier != kDeviceTier) GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
+  if (lanes_ != nullptr) lanes_->ForgetChecksum(checksum_slot_[state.last]);
   if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Write(plan_.offsets[state.last], from);
   std::copy(from.begin(), from.end(), Data(state.last).begin());
   return absl::OkStatus();
 }
 
-absl::Status Executor::WaitFor(const BoundOp& op) {
-  for (const int index : op.waits) {
+absl::Status Executor::WaitFor(std::span<const int> copies) {
+  for (const int index : copies) {
     const BoundCopy& copy = copies_[index];
-    if (absl::Status status = lanes_->Wait(lanes_->lane(copy.copy.tier, copy.copy.out), copy.ticket); !status.ok()) {
-      return Annotate(status, plan_.program.Describe(op.op));
-    }
+    GANTRY_RETURN_IF_ERROR(lanes_->Wait(lanes_->lane(copy.copy.tier, copy.copy.out), copy.ticket));
   }
   return absl::OkStatus();
 }
@@ -251,7 +256,7 @@ absl::Status Executor::Run() {
   };
   for (size_t index = 0; index < ops_.size(); ++index) {
     BoundOp& op = ops_[index];
-    if (absl::Status status = WaitFor(op); !status.ok()) return Stop(std::move(status));
+    if (absl::Status status = WaitFor(op.waits); !status.ok()) return Stop(Annotate(status, plan_.program.Describe(op.op)));
     std::chrono::steady_clock::time_point start;
     if (profiling_) start = std::chrono::steady_clock::now();
     if (absl::Status status = RunOne(op); !status.ok()) return Stop(std::move(status));
@@ -265,11 +270,7 @@ absl::Status Executor::Run() {
       return Stop(absl::DataLossError(absl::StrFormat("%s made a value that is not finite", plan_.program.Describe(op.op))));
     }
   }
-  for (const int index : last_waits_) {
-    const BoundCopy& copy = copies_[index];
-    GANTRY_RETURN_IF_ERROR(lanes_->Wait(lanes_->lane(copy.copy.tier, copy.copy.out), copy.ticket));
-  }
-  return absl::OkStatus();
+  return WaitFor(last_waits_);
 }
 
 std::string Executor::FindFirstNonFinite() {
@@ -288,7 +289,7 @@ std::string Executor::FindFirstNonFinite() {
   }
   for (size_t index = 0; index <= stopped_at_; ++index) {
     BoundOp& bound = ops_[index];
-    if (!WaitFor(bound).ok() || !RunOne(bound).ok()) return program.Describe(bound.op);
+    if (!WaitFor(bound.waits).ok() || !RunOne(bound).ok()) return program.Describe(bound.op);
     if (bound.copy >= 0 || (bound.condition != nullptr && IsZero(bound.condition, bound.condition_type))) continue;
     const Op& op = program.ops()[bound.op];
     for (size_t i = 0; i < op.outputs.size(); ++i) {

@@ -86,7 +86,7 @@ class Executor {
   void NumberChecksums();
   void Bind();
   absl::Status RunOne(BoundOp& op);
-  absl::Status WaitFor(const BoundOp& op);
+  absl::Status WaitFor(std::span<const int> copies);
 
   Plan plan_;
   std::unique_ptr<Slab> arena_;
@@ -95,6 +95,7 @@ class Executor {
   std::vector<BoundOp> ops_;
   std::vector<int> waits_;
   std::vector<int> last_waits_;  // copies that must be done when the step ends
+  std::vector<int> going_on_;    // copies that the next step waits for
   std::vector<BoundCopy> copies_;
   std::vector<int64_t> first_chunk_;  // LaneCopy::first_chunk per value in a tier
   std::vector<int> checksum_slot_;    // LaneCopy::checksum_slot, likewise

@@ -6,6 +6,8 @@
 
 #include "ops/functional.h"
 #include "runtime/graph/differentiate.h"
+#include "runtime/graph/rewrite.h"
+#include "runtime/plan/memory_order.h"
 
 namespace gantry {
 namespace {
@@ -511,7 +513,9 @@ absl::StatusOr<GanLoss> ParseGanLoss(std::string_view name) {
 
 absl::StatusOr<Program> BuildGanStep(const GanStepConfig& config, std::span<const GanRole> generators,
                                      std::span<const GanRole> discriminators) {
-  return StepBuilder(config, generators, discriminators).Run();
+  GANTRY_ASSIGN_OR_RETURN(Program program, StepBuilder(config, generators, discriminators).Run());
+  GANTRY_ASSIGN_OR_RETURN(program, Simplify(program));
+  return OrderForMemory(program);
 }
 
 absl::StatusOr<Program> BuildSampler(const GanRole& generator, bool ema, DataType dtype) {

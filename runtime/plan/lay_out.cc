@@ -1,6 +1,7 @@
 #include "runtime/plan/lay_out.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <set>
 
@@ -57,8 +58,8 @@ class LayoutMaker {
       const int done_by = plan_.schedule[step].done_by;
       if (done_by < 0) continue;
       const Op& op = program_.ops()[plan_.schedule[step].op];
-      for (ValueId input : op.inputs) last_use_[input] = std::max(last_use_[input], done_by - 1);
-      for (ValueId output : op.outputs) last_use_[output] = std::max(last_use_[output], done_by - 1);
+      for (ValueId input : op.inputs) last_use_[input] = std::max(last_use_[input], std::min(done_by, End()) - 1);
+      for (ValueId output : op.outputs) last_use_[output] = std::max(last_use_[output], std::min(done_by, End()) - 1);
     }
     for (ValueId input : program_.inputs()) first_[input] = 0;
     for (const State& state : program_.states()) {
@@ -129,6 +130,13 @@ class LayoutMaker {
       bytes[root] = std::max(bytes[root], program_.TypeOf(value).size_bytes());
     }
     for (const State& state : program_.states()) lower[classes_.Root(state.first)] = 0;
+    // Until when the step after still copies from it.
+    std::vector<int> goes_on(values, 0);
+    for (const PlannedOp& step : plan_.schedule) {
+      if (step.done_by <= End()) continue;
+      int& until = goes_on[classes_.Root(program_.ops()[step.op].inputs.back())];
+      until = std::max(until, step.done_by - End());
+    }
     std::vector<int> buffer_of(values, -1);
     plan_.buffers.clear();
     const auto AddBuffer = [&](PlannedBuffer buffer) {
@@ -146,7 +154,13 @@ class LayoutMaker {
         buffer.network = program_.labels()[op.network];
         buffer.phase = program_.labels()[op.phase];
       }
-      buffer_of[root] = AddBuffer(std::move(buffer));
+      buffer_of[root] = AddBuffer(buffer);
+      if (goes_on[root] == 0) continue;
+      // The same memory at the other end of the step.
+      alias_group_[buffer_of[root]] = buffer_of[root];
+      buffer.lower = 0;
+      buffer.upper = std::min(goes_on[root], lower[root]);
+      alias_group_[AddBuffer(std::move(buffer))] = buffer_of[root];
     }
     std::vector<int> scratch_of(plan_.schedule.size(), -1);
     for (int time = 0; time < End(); ++time) {
@@ -179,8 +193,9 @@ class LayoutMaker {
       const PlannedBuffer& buffer = plan_.buffers[i];
       if (buffer.tier != tier) continue;
       index.push_back(i);
-      problem.buffers.push_back(
-          LayoutBuffer{.lower = buffer.lower, .upper = buffer.upper, .size = buffer.bytes, .alignment = alignment});
+      const auto group = alias_group_.find(static_cast<int>(i));
+      problem.buffers.push_back(LayoutBuffer{.lower = buffer.lower, .upper = buffer.upper, .size = buffer.bytes, .alignment = alignment,
+                                             .alias_group = group != alias_group_.end() ? group->second : -1});
     }
     LayoutOptions layout_options{.work_limit = work_};
     const int64_t capacity = device ? capacity_ : plan_.tiers[tier].options.budget_bytes;
@@ -205,6 +220,7 @@ class LayoutMaker {
   const int64_t capacity_, work_;
   StorageClasses classes_;
   std::vector<TakeOver> taken_over_;
+  std::map<int, int> alias_group_;     // of buffers that are one piece of memory at two times
   std::vector<int> first_, last_use_;  // per value, as steps of the schedule
 };
 

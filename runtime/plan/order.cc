@@ -56,14 +56,21 @@ absl::StatusOr<Program> UpdateEarly(const Program& program) {
       if (--waits_for[next] == 0 && IsEager(program, program.ops()[next])) place = std::next(ready.insert(place, next));
     }
   };
-  for (OpId id = 0; id < count; ++id) {
-    // Eager ops that nothing holds back run in their place: they may read inputs only.
-    if (!done[id]) Run(id);
+  const auto RunReady = [&] {
     while (!ready.empty()) {
       const OpId next = ready.front();
       ready.pop_front();
       if (!done[next]) Run(next);
     }
+  };
+  // What reads inputs and states only goes first: all updates of a network wait for their number.
+  for (OpId id = 0; id < count; ++id) {
+    if (waits_for[id] == 0 && IsEager(program, program.ops()[id])) ready.push_back(id);
+  }
+  RunReady();
+  for (OpId id = 0; id < count; ++id) {
+    if (!done[id]) Run(id);
+    RunReady();
   }
   copier.Finish();
   GANTRY_RETURN_IF_ERROR(target.status());

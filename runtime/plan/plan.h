@@ -94,7 +94,8 @@ struct PlannedOp {
   std::unique_ptr<Kernel> kernel;      // null for a view and for a copy between device and tier
   int64_t scratch_offset = kNoOffset;
   // Of a copy: it begins here and runs beside what follows; step `done_by` of the schedule begins only once it is done. The
-  // schedule's length: the end of the step.
+  // schedule's length: the end of the step. Beyond it: a state's copy goes on into the next step, whose step `done_by` less the schedule's
+  // length begins only once it is done.
   int done_by = -1;
 };
 

@@ -127,8 +127,9 @@ absl::Status CheckActions(const ResidencyProblem& problem, int tier_count, const
     const bool copy = action.kind == ResidencyAction::Kind::kFetch || action.kind == ResidencyAction::Kind::kStash;
     if (copy) {
       if (action.item < 0 || action.item >= items || action.tier < 0 || action.tier >= tier_count) return Wrong("no such value or tier");
-      if (action.done_by <= a || action.done_by > actions) return Wrong("it is done before it begins, or never");
       const bool fetch = action.kind == ResidencyAction::Kind::kFetch;
+      const bool goes_on = !fetch && problem.items[action.item].wraps && action.done_by < actions + a;
+      if (action.done_by <= a || (action.done_by > actions && !goes_on)) return Wrong("it is done before it begins, or never");
       if (!(fetch ? in_tier : on_device)[action.item]) return Wrong("it copies what is not there");
       (fetch ? on_device : in_tier)[action.item] = true;
       continue;
@@ -212,7 +213,8 @@ class Rewriter {
     GANTRY_RETURN_IF_ERROR(target_.status());
     ResidentProgram result;
     result.done_by.assign(target_.ops().size(), -1);
-    for (const auto& [op, action] : copies) result.done_by[op] = first_op[action];
+    const int actions = static_cast<int>(solution.schedule.actions.size()), ops = static_cast<int>(target_.ops().size());
+    for (const auto& [op, action] : copies) result.done_by[op] = action <= actions ? first_op[action] : ops + first_op[action - actions];
     result.program = std::move(target_);
     return result;
   }

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <map>
 
 #include "runtime/plan/plan.h"
@@ -55,6 +56,7 @@ class Verifier {
   absl::Status Run() {
     for (ValueId input : program_.inputs()) GANTRY_RETURN_IF_ERROR(Place(input, "input"));
     for (const State& state : program_.states()) GANTRY_RETURN_IF_ERROR(Place(state.first, "state"));
+    GANTRY_RETURN_IF_ERROR(GoOn());
     std::vector<bool> done(program_.ops().size(), false);
     for (time_ = 0; time_ < static_cast<int>(plan_.schedule.size()); ++time_) {
       GANTRY_RETURN_IF_ERROR(EndCopies());
@@ -66,7 +68,8 @@ class Verifier {
       GANTRY_RETURN_IF_ERROR(Annotate(RunOp(step), program_.Describe(step.op)));
     }
     GANTRY_RETURN_IF_ERROR(EndCopies());
-    if (!copies_.empty()) return absl::InternalError("a copy is not done when the step ends");
+    // What goes on into the next step was intact to the end of this one, and that it is there GoOn has shown.
+    for (const Copy& copy : copies_) GANTRY_RETURN_IF_ERROR(CheckIntact(copy));
     for (size_t op = 0; op < done.size(); ++op) {
       if (!done[op]) return absl::InternalError(absl::StrFormat("%s is not in the schedule", program_.Describe(op)));
     }
@@ -74,7 +77,7 @@ class Verifier {
       GANTRY_RETURN_IF_ERROR(Annotate(Read(output.value), absl::StrCat("output ", output.name)));
     }
     for (const State& state : program_.states()) {
-      GANTRY_RETURN_IF_ERROR(Annotate(Read(state.last), absl::StrCat("state ", state.name)));
+      if (copied_by_[state.last] < 0) GANTRY_RETURN_IF_ERROR(Annotate(Read(state.last), absl::StrCat("state ", state.name)));
       if (plan_.offsets[state.first] != plan_.offsets[state.last]) {
         return absl::InternalError(absl::StrFormat("state %s begins at offset %d and ends at %d", state.name,
                                                    plan_.offsets[state.first], plan_.offsets[state.last]));
@@ -84,6 +87,14 @@ class Verifier {
   }
 
  private:
+  struct Copy {
+    ValueId from;
+    int from_content;
+    ValueId to;
+    int done_by;
+    OpId op;
+  };
+
   std::string NameOf(ValueId value) const {
     const std::string& name = program_.values()[value].name;
     return absl::StrCat("value ", value, name.empty() ? "" : " ", name, " ", program_.TypeOf(value).ToString());
@@ -107,21 +118,54 @@ class Verifier {
   // Copies that must be done before the present step: nobody has touched either end since they began.
   absl::Status EndCopies() {
     for (size_t i = 0; i < copies_.size();) {
-      const auto [from, from_content, to, done_by, op] = copies_[i];
-      if (done_by > time_) {
+      const Copy copy = copies_[i];
+      if (copy.done_by > time_) {
         ++i;
         continue;
       }
-      copied_by_[to] = -1;
-      const auto Intact = [&](ValueId value, int content) {
-        const int64_t begin = plan_.offsets[value];
-        return OwnerOf(value).Intruder(begin, begin + program_.TypeOf(value).size_bytes(), content) == content;
-      };
-      if (!Intact(from, from_content) || !Intact(to, content_[to])) {
-        return absl::InternalError(absl::StrFormat("%s: %s or %s was written to before the copy was done", program_.Describe(op),
-                                                   NameOf(from), NameOf(to)));
-      }
+      copied_by_[copy.to] = -1;
+      GANTRY_RETURN_IF_ERROR(CheckIntact(copy));
       copies_.erase(copies_.begin() + static_cast<int64_t>(i));
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckIntact(const Copy& copy) const {
+    const auto Intact = [&](ValueId value, int content) {
+      const int64_t begin = plan_.offsets[value];
+      return OwnerOf(value).Intruder(begin, begin + program_.TypeOf(value).size_bytes(), content) == content;
+    };
+    if (Intact(copy.from, copy.from_content) && Intact(copy.to, content_[copy.to])) return absl::OkStatus();
+    return absl::InternalError(absl::StrFormat("%s: %s or %s was written to before the copy was done", program_.Describe(copy.op),
+                                               NameOf(copy.from), NameOf(copy.to)));
+  }
+
+  // The step before has left its last copies of states to this one: they read the device where they did, and the state is not there until
+  // they are done.
+  absl::Status GoOn() {
+    const int end = static_cast<int>(plan_.schedule.size());
+    made_together_.clear();
+    for (int time = 0; time < end; ++time) {
+      const PlannedOp& step = plan_.schedule[time];
+      if (step.done_by <= end || step.op < 0 || step.op >= static_cast<OpId>(program_.ops().size())) continue;
+      const Op& op = program_.ops()[step.op];
+      if (!op.definition->moves || op.definition->name == "fetch" || step.done_by >= end + time) {
+        return absl::InternalError(absl::StrFormat("%s is done in the next step, by step %d of it", program_.Describe(step.op), step.done_by - end));
+      }
+      const auto state = std::find_if(program_.states().begin(), program_.states().end(), [&](const State& other) { return other.last == op.outputs[0]; });
+      if (state == program_.states().end()) {
+        return absl::InternalError(absl::StrFormat("%s goes on into the next step, but is no state's last", program_.Describe(step.op)));
+      }
+      const ValueId from = op.inputs.back();
+      GANTRY_RETURN_IF_ERROR(CheckRange(kDeviceTier, plan_.offsets[from], program_.TypeOf(from).size_bytes(), NameOf(from)));
+      // States on the device and inputs are there already.
+      const int64_t begin = plan_.offsets[from];
+      if (OwnerOf(from).Intruder(begin, begin + program_.TypeOf(from).size_bytes(), -1) != -1) {
+        return absl::InternalError(absl::StrFormat("%s: its source %s is in the way of what the next step begins with", program_.Describe(step.op), NameOf(from)));
+      }
+      OwnerOf(from).Write(begin, begin + program_.TypeOf(from).size_bytes(), from);
+      copied_by_[state->first] = step.op;
+      copies_.push_back({from, from, state->first, step.done_by - end, step.op});
     }
     return absl::OkStatus();
   }
@@ -138,7 +182,8 @@ class Verifier {
         program_.ops()[source.producer].attributes.String("encoding") != op.attributes.String("encoding")) {
       return absl::InternalError("a fetch reads another encoding than its stash wrote");
     }
-    if (step.done_by <= time_ || step.done_by > static_cast<int>(plan_.schedule.size())) {
+    const int end = static_cast<int>(plan_.schedule.size());
+    if (step.done_by <= time_ || step.done_by >= end + time_) {
       return absl::InternalError(absl::StrFormat("the copy begins at step %d and is done by step %d", time_, step.done_by));
     }
     return absl::OkStatus();
@@ -270,13 +315,6 @@ class Verifier {
 
   const Plan& plan_;
   const Program& program_;
-  struct Copy {
-    ValueId from;
-    int from_content;
-    ValueId to;
-    int done_by;
-    OpId op;
-  };
   std::vector<Ownership> owners_;  // of the arena, then of every tier
   std::vector<int> content_;       // per value: whose bytes it reads
   std::vector<OpId> copied_by_;    // per value: the copy that is making it, or -1

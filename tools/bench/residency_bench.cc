@@ -1,5 +1,5 @@
 // What the residency solver makes of built-in families: predicted seconds, gap to the bound and time to answer, by budget.
-//   residency_bench [--machine FILE] [FAMILY SIZE WIDTH BATCH]...
+//   residency_bench [--machine FILE] [--threads N] [--link BYTES_PER_SECOND] [FAMILY SIZE WIDTH BATCH]...
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -37,11 +37,12 @@ absl::StatusOr<Program> Step(const Setup& model) {
   return BuildGanStep(config, generators, discriminators);
 }
 
-absl::Status Bench(const Setup& model, const std::string& machine) {
+absl::Status Bench(const Setup& model, const std::string& machine, int threads, double link) {
   GANTRY_ASSIGN_OR_RETURN(const Program program, Step(model));
   PlanOptions options;
-  options.thread_count = 2;
+  options.thread_count = threads;
   options.tiers = {TierOptions{.name = "host"}};
+  if (link > 0) options.tiers[0].out = options.tiers[0].in = {.bytes_per_second = link, .latency_seconds = 1e-5};
   GANTRY_ASSIGN_OR_RETURN(options.machine, FindMachine(machine));
   double begin = Now();
   Plan free;
@@ -79,10 +80,16 @@ absl::Status Bench(const Setup& model, const std::string& machine) {
 
 int main(int argc, char** argv) {
   std::string machine;
+  int threads = 2;
+  double link = 0;
   std::vector<gantry::Setup> models;
   for (int i = 1; i < argc; ++i) {
     if (std::string(argv[i]) == "--machine" && i + 1 < argc) {
       machine = argv[++i];
+    } else if (std::string(argv[i]) == "--threads" && i + 1 < argc) {
+      threads = std::atoi(argv[++i]);
+    } else if (std::string(argv[i]) == "--link" && i + 1 < argc) {
+      link = std::atof(argv[++i]);
     } else if (i + 3 < argc) {
       models.push_back({argv[i], std::atoll(argv[i + 1]), std::atoll(argv[i + 2]), std::atoll(argv[i + 3])});
       i += 3;
@@ -90,7 +97,7 @@ int main(int argc, char** argv) {
   }
   if (models.empty()) models = {{"dcgan", 256, 64, 1}, {"dcgan", 64, 64, 64}, {"wgan-gp", 64, 32, 16}, {"sngan", 64, 32, 16}, {"r3gan", 64, 32, 16}};
   for (const gantry::Setup& model : models) {
-    if (const absl::Status status = gantry::Bench(model, machine); !status.ok()) {
+    if (const absl::Status status = gantry::Bench(model, machine, threads, link); !status.ok()) {
       std::fprintf(stderr, "%s\n", std::string(status.message()).c_str());
       return 1;
     }

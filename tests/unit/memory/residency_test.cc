@@ -79,6 +79,14 @@ void CheckSchedule(const ResidencyProblem& problem, const ResidencyChoice& choic
   }
   int expected_op = 0;
   const auto& actions = schedule.actions;
+  // Copies of states that the step before has left to this one.
+  for (const ResidencyAction& action : actions) {
+    const int count = static_cast<int>(actions.size());
+    if (action.kind != ResidencyAction::Kind::kStash || action.done_by <= count) continue;
+    ASSERT_TRUE(problem.items[action.item].wraps);
+    ASSERT_TRUE(tiers[action.item][action.tier].there);
+    tiers[action.item][action.tier].busy_until = action.done_by - count;
+  }
   const auto Compute = [&](int op, int at, const std::vector<int>* only) {
     uint64_t result = static_cast<uint64_t>(op) + 77;
     for (int item : problem.ops[op].reads) {

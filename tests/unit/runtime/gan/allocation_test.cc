@@ -87,7 +87,7 @@ std::vector<TightCase> TightCases() {
                                   {"host and file, rounded", {.tiers = {slow, file}, .recompute = false, .stash_dtype = StashDtype::kBf16}}};
   for (TightCase& one : cases) {
     one.plan.thread_count = 2;
-    one.plan.device_memory.fraction = 0.6;
+    one.plan.device_memory.fraction = 0.65;
   }
   return cases;
 }

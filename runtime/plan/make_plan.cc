@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "absl/strings/str_join.h"
 #include "memory/hash.h"
@@ -20,10 +21,12 @@ namespace gantry {
 namespace {
 
 // Gaps between buffers that the layout could not fill are taken from the budget, and residency is solved again.
-constexpr int kBudgetRounds = 8;
-// Layout search: about a third of a second where it is to be the best, for training programs meet their bound much earlier or
-// not at all; less where a round more does as well; none where only the order matters.
-constexpr int64_t kBestLayout = 300'000'000, kRoundLayout = 100'000'000, kAnyLayout = 1;
+constexpr int kBudgetRounds = 12;
+// Once a plan fits, larger targets are tried until the next is nearer than this part of the budget.
+constexpr int kTargetShare = 64;
+// Layout search: about a third of a second, for training programs meet their bound much earlier or not at all; none where only the order
+// matters.
+constexpr int64_t kBestLayout = 300'000'000, kAnyLayout = 1;
 
 std::string Describe(const PlannedBuffer& buffer) {
   return absl::StrFormat("%14d  %s%s%s%s%s", buffer.bytes, buffer.name, buffer.network.empty() ? "" : ", ", buffer.network,
@@ -56,11 +59,12 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
   Resider resider(base, taken_over, options);
   const double unlimited = CostModel(options).Seconds(base);
   int64_t target = budget;
-  ResidencySolution best;
+  ResidencySolution best;  // of those that do not fit
   int64_t best_bytes = INT64_MAX;
   int64_t low = 0, high = budget;  // targets between them are open
   // A gap may stay as large as it was when the target sinks by its size, so steps grow.
   int64_t step_back = 0;
+  std::optional<Plan> fits;
   for (int round = 0; round < kBudgetRounds && target > 0; ++round) {
     GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute));
     if (!solution.fits && options.recompute) {
@@ -69,7 +73,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
       if (copies.fits) solution = std::move(copies);
     }
     if (!solution.fits) {
-      if (best_bytes == INT64_MAX) {
+      if (best_bytes == INT64_MAX && !fits) {
         best_bytes = solution.schedule.peak_bytes;
         best = std::move(solution);
         break;
@@ -86,32 +90,40 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
     for (const TierOptions& tier : options.tiers) plan.tiers.push_back({tier});
     GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
     for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
-    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, round < 4 ? kRoundLayout : kBestLayout).status());
+    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, kBestLayout).status());
     if (plan.arena_bytes > budget) {
+      high = std::max(low, std::min(target, solution.schedule.peak_bytes));
       if (plan.arena_bytes < best_bytes) {
         best_bytes = plan.arena_bytes;
         best = std::move(solution);
       }
-      high = std::min(target, solution.schedule.peak_bytes);
       step_back = std::max({plan.arena_bytes - budget, 2 * step_back, budget / 128});
-      target = std::max(high - step_back, low + (high - low) / 2);
-      continue;
+      target = fits ? low + (high - low) / 2 : std::max(high - step_back, low + (high - low) / 2);
+    } else {
+      if (!fits || solution.schedule.seconds < fits->residency.seconds) {
+        const ResidencySchedule& schedule = solution.schedule;
+        plan.residency = {.used = true, .budget_bytes = budget, .piece_bytes = piece_bytes, .footprint_bytes = footprint, .seconds = schedule.seconds,
+                          .wait_seconds = schedule.wait_seconds, .recompute_seconds = schedule.recompute_seconds,
+                          .unlimited_seconds = unlimited, .bound_seconds = solution.bound_seconds};
+        for (const ResidencyAction& action : schedule.actions) {
+          plan.residency.stashes += action.kind == ResidencyAction::Kind::kStash;
+          plan.residency.fetches += action.kind == ResidencyAction::Kind::kFetch;
+          plan.residency.repeats += action.kind == ResidencyAction::Kind::kAgain;
+        }
+        plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), CostText(options), solution.choice, schedule.actions};
+        fits = std::move(plan);
+      }
+      low = target;
+      target = low + (high - low) / 2;
     }
-    const ResidencySchedule& schedule = solution.schedule;
-    plan.residency = {.used = true, .budget_bytes = budget, .piece_bytes = piece_bytes, .footprint_bytes = footprint, .seconds = schedule.seconds,
-                      .wait_seconds = schedule.wait_seconds, .recompute_seconds = schedule.recompute_seconds,
-                      .unlimited_seconds = unlimited, .bound_seconds = solution.bound_seconds};
-    for (const ResidencyAction& action : schedule.actions) {
-      plan.residency.stashes += action.kind == ResidencyAction::Kind::kStash;
-      plan.residency.fetches += action.kind == ResidencyAction::Kind::kFetch;
-      plan.residency.repeats += action.kind == ResidencyAction::Kind::kAgain;
-    }
-    CountEncodings(plan);
-    plan.checksums = options.checksums;
-    plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), CostText(options), solution.choice, schedule.actions};
-    plan.costs = StepCosts(plan, options);
-    GANTRY_RETURN_IF_ERROR(VerifyPlan(plan));
-    return plan;
+    if (fits && high - low < budget / kTargetShare) break;
+  }
+  if (fits) {
+    CountEncodings(*fits);
+    fits->checksums = options.checksums;
+    fits->costs = StepCosts(*fits, options);
+    GANTRY_RETURN_IF_ERROR(VerifyPlan(*fits));
+    return *std::move(fits);
   }
   return TooSmall(program, base, resider, options, budget, best, best_bytes);
 }

@@ -98,7 +98,10 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
   if (options.ranks != nullptr) {
     session->exchanges_ = std::make_unique<ExchangeKernels>();
     session->options_.plan.exchanges = session->exchanges_.get();
-    GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, options.parallel, session->rank(), session->rank_count()));
+    Parallel& parallel = session->options_.parallel;
+    for (const GanRole& role : session->generators_) parallel.generators.push_back(role.name);
+    GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, session->rank(), session->rank_count()));
+    for (std::vector<int>& group : GroupsOf(parallel, session->rank(), session->rank_count())) session->exchanges_->Require(std::move(group));
   }
   session->input_parts_ = std::move(mine.input_parts);
   Plan plan;
@@ -120,7 +123,6 @@ absl::Status GanSession::Connect() {
   const Slab& arena = executor_->arena();
   const PoolRegion mine[] = {{.name = "arena", .data = arena.data(), .bytes = arena.size_bytes(), .descriptor = arena.descriptor()}};
   GANTRY_ASSIGN_OR_RETURN(fabric_, Fabric::Open(options_.ranks->links(), options_.ranks->liveness(), mine, {}));
-  exchanges_->Require(ShardGroup(options_.parallel, rank(), rank_count()));
   return exchanges_->Connect(fabric_->world());
 }
 
@@ -214,8 +216,10 @@ absl::Status GanSession::CollectStates(const Program& program) {
     }
     int64_t held = 0;
     for (const State* piece : collected.pieces) held += executor_->program().TypeOf(piece->first).element_count();
-    collected.in_parts = held < collected.type.element_count();
-    if (collected.pieces.empty()) return absl::InternalError(absl::StrFormat("the plan has no state '%s'", state.name));
+    // With roles, one half of the ranks has nothing of it.
+    const bool of_a_role = options_.ranks != nullptr && options_.parallel.roles && !state.network.empty();
+    collected.in_parts = of_a_role || held < collected.type.element_count();
+    if (collected.pieces.empty() && !of_a_role) return absl::InternalError(absl::StrFormat("the plan has no state '%s'", state.name));
     states_.push_back(std::move(collected));
   }
   return absl::OkStatus();
@@ -383,7 +387,12 @@ absl::Status GanSession::GatherState(const SessionState& state, std::span<std::b
   Communicator* const group = exchanges_->Find(ranks);
   if (group == nullptr) return absl::InternalError(absl::StrFormat("state '%s' is in parts, but no group has them", state.name));
   std::vector<std::byte> mine;
+  // Where every rank of a role has all of it, the first one gives it.
+  const auto place = std::find(ranks.begin(), ranks.end(), rank()) - ranks.begin();
+  const bool whole = !state.pieces.empty() && executor_->program().TypeOf(state.pieces[0]->first).element_count() == state.type.element_count();
+  const bool gives = !whole || place % (static_cast<int64_t>(ranks.size()) / 2) == 0;
   for (const State* piece : state.pieces) {
+    if (!gives) break;
     const size_t begin = mine.size();
     mine.resize(begin + static_cast<size_t>(executor_->program().TypeOf(piece->first).size_bytes()));
     GANTRY_RETURN_IF_ERROR(executor_->ReadState(*piece, std::span(mine).subspan(begin)));

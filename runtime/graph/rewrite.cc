@@ -17,6 +17,8 @@ std::vector<bool> LiveOps(const Program& program) {
   // Conditions are inputs of the program and need no op.
   for (OpId id = static_cast<OpId>(program.ops().size()) - 1; id >= 0; --id) {
     const Op& op = program.ops()[id];
+    // Other ranks may wait for an exchange of which this one needs nothing.
+    live[id] = op.definition->communicates;
     for (ValueId output : op.outputs) live[id] = live[id] || needed[output];
     if (!live[id]) continue;
     for (ValueId input : op.inputs) needed[input] = true;

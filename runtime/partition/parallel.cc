@@ -1,6 +1,7 @@
 #include "runtime/partition/parallel.h"
 
 #include "runtime/graph/rewrite.h"
+#include "runtime/partition/roles.h"
 
 namespace gantry {
 namespace {
@@ -19,10 +20,14 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
     const size_t plus = std::min(rest.find('+'), rest.size());
     const std::string_view name = rest.substr(0, plus);
     rest = plus < rest.size() ? rest.substr(plus + 1) : std::string_view();
-    bool* const part = name == "batch" ? &parallel.batch : name == "space" ? &parallel.space : name == "shard" ? &parallel.shard : nullptr;
+    bool* const part = name == "batch"   ? &parallel.batch
+                       : name == "space" ? &parallel.space
+                       : name == "shard" ? &parallel.shard
+                       : name == "roles" ? &parallel.roles
+                                         : nullptr;
     if (part == nullptr || *part) {
       return absl::InvalidArgumentError(
-          absl::StrFormat("parallel.split is \"%s\"; it must be \"batch\", \"space\" or \"shard\", or several of them joined with \"+\", each once", text));
+          absl::StrFormat("parallel.split is \"%s\"; it must be \"batch\", \"space\", \"shard\" or \"roles\", or several of them joined with \"+\", each once", text));
     }
     *part = true;
   }
@@ -31,13 +36,14 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
 
 std::string Parallel::Text() const {
   std::string text;
-  for (const auto& [on, name] : {std::pair(batch, "batch"), std::pair(space, "space"), std::pair(shard, "shard")}) {
+  for (const auto& [on, name] : {std::pair(batch, "batch"), std::pair(space, "space"), std::pair(shard, "shard"), std::pair(roles, "roles")}) {
     if (on) text += (text.empty() ? "" : "+") + std::string(name);
   }
   return text;
 }
 
 MeshSize MeshOf(const Parallel& parallel, int ranks) {
+  if (parallel.roles) ranks /= 2;
   if (!parallel.space) return {ranks, 1};
   if (!parallel.batch) return {1, ranks};
   int batch = 1;
@@ -47,11 +53,50 @@ MeshSize MeshOf(const Parallel& parallel, int ranks) {
   return {batch, ranks / batch};
 }
 
+namespace {
+
+// Where a rank is: the ranks of its half, or of all, begin at `first`.
+struct Place {
+  int first, role, row, column;
+};
+Place PlaceOf(const Parallel& parallel, const MeshSize& mesh, int rank) {
+  const int half = mesh.batch * mesh.space, role = parallel.roles ? rank / half : 0;
+  const int within = rank - role * half;
+  return {role * half, role, within / mesh.space, within % mesh.space};
+}
+
+std::vector<int> BatchAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.column, mesh.space, mesh.batch); }
+std::vector<int> SpaceAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.row * mesh.space, 1, mesh.space); }
+std::vector<int> RoleAxisOf(const Place& place, const MeshSize& mesh) {
+  const int within = place.row * mesh.space + place.column;
+  return {within, within + mesh.batch * mesh.space};
+}
+std::vector<int> ShardAxis(const Place& place, const MeshSize& mesh) { return mesh.space > 1 ? SpaceAxis(place, mesh) : BatchAxis(place, mesh); }
+
+}  // namespace
+
 std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks) {
-  if (!parallel.shard) return {rank};
   const MeshSize mesh = MeshOf(parallel, ranks);
-  if (mesh.space > 1) return Axis(rank / mesh.space * mesh.space, 1, mesh.space);
-  return Axis(0, 1, ranks);
+  const Place place = PlaceOf(parallel, mesh, rank);
+  std::vector<int> group = parallel.shard ? ShardAxis(place, mesh) : std::vector{rank};
+  if (!parallel.roles) return group;
+  // One copy of each network's: the first role's parts, then the second's.
+  const int half = mesh.batch * mesh.space;
+  for (int& member : group) member -= place.first;
+  const size_t count = group.size();
+  for (size_t i = 0; i < count; ++i) group.push_back(group[i] + half);
+  return group;
+}
+
+std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int ranks) {
+  const MeshSize mesh = MeshOf(parallel, ranks);
+  const Place place = PlaceOf(parallel, mesh, rank);
+  std::vector<std::vector<int>> groups;
+  if (mesh.batch > 1) groups.push_back(BatchAxis(place, mesh));
+  if (mesh.space > 1) groups.push_back(SpaceAxis(place, mesh));
+  if (parallel.roles) groups.push_back(RoleAxisOf(place, mesh));
+  groups.push_back(ShardGroup(parallel, rank, ranks));
+  return groups;
 }
 
 absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& given, int rank, int ranks) {
@@ -61,7 +106,12 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
   RankProgram result;
   result.program = std::move(whole);
   if (ranks == 1) return result;
+  if (parallel.roles && ranks % 2 != 0) {
+    return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\", which takes an even number of ranks, not %d", parallel.Text(), ranks));
+  }
+  if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.space) parallel.batch = !parallel.shard;
   const MeshSize mesh = MeshOf(parallel, ranks);
+  const Place place = PlaceOf(parallel, mesh, rank);
   const auto Apply = [&](PartitionAxis axis, int index) -> absl::Status {
     if (axis.ranks.size() == 1) return absl::OkStatus();
     if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
@@ -70,10 +120,12 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
     result = std::move(next);
     return absl::OkStatus();
   };
-  const int row = rank / mesh.space, column = rank % mesh.space;
   const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
-  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = Axis(column, mesh.space, mesh.batch)}, row));
-  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = Axis(row * mesh.space, 1, mesh.space)}, column));
+  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = BatchAxis(place, mesh)}, place.row));
+  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = SpaceAxis(place, mesh)}, place.column));
+  if (!parallel.roles) return result;
+  const RoleAxis roles{.first = parallel.generators, .ranks = RoleAxisOf(place, mesh)};
+  GANTRY_ASSIGN_OR_RETURN(result.program, PartitionRoles(result.program, roles, place.role));
   return result;
 }
 

@@ -9,19 +9,22 @@
 
 namespace gantry {
 
-// A mesh of two axes: ranks next to each other share out space, ranks further apart the batch.
+// A mesh: ranks next to each other share out space, ranks further apart the batch; with roles, the first half of the ranks has the
+// generators and the second half the discriminators, each half with a mesh of its own.
 struct Parallel {
   bool batch = false, space = false;
+  bool roles = false;
+  std::vector<std::string> generators;  // roles: names of the networks of the first half
   bool shard = false;  // states are held once among the ranks that share out space, or else batch, or else among all
   std::vector<double> shares;  // of the work, one a rank, where one axis has them all; empty: equal
 
-  // "batch", "space", "shard", joined with "+"; "" is none. kInvalidArgument names what is allowed.
+  // "batch", "space", "shard", "roles", joined with "+"; "" is none. kInvalidArgument names what is allowed.
   static absl::StatusOr<Parallel> Parse(std::string_view text);
   std::string Text() const;
-  bool any() const { return batch || space || shard; }
+  bool any() const { return batch || space || shard || roles; }
 };
 
-// Ranks per axis: the batch's times space's is `ranks`. Space gets the larger factor of the pair nearest to a square.
+// Ranks per axis: the batch's times space's is `ranks`, with roles half of them. Space gets the larger factor of the pair nearest to a square.
 struct MeshSize {
   int batch = 1, space = 1;
 };
@@ -29,6 +32,8 @@ MeshSize MeshOf(const Parallel& parallel, int ranks);
 
 // The ranks that hold one copy of the states among them, this one included, in the order of their parts; one where states are whole.
 std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks);
+// All groups that this rank exchanges in, in the same order on every rank.
+std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int ranks);
 
 // `program`, simplified, as `rank` of `ranks` runs it. Where `parallel` says nothing, the batch is shared out.
 absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& parallel, int rank, int ranks);

@@ -28,7 +28,8 @@ def processes(marker):
 
 class Parallel(GantryTestCase):
     def test_check_agrees_with_the_reference(self):
-        for case, split, ranks in (("r1", "batch", 2), ("wgan-gp", "space", 2), ("ring-mlp", "batch+shard", 3), ("r1", "batch+space", 4)):
+        for case, split, ranks in (("r1", "batch", 2), ("wgan-gp", "space", 2), ("ring-mlp", "batch+shard", 3), ("r1", "batch+space", 4),
+                                   ("wgan-gp", "roles", 2)):
             with self.subTest(case=case, split=split, ranks=ranks):
                 done = self.run_gantry("check", os.path.join(REFERENCE, case), "--ranks", str(ranks), "--parallel", split, "--json")
                 line = done.stdout.splitlines()[-1].removeprefix("[0] ")
@@ -45,7 +46,8 @@ class Parallel(GantryTestCase):
         together = [*f64, "--set", f"output.directory={self.path('together')}"]
         done = self.run_gantry("train", run, *together, "--ranks", "2", "--parallel", "batch+shard", "--steps", "2")
         self.assertIn("ranks           2", done.stdout)
-        self.run_gantry("train", run, *together, "--ranks", "3", "--parallel", "space", "--steps", "2", "--resume", "latest")
+        self.run_gantry("train", run, *together, "--ranks", "3", "--parallel", "space", "--steps", "1", "--resume", "latest")
+        self.run_gantry("train", run, *together, "--ranks", "4", "--parallel", "roles+batch", "--steps", "1", "--resume", "latest")
         self.run_gantry("train", run, *together, "--resume", "latest")
         for expected, actual in zip(self.rows("alone"), self.rows("together"), strict=True):
             for name in ("step", "images", "discriminator_loss", "generator_loss", "generator.gradient_norm"):

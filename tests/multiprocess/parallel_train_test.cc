@@ -2,6 +2,7 @@
 // the same bits.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <map>
@@ -113,16 +114,24 @@ TEST_P(ParallelTrainTest, IsTheSameAsOneRank) {
   });
 }
 
+std::string NameOf(const testing::TestParamInfo<std::tuple<int, const char*, int>>& instance) {
+  const auto& [number, split, size] = instance.param;
+  std::string text = split;
+  std::replace(text.begin(), text.end(), '+', '_');
+  return absl::StrFormat("%s_%s_over_%d", Cases()[number].name, text, size);
+}
+
 INSTANTIATE_TEST_SUITE_P(Cases, ParallelTrainTest,
                          testing::Combine(testing::Values(0, 1, 2, 3),
                                           testing::Values("batch", "space", "shard", "batch+shard", "space+shard", "batch+space"),
                                           testing::Values(2, 3, 4)),
-                         [](const auto& instance) {
-                           std::string name = Cases()[std::get<0>(instance.param)].name + "_" + std::get<1>(instance.param) + "_over_" +
-                                              std::to_string(std::get<2>(instance.param));
-                           for (char& c : name) c = c == '+' ? '_' : c;
-                           return name;
-                         });
+                         NameOf);
+
+// Generators on one half of the ranks, discriminators on the other.
+INSTANTIATE_TEST_SUITE_P(Roles, ParallelTrainTest,
+                         testing::Combine(testing::Values(0, 1, 2, 3), testing::Values("roles", "batch+roles", "shard+roles", "space+roles"),
+                                          testing::Values(2, 4)),
+                         NameOf);
 
 TEST(ParallelTrainTest, FastKernelsAgree) {
   const Case setup = Cases()[0];

@@ -16,9 +16,16 @@
 
 namespace gantry {
 
+// How much longer than usual things may take.
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+inline constexpr int kTestPatience = 10;
+#else
+inline constexpr int kTestPatience = 1;
+#endif
+
 struct RunRanksOptions {
-  absl::Duration timeout = absl::Seconds(60);       // then every rank is killed and the test has failed
-  absl::Duration connect_timeout = absl::Seconds(20);
+  absl::Duration timeout = kTestPatience * absl::Seconds(60);  // then every rank is killed and the test has failed
+  absl::Duration connect_timeout = kTestPatience * absl::Seconds(20);
   LivenessOptions liveness;
   std::vector<std::string> environment;             // NAME=VALUE, for the ranks
   // In the test's own process, on a thread of its own, once all ranks are started: to kill and stop them. Ranks it signals may die.

@@ -359,14 +359,14 @@ TEST(EncodedCopyTest, ComesBackThroughEveryTier) {
 // A link carries what is left of the copy, and takes as long as that takes.
 TEST(EncodedCopyTest, AThrottleCountsEncodedBytes) {
   auto host = Host(8 << 20);
-  std::vector<float> zeros(2 << 20, 0.0f);  // 8 MiB: 80 ms at 100 MB/s, 2.6 ms as a bitmap
-  auto lanes = Lanes({host.get()}, {.max_pending = 2, .encoded_chunks = 32}, {{.bytes_per_second = 1e8}}, {{.bytes_per_second = 1e8}});
+  std::vector<float> zeros(2 << 20, 0.0f);  // 8 MiB: 840 ms at 10 MB/s, 26 ms as a bitmap
+  auto lanes = Lanes({host.get()}, {.max_pending = 2, .encoded_chunks = 32}, {{.bytes_per_second = 1e7}}, {{.bytes_per_second = 1e7}});
   const double start = Now();
   const LaneCopy copy{.device = reinterpret_cast<std::byte*>(zeros.data()), .bytes = 8 << 20, .encoding = CopyEncoding::kZeros};
   ASSERT_TRUE(lanes->Wait(0, lanes->Start(copy)).ok());
   EXPECT_EQ(lanes->bytes_out(0), (2 << 20) / 8 + 32 * 8);
-  EXPECT_GE(Now() - start, 2.5e-3);
-  EXPECT_LT(Now() - start, 6e-2);
+  EXPECT_GE(Now() - start, 2.5e-2);
+  EXPECT_LT(Now() - start, 6e-1);
 }
 
 TEST(EncodedCopyTest, DamageInTheTierIsFound) {

@@ -27,7 +27,8 @@ class RolePartitioner {
     }
     target_.SetCondition(kNoValue);
     for (const State& state : source_.states()) {
-      if (state.last != state.first && Here(home_[state.first])) target_.UpdateState(state.name, local_[state.last]);
+      if (state.last == state.first || !Here(HomeOf(state))) continue;
+      target_.UpdateState(HomeOf(state) == kBoth ? state.name : PieceName(state), local_[state.last]);
     }
     for (const NamedValue& output : source_.outputs()) {
       if (local_[output.value] != kNoValue) target_.AddOutput(output.name, local_[output.value]);
@@ -44,21 +45,26 @@ class RolePartitioner {
     return std::ranges::find(axis_.first, network) != axis_.first.end() ? 0 : 1;
   }
 
+  static std::string PieceName(const State& state) { return state.whole.empty() ? absl::StrCat(state.name, "#0") : state.name; }
+
+  int HomeOf(const State& state) const { return state.network.empty() ? kBoth : RoleOf(state.network); }
+
   void AddState(const State& state) {
-    home_[state.first] = state.network.empty() ? kBoth : RoleOf(state.network);
+    home_[state.first] = HomeOf(state);
     if (!Here(home_[state.first])) return;
     const TensorType& type = source_.TypeOf(state.first);
     if (home_[state.first] == kBoth) {
       local_[state.first] = target_.AddState(state.name, state.network, state.role, type, state.initializer);
       return;
     }
+    // A piece never has the name of the whole, which is not there on the other rank.
     State whole = state;
     if (!state.whole.empty()) whole.name = state.whole;
-    local_[state.first] = target_.AddStatePiece(state.name, whole, state.begin, type);
+    local_[state.first] = target_.AddStatePiece(PieceName(state), whole, state.begin, type);
   }
 
   int HomeOf(const Op& op) const {
-    for (int i = 0; i < UpdateCount(op); ++i) return home_[op.inputs[i]];
+    if (UpdateCount(op) > 0) return home_[op.inputs[0]];
     int64_t made = 0;
     for (ValueId output : op.outputs) made += source_.TypeOf(output).size_bytes();
     const bool reads_both = std::ranges::all_of(op.inputs, [&](ValueId input) { return home_[input] == kBoth; });

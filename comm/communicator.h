@@ -21,6 +21,8 @@ struct CollectiveOptions {
   // at the price of being woken. False: it moves in the calls that start it and wait for it, or for any other
   // operation, without a hand-over.
   bool in_background = false;
+  // Whoever waits for it sleeps at once, without being busy first: the core belongs to what is computed beside it.
+  bool waits_asleep = false;
   // Since the start. When it is over the operation fails on all ranks of the group, naming those that have not come,
   // and the group is of no more use: what was awaited may still come at some ranks.
   absl::Duration timeout = Pending::kDefaultTimeout;

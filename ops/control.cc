@@ -63,7 +63,14 @@ std::vector<OpDefinition> ControlOps() {
            .max_inputs = 2,
            .infer = SameTypes,
            .updates = [](int, const Attributes&) { return 1; },
-           .moves = true}};
+           .moves = true},
+          // assign(old, value): a new version of a state.
+          {.name = "assign",
+           .min_inputs = 2,
+           .max_inputs = 2,
+           .infer = SameTypes,
+           .updates = [](int, const Attributes&) { return 1; },
+           .planner_only = true}};
 }
 
 }  // namespace gantry

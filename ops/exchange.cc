@@ -1,11 +1,14 @@
 // Definitions of what ranks of a group do together. A group has P ranks; `index` is this rank's place in it (0 .. P-1) and `ranks` are
 // their numbers in the job. Every rank of the group emits the same exchanges in the same order.
-//   "all_reduce"(x) {ranks, index}: the sum of all ranks' x, added in the order of the group.
+//   "all_reduce"(x...) {ranks, index}: for each x, the sum of all ranks' x, added in the order of the group. Several go in one exchange.
 //   "reduce_scatter"(x) {ranks, index, begins, ends}: of that sum, along axis 0, the part [begins[index], ends[index]).
 //   "exchange"(x) {ranks, index, axis, from_begins, from_ends, to_begins, to_ends}: x is the part [from_begins[i], from_ends[i]) along `axis`
 //     of a tensor that the group holds in parts; the result is its part [to_begins[i], to_ends[i]). Parts held may not overlap, parts wanted
 //     may: an all-gather wants everything, a halo exchange a few rows more than are held.
-// {sequence} tells exchanges of the same operands apart: what one rank takes for one exchange must not be two for another. All are linear. The group's name is not part of the program: two groups with the same ranks are one.
+// {sequence} is the exchange's place in the one order in which all ranks begin their exchanges; it also tells exchanges of the same operands
+// apart: what one rank takes for one exchange must not be two for another. {purpose} says what for: "gradient", "gather" (of a state that
+// is held in parts), "halo", "statistics", "sum", "whole", "shares", "edge" (from one role to the other). {urgent = 1}: a gradient that goes before large ones under way. All are linear. The group's name is not part of the program: two groups
+// with the same ranks are one.
 #include "ops/functional.h"
 #include "ops/infer.h"
 
@@ -48,7 +51,12 @@ absl::StatusOr<Parts> CheckParts(const Attributes& attributes, std::string_view 
 Outputs InferAllReduce(Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(infer::RequireFloat(inputs));
   GANTRY_RETURN_IF_ERROR(CheckGroup(attributes).status());
-  return std::vector<TensorType>{inputs[0]};
+  for (const TensorType& input : inputs) {
+    if (input.dtype != inputs[0].dtype) {
+      return absl::InvalidArgumentError(absl::StrFormat("%s and %s go in one exchange, but have different types", inputs[0].ToString(), input.ToString()));
+    }
+  }
+  return std::vector<TensorType>(inputs.begin(), inputs.end());
 }
 
 Outputs InferReduceScatter(Inputs inputs, const Attributes& attributes) {
@@ -100,7 +108,7 @@ Outputs InferExchange(Inputs inputs, const Attributes& attributes) {
 
 std::vector<OpDefinition> ExchangeOps() {
   return {
-      {.name = "all_reduce", .infer = InferAllReduce, .in_place = {{0, 0}}, .communicates = true},
+      {.name = "all_reduce", .max_inputs = -1, .infer = InferAllReduce, .in_place = {{0, 0}}, .communicates = true},
       {.name = "reduce_scatter", .infer = InferReduceScatter, .communicates = true},
       {.name = "exchange", .infer = InferExchange, .communicates = true},
   };

@@ -80,6 +80,7 @@ struct Operation final : Pending::Work {
   std::atomic<int> priority{0};
   bool is_inline = false;  // its memory travels with the entries
   bool in_background = false;
+  bool waits_asleep = false;
   absl::Duration timeout = absl::ZeroDuration();
 
   // How far it has come.

@@ -43,8 +43,9 @@ ShmCommunicator::~ShmCommunicator() { node_.Remove(*this); }
 absl::Status ShmCommunicator::WaitFor(Operation& operation, absl::Duration timeout) {
   if (operation.done()) return operation.status;
   const WaitClock::time_point deadline = WaitClock::now() + absl::ToChronoNanoseconds(timeout);
+  constexpr WaitPolicy kAsleep = {.spin = {}, .yields = 0};
   WaitUntil(
-      node_.own_bell(), node_.policy(), deadline,
+      node_.own_bell(), operation.waits_asleep ? kAsleep : node_.policy(), deadline,
       [&](bool rested) {
         Drive(&operation, rested);
         if (operation.done()) return true;

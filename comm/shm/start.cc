@@ -78,6 +78,7 @@ Pending ShmCommunicator::Start(const CollectiveOptions& options, Fill&& fill) {
     std::copy_n(options.name.data(), name_bytes, operation->call.name);
     operation->priority.store(options.priority, std::memory_order_relaxed);
     operation->in_background = options.in_background;
+    operation->waits_asleep = options.waits_asleep;
     operation->timeout = std::min(options.timeout, absl::Hours(24 * 365));
     operation->sequence = ++started_;
     operation->deadline = {};

@@ -1,4 +1,5 @@
 // Fast updates of many tensors at once, in f32: all elements of all tensors are shared between the threads in blocks.
+#include <cstring>
 #include <algorithm>
 #include <cmath>
 
@@ -193,6 +194,23 @@ class SumSquaresKernel final : public Kernel {
 
 }  // namespace
 
+namespace {
+
+class AssignKernel final : public Kernel {
+ public:
+  explicit AssignKernel(const KernelRequest& request) : bytes_(static_cast<size_t>(request.inputs[1].size_bytes())) {}
+  std::string_view implementation() const override { return "copy"; }
+  absl::Status Run(const KernelArguments& arguments) override {
+    std::memcpy(arguments.outputs[0], arguments.inputs[1], bytes_);
+    return absl::OkStatus();
+  }
+
+ private:
+  const size_t bytes_;
+};
+
+}  // namespace
+
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastOptimizer(const KernelRequest& request) {
   const std::string_view name = request.op.name;
   if (name == "sum_squares_rows" && request.inputs[1].dtype == DataType::kF32) return std::make_unique<SumSquaresKernel>(request);
@@ -201,6 +219,7 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeFastOptimizer(const KernelRequest& r
   for (const TensorType& type : request.inputs) {
     if (type.layout != TensorLayout::kPlain) return nullptr;
   }
+  if (name == "assign") return std::make_unique<AssignKernel>(request);
   if (name == "adam_update") return std::make_unique<AdamKernel>(request);
   if (name == "sgd_update") return std::make_unique<SgdKernel>(request);
   if (name == "lerp_update") return std::make_unique<LerpKernel>(request);

@@ -7,6 +7,7 @@
 #include "runtime/c_api/call.h"
 #include "runtime/c_api/handles.h"
 #include "runtime/data/file.h"
+#include "runtime/plan/exchange_options.h"
 #include "runtime/plan/memory_options.h"
 #include "runtime/plan/plan_file.h"
 
@@ -262,7 +263,22 @@ gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory
 gantry_status gantry_gan_set_parallel(gantry_gan* gan, const char* split) {
   return Call([&]() -> absl::Status {
     GANTRY_RETURN_IF_ERROR(RequirePlan(gan, false));
-    GANTRY_ASSIGN_OR_RETURN(gan->options.parallel, Parallel::Parse(Text(split)));
+    GANTRY_ASSIGN_OR_RETURN(Parallel parallel, Parallel::Parse(Text(split)));
+    parallel.exchanges = gan->options.parallel.exchanges;
+    parallel.across_steps = gan->options.parallel.across_steps;
+    gan->options.parallel = std::move(parallel);
+    return absl::OkStatus();
+  });
+}
+
+gantry_status gantry_gan_set_exchange(gantry_gan* gan, const char* overlap, const char* link) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequirePlan(gan, false));
+    ExchangeOptions options{.link = std::string(Text(link))};
+    if (!Text(overlap).empty()) options.overlap = Text(overlap);
+    GANTRY_ASSIGN_OR_RETURN(const ExchangeSettings settings, SetExchanges(options, gan->options.plan));
+    gan->options.parallel.exchanges.bucket_bytes = settings.bucket_bytes;
+    gan->options.parallel.across_steps = settings.across;
     return absl::OkStatus();
   });
 }

@@ -15,7 +15,7 @@ struct gantry_run {
   std::unique_ptr<Trainer> trainer;  // goes before the context
   bool started = false, stopped = false;
   std::string text;                  // what the last call that returns text gave
-  std::string samples_path, checkpoint_path;
+  std::string samples_path, checkpoint_path, exposed_text;
   std::chrono::steady_clock::time_point first_step;
 };
 
@@ -201,6 +201,12 @@ gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report) {
     result.collapsed = run->trainer->collapsed() ? 1 : 0;
     result.samples_path = run->samples_path.c_str();
     result.checkpoint_path = run->checkpoint_path.c_str();
+    run->exposed_text.clear();
+    for (const ExposedWait& wait : step->exposed) {
+      absl::StrAppendFormat(&run->exposed_text, "%s%s %.1f ms", run->exposed_text.empty() ? "" : ", ", wait.kind, 1e3 * wait.seconds);
+    }
+    result.exposed_seconds = step->exposed_seconds;
+    result.exposed_text = run->exposed_text.c_str();
     return WriteStruct(report, result, "gantry_step_report");
   });
 }

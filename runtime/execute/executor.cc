@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace gantry {
 namespace {
@@ -37,6 +38,7 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Plan plan, Device& de
   std::unique_ptr<Executor> executor(new Executor(std::move(plan), std::move(arena)));
   GANTRY_RETURN_IF_ERROR(executor->ReserveTiers());
   executor->Bind();
+  GANTRY_RETURN_IF_ERROR(executor->StartLanes());
   return executor;
 }
 
@@ -93,18 +95,22 @@ void Executor::NumberChecksums() {
 
 void Executor::Bind() {
   const Program& program = plan_.program;
+  if (lanes_ != nullptr) KindOf("copies");
   NumberChecksums();
   std::vector<bool> watched(program.values().size(), false);
   for (const NamedValue& output : program.outputs()) {
     watched[output.value] = program.TypeOf(output.value).shape.rank() == 0 && IsFloat(program.TypeOf(output.value).dtype);
   }
   size_t inputs = 0, outputs = 0;
-  // Per step: copies that are done by it. A step without a kernel of its own hands them on to the next one that has one.
+  int exchanges = 0;
+  // Per step: copies and exchanges that are done by it. A step without a kernel of its own hands them on to the next one that has one.
   std::vector<std::vector<int>> done_by(plan_.schedule.size() + 1);
   for (const PlannedOp& step : plan_.schedule) {
     const Op& op = program.ops()[step.op];
     inputs += op.inputs.size();
     outputs += op.outputs.size();
+    if (op.definition->communicates && step.done_by >= 0) done_by[step.done_by].push_back(~exchanges++);
+    if (op.definition->communicates && step.done_by < 0) ++exchanges;
     if (!op.definition->moves) continue;
     const bool out = op.definition->name != "fetch";
     const ValueId on_device = out ? op.inputs.back() : op.outputs[0], in_tier = out ? op.outputs[0] : op.inputs[0];
@@ -126,7 +132,8 @@ void Executor::Bind() {
   }
   input_pointers_.reserve(inputs);
   output_pointers_.reserve(outputs);
-  waits_.reserve(copies_.size());
+  waits_.reserve(copies_.size() + static_cast<size_t>(exchanges));
+  exchanges_.reserve(static_cast<size_t>(exchanges));
   size_t first_wait = 0;
   int next_copy = 0;
   for (size_t time = 0; time < plan_.schedule.size(); ++time) {
@@ -167,11 +174,44 @@ void Executor::Bind() {
       bound.scratch = arena_->data() + step.scratch_offset;
       bound.top = std::max(bound.top, step.scratch_offset + static_cast<int64_t>(step.kernel->scratch_bytes()));
     }
+    bound.exchange = -1;
+    if (op.definition->communicates) BindExchange(step, bound);
     ops_.push_back(bound);
   }
   last_waits_.assign(waits_.begin() + static_cast<int64_t>(first_wait), waits_.end());
   last_waits_.insert(last_waits_.end(), done_by.back().begin(), done_by.back().end());
   op_seconds_.assign(ops_.size(), 0.0);
+  op_wait_seconds_.assign(ops_.size(), 0.0);
+}
+
+void Executor::BindExchange(const PlannedOp& step, BoundOp& bound) {
+  const Op& op = plan_.program.ops()[step.op];
+  BoundExchange exchange{};
+  exchange.exchange = {bound.kernel, {bound.inputs, bound.outputs, bound.scratch}, LinkBytes(plan_.program, step.op)};
+  exchange.lane = step.done_by >= 0 ? LaneOf(*op.definition, op.attributes) : PlanLane::kCompute;
+  exchange.kind = KindOf(op.attributes.String("purpose", "exchange"));
+  exchange.op = step.op;
+  bound.exchange = static_cast<int>(exchanges_.size());
+  exchanges_.push_back(exchange);
+}
+
+int Executor::KindOf(std::string_view kind) {
+  for (size_t i = 0; i < exposed_.size(); ++i) {
+    if (exposed_[i].kind == kind) return static_cast<int>(i);
+  }
+  exposed_.push_back({.kind = std::string(kind)});
+  return static_cast<int>(exposed_.size()) - 1;
+}
+
+absl::Status Executor::StartLanes() {
+  if (exchanges_.empty()) return absl::OkStatus();
+  int gradients = 0, gathers = 0;
+  for (const BoundExchange& exchange : exchanges_) {
+    gradients += exchange.lane == PlanLane::kGradients;
+    gathers += exchange.lane == PlanLane::kUrgent;
+  }
+  GANTRY_ASSIGN_OR_RETURN(exchange_lanes_, ExchangeLanes::Create(plan_.link, gradients, gathers));
+  return absl::OkStatus();
 }
 
 std::span<std::byte> Executor::Data(ValueId value) {
@@ -215,15 +255,47 @@ absl::Status Executor::WriteState(const State& state, std::span<const std::byte>
   return absl::OkStatus();
 }
 
-absl::Status Executor::WaitFor(std::span<const int> copies) {
-  for (const int index : copies) {
-    const BoundCopy& copy = copies_[index];
-    GANTRY_RETURN_IF_ERROR(lanes_->Wait(lanes_->lane(copy.copy.tier, copy.copy.out), copy.ticket));
-  }
+absl::Status Executor::WaitFor(std::span<const int> transfers) {
+  for (const int transfer : transfers) GANTRY_RETURN_IF_ERROR(WaitForOne(transfer));
   return absl::OkStatus();
 }
 
-// The op, or the start of the copy, under its condition.
+absl::Status Executor::WaitForOne(int transfer) {
+  const auto begin = std::chrono::steady_clock::now();
+  absl::Status status;
+  int kind = 0;  // copies
+  if (transfer >= 0) {
+    const BoundCopy& copy = copies_[transfer];
+    status = lanes_->Wait(lanes_->lane(copy.copy.tier, copy.copy.out), copy.ticket);
+  } else {
+    const BoundExchange& exchange = exchanges_[~transfer];
+    kind = exchange.kind;
+    if (exchange.ticket == 0) return absl::OkStatus();
+    status = exchange_lanes_->Wait(exchange.lane, exchange.ticket);
+    if (!status.ok()) status = Annotate(status, absl::StrCat("waiting for ", plan_.program.Describe(exchange.op)));
+  }
+  exposed_[kind].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return status;
+}
+
+// Nothing may still write to the arena when the caller goes on.
+void Executor::Drain() {
+  if (lanes_ != nullptr) static_cast<void>(lanes_->Drain());
+  if (exchange_lanes_ != nullptr) static_cast<void>(exchange_lanes_->Drain());
+}
+
+absl::Status Executor::RunExchange(BoundExchange& exchange) {
+  if (exchange.lane != PlanLane::kCompute) {
+    exchange.ticket = exchange_lanes_->Start(exchange.lane, exchange.exchange);
+    return absl::OkStatus();
+  }
+  const auto begin = std::chrono::steady_clock::now();
+  absl::Status status = exchange_lanes_->Run(exchange.exchange);
+  exposed_[exchange.kind].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return status;
+}
+
+// The op, or the start of the copy or exchange, under its condition.
 absl::Status Executor::RunOne(BoundOp& op) {
   const bool skipped = op.condition != nullptr && IsZero(op.condition, op.condition_type);
   if (op.copy >= 0) {
@@ -232,10 +304,11 @@ absl::Status Executor::RunOne(BoundOp& op) {
     if (skipped) start.bytes = 0;
     copy.ticket = lanes_->Start(start);
     tier_high_water_[start.tier] = std::max(tier_high_water_[start.tier], copy.tier_top);
-  } else if (!skipped) {
-    if (absl::Status status = op.kernel->Run({op.inputs, op.outputs, op.scratch}); !status.ok()) {
-      return Annotate(status, plan_.program.Describe(op.op));
-    }
+  } else if (skipped) {
+    if (op.exchange >= 0) exchanges_[op.exchange].ticket = 0;
+  } else {
+    absl::Status status = op.exchange >= 0 ? RunExchange(exchanges_[op.exchange]) : op.kernel->Run({op.inputs, op.outputs, op.scratch});
+    if (!status.ok()) return Annotate(status, plan_.program.Describe(op.op));
   }
   if (!skipped) high_water_ = std::max(high_water_, op.top);
   return absl::OkStatus();
@@ -250,15 +323,18 @@ absl::Status Executor::Run() {
     water = std::max(water, plan_.offsets[input] + plan_.program.TypeOf(input).size_bytes());
   }
   const auto Stop = [&](absl::Status status) {
-    // Nothing may still write to the arena when the caller goes on.
-    if (lanes_ != nullptr) static_cast<void>(lanes_->Drain());
+    Drain();
     return status;
   };
   for (size_t index = 0; index < ops_.size(); ++index) {
     BoundOp& op = ops_[index];
-    if (absl::Status status = WaitFor(op.waits); !status.ok()) return Stop(Annotate(status, plan_.program.Describe(op.op)));
     std::chrono::steady_clock::time_point start;
     if (profiling_) start = std::chrono::steady_clock::now();
+    if (absl::Status status = WaitFor(op.waits); !status.ok()) return Stop(Annotate(status, plan_.program.Describe(op.op)));
+    if (profiling_) {
+      const auto waited = std::exchange(start, std::chrono::steady_clock::now());
+      op_wait_seconds_[index] += std::chrono::duration<double>(start - waited).count();
+    }
     if (absl::Status status = RunOne(op); !status.ok()) return Stop(std::move(status));
     if (profiling_) op_seconds_[index] += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     if (op.watched_scalar == nullptr || (op.condition != nullptr && IsZero(op.condition, op.condition_type))) continue;
@@ -270,7 +346,24 @@ absl::Status Executor::Run() {
       return Stop(absl::DataLossError(absl::StrFormat("%s made a value that is not finite", plan_.program.Describe(op.op))));
     }
   }
-  return WaitFor(last_waits_);
+  if (absl::Status status = WaitFor(last_waits_); !status.ok()) return Stop(std::move(status));
+  return absl::OkStatus();
+}
+
+absl::Status Executor::RunTail(ValueId input) {
+  const void* const flag = arena_->data() + plan_.offsets[input];
+  // Of the last step, and done.
+  for (BoundExchange& exchange : exchanges_) exchange.ticket = 0;
+  for (BoundOp& op : ops_) {
+    if (op.condition != flag) continue;
+    absl::Status status = WaitFor(op.waits);
+    if (status.ok()) status = RunOne(op);
+    if (!status.ok()) {
+      Drain();
+      return status;
+    }
+  }
+  return exchange_lanes_ == nullptr ? absl::OkStatus() : exchange_lanes_->Drain();
 }
 
 std::string Executor::FindFirstNonFinite() {
@@ -287,23 +380,33 @@ std::string Executor::FindFirstNonFinite() {
     const std::span<std::byte> data = Data(state.last);
     if (!data.empty() && !AllFinite(data.data(), program.TypeOf(state.last))) return absl::StrCat("state ", state.name);
   }
+  // Other ranks look for theirs: what they exchange takes this one, too, up to the place where all have stopped.
+  std::string found;
   for (size_t index = 0; index <= stopped_at_; ++index) {
     BoundOp& bound = ops_[index];
-    if (!WaitFor(bound.waits).ok() || !RunOne(bound).ok()) return program.Describe(bound.op);
-    if (bound.copy >= 0 || (bound.condition != nullptr && IsZero(bound.condition, bound.condition_type))) continue;
-    const Op& op = program.ops()[bound.op];
-    for (size_t i = 0; i < op.outputs.size(); ++i) {
-      if (AllFinite(bound.outputs[i], program.TypeOf(op.outputs[i]))) continue;
-      if (lanes_ != nullptr) static_cast<void>(lanes_->Drain());
-      return program.Describe(bound.op);
+    absl::Status status = WaitFor(bound.waits);
+    if (status.ok()) status = RunOne(bound);
+    if (status.ok() && bound.exchange >= 0 && exchanges_[bound.exchange].lane != PlanLane::kCompute) status = WaitForOne(~bound.exchange);
+    if (!status.ok()) {
+      Drain();
+      return found.empty() ? program.Describe(bound.op) : found;
     }
+    if (!found.empty() || bound.copy >= 0 || (bound.condition != nullptr && IsZero(bound.condition, bound.condition_type))) continue;
+    const Op& op = program.ops()[bound.op];
+    for (size_t i = 0; i < op.outputs.size() && found.empty(); ++i) {
+      if (!AllFinite(bound.outputs[i], program.TypeOf(op.outputs[i]))) found = program.Describe(bound.op);
+    }
+    if (!found.empty() && exchanges_.empty()) break;
   }
-  return "nothing: the step is finite when run again";
+  Drain();
+  return found.empty() ? "nothing: the step is finite when run again" : found;
 }
 
 void Executor::SetProfiling(bool on) {
   profiling_ = on;
-  if (on) std::fill(op_seconds_.begin(), op_seconds_.end(), 0.0);
+  if (!on) return;
+  std::fill(op_seconds_.begin(), op_seconds_.end(), 0.0);
+  std::fill(op_wait_seconds_.begin(), op_wait_seconds_.end(), 0.0);
 }
 
 }  // namespace gantry

@@ -11,9 +11,16 @@
 #include "memory/device.h"
 #include "memory/tier/copy_lanes.h"
 #include "memory/tier/tier.h"
+#include "runtime/execute/exchange_lanes.h"
 #include "runtime/plan/plan.h"
 
 namespace gantry {
+
+// For how long compute stood still.
+struct ExposedWait {
+  std::string kind;      // "copies" between device and tiers, or an exchange's purpose (ops/exchange.cc): "gradient", "halo", ...
+  double seconds = 0.0;  // of an exchange that is waited for where it stands: all that it takes
+};
 
 // One thread at a time. From the second step on Run allocates nothing.
 class Executor {
@@ -40,6 +47,9 @@ class Executor {
   // kDataLoss before any later op of it runs. Errors of a tier (kUnavailable, kDataLoss) stop it likewise: what it held is then lost,
   // states are partly of this step and partly of the one before, and every later Run fails too.
   absl::Status Run();
+  // The ops under the condition `input` alone, in their order: what a step has left for the next one (runtime/partition/defer_tail.h). States and
+  // outputs apart from theirs are as before. The caller has set the input to 1. Errors as Run.
+  absl::Status RunTail(ValueId input);
   // Whether the last Run ended because of a loss that was not finite.
   bool stopped_on_loss() const { return stopped_on_loss_; }
 
@@ -54,9 +64,13 @@ class Executor {
   // What the copies took and compute waited for, since the executor was made; null without tiers.
   const CopyLanes* copies() const { return lanes_.get(); }
 
-  // Seconds spent in each op of the schedule since profiling was switched on.
+  // Since the executor was made, one of each kind that the plan has.
+  std::span<const ExposedWait> exposed() const { return exposed_; }
+
+  // Seconds spent in each op of the schedule since profiling was switched on, and before it, waiting for copies and exchanges.
   void SetProfiling(bool on);
   const std::vector<double>& op_seconds() const { return op_seconds_; }
+  const std::vector<double>& op_wait_seconds() const { return op_wait_seconds_; }
 
  private:
   struct BoundOp {
@@ -70,8 +84,16 @@ class Executor {
     int64_t top;                // highest byte it touches
     const void* watched_scalar;  // an output of the program to check, or null
     DataType watched_type;
-    std::span<const int> waits;  // copies that must be done first
+    std::span<const int> waits;  // what must be done first: a copy, or ~i: exchange i
     int copy;                    // index into copies_, or -1; the kernel is then null
+    int exchange;                // index into exchanges_, or -1
+  };
+  struct BoundExchange {
+    LaneExchange exchange;
+    PlanLane lane;        // kCompute: waited for where it stands
+    int kind;             // index into exposed_
+    OpId op;
+    int64_t ticket = 0;   // of the present step; 0: not begun
   };
   struct BoundCopy {
     LaneCopy copy;
@@ -85,8 +107,14 @@ class Executor {
   int64_t NumberChunks();
   void NumberChecksums();
   void Bind();
+  absl::Status StartLanes();
+  void BindExchange(const PlannedOp& step, BoundOp& bound);
+  int KindOf(std::string_view kind);
   absl::Status RunOne(BoundOp& op);
-  absl::Status WaitFor(std::span<const int> copies);
+  absl::Status RunExchange(BoundExchange& exchange);
+  absl::Status WaitFor(std::span<const int> transfers);
+  absl::Status WaitForOne(int transfer);
+  void Drain();
 
   Plan plan_;
   std::unique_ptr<Slab> arena_;
@@ -94,19 +122,22 @@ class Executor {
   std::vector<void*> output_pointers_;
   std::vector<BoundOp> ops_;
   std::vector<int> waits_;
-  std::vector<int> last_waits_;  // copies that must be done when the step ends
+  std::vector<int> last_waits_;  // copies and exchanges that must be done when the step ends
   std::vector<int> going_on_;    // copies that the next step waits for
   std::vector<BoundCopy> copies_;
   std::vector<int64_t> first_chunk_;  // LaneCopy::first_chunk per value in a tier
   std::vector<int> checksum_slot_;    // LaneCopy::checksum_slot, likewise
   std::vector<std::unique_ptr<TierSlab>> slabs_;
   std::unique_ptr<CopyLanes> lanes_;  // goes before the slabs
+  std::vector<BoundExchange> exchanges_;
+  std::unique_ptr<ExchangeLanes> exchange_lanes_;  // null without exchanges
+  std::vector<ExposedWait> exposed_;
   int64_t high_water_ = 0;
   std::vector<int64_t> tier_high_water_;
   size_t stopped_at_ = 0;
   bool stopped_on_loss_ = false;
   bool profiling_ = false;
-  std::vector<double> op_seconds_;
+  std::vector<double> op_seconds_, op_wait_seconds_;
 };
 
 }  // namespace gantry

@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <utility>
 
 #include "absl/strings/str_join.h"
 #include "memory/hash.h"
 #include "runtime/data/file.h"
 #include "runtime/gan/fill_random.h"
+#include "runtime/partition/defer_tail.h"
 #include "runtime/plan/plan_file.h"
+#include "runtime/plan/verify_ranks.h"
 
 namespace gantry {
 namespace {
@@ -101,7 +105,10 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
     Parallel& parallel = session->options_.parallel;
     for (const GanRole& role : session->generators_) parallel.generators.push_back(role.name);
     GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, session->rank(), session->rank_count()));
-    for (std::vector<int>& group : GroupsOf(parallel, session->rank(), session->rank_count())) session->exchanges_->Require(std::move(group));
+    // The same groups in the same order on all ranks, whatever each of them exchanges.
+    for (const std::vector<int>& group : GroupsOf(parallel, session->rank(), session->rank_count())) {
+      for (const PlanLane lane : {PlanLane::kCompute, PlanLane::kGradients, PlanLane::kUrgent}) session->exchanges_->Require(group, lane);
+    }
   }
   session->input_parts_ = std::move(mine.input_parts);
   Plan plan;
@@ -114,6 +121,7 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
   GANTRY_RETURN_IF_ERROR(session->Connect());
   GANTRY_RETURN_IF_ERROR(session->CollectStates(program));
   GANTRY_RETURN_IF_ERROR(session->BindInputs());
+  session->FindTail();
   GANTRY_RETURN_IF_ERROR(session->Initialize());
   return session;
 }
@@ -123,7 +131,26 @@ absl::Status GanSession::Connect() {
   const Slab& arena = executor_->arena();
   const PoolRegion mine[] = {{.name = "arena", .data = arena.data(), .bytes = arena.size_bytes(), .descriptor = arena.descriptor()}};
   GANTRY_ASSIGN_OR_RETURN(fabric_, Fabric::Open(options_.ranks->links(), options_.ranks->liveness(), mine, {}));
+  GANTRY_RETURN_IF_ERROR(VerifyExchanges());
   return exchanges_->Connect(fabric_->world());
+}
+
+absl::Status GanSession::VerifyExchanges() {
+  Communicator& world = fabric_->world();
+  const std::string mine = ToText(TraceOf(plan()));
+  const auto mine_bytes = static_cast<int64_t>(mine.size());
+  std::vector<int64_t> bytes(world.size());
+  const std::vector<int64_t> of_counts(world.size(), sizeof(int64_t));
+  GANTRY_RETURN_IF_ERROR(world.AllGather(&mine_bytes, bytes.data(), of_counts, {.name = "plans"}).Wait());
+  std::string all(static_cast<size_t>(std::accumulate(bytes.begin(), bytes.end(), int64_t{0})), '\0');
+  GANTRY_RETURN_IF_ERROR(world.AllGather(mine.data(), all.data(), bytes, {.name = "plans"}).Wait());
+  std::vector<RankTrace> traces;
+  size_t begin = 0;
+  for (const int64_t count : bytes) {
+    GANTRY_ASSIGN_OR_RETURN(traces.emplace_back(), TraceFromText(std::string_view(all).substr(begin, static_cast<size_t>(count))));
+    begin += static_cast<size_t>(count);
+  }
+  return Annotate(VerifyRanks(traces), "the plans of the ranks do not fit together");
 }
 
 absl::StatusOr<double> GanSession::AgreeOn(double mine) {
@@ -179,7 +206,9 @@ absl::Status GanSession::BindInputs() {
       whole_input_.resize(std::max<size_t>(whole_input_.size(), part.whole.element_count()));
     }
     const std::string_view name = value.name;
-    if (name == kRandomState) {
+    if (name == kTailFlag) {
+      bound.kind = BoundInput::Kind::kTail;
+    } else if (name == kRandomState) {
       bound.kind = BoundInput::Kind::kRandomState;
     } else if (name == "penalty") {
       bound.kind = BoundInput::Kind::kPenalty;
@@ -311,6 +340,7 @@ void GanSession::FillWhole(const BoundInput& input, const GanBatch& batch, T* to
     case BoundInput::Kind::kLearningRate: *to = learning_rates_[input.role]; break;
     case BoundInput::Kind::kUpdates: *to = static_cast<double>(progress_.steps * updates_per_step_[input.role]); break;
     case BoundInput::Kind::kPenalty: *to = progress_.steps % options_.step.penalty_every == 0 ? 1.0 : 0.0; break;
+    case BoundInput::Kind::kTail: *to = has_tail_ ? 1.0 : 0.0; break;
     case BoundInput::Kind::kRandomState: break;
   }
 }
@@ -325,6 +355,7 @@ absl::Status GanSession::Step(const GanBatch& batch) {
   GANTRY_RETURN_IF_ERROR(Check("mix", batch.mix.size(), batch_size() * draws_per_step(), true));
   FillInputs(batch);
   absl::Status status = executor_->Run();
+  has_tail_ = false;  // it has run, and must not run again where the step is looked at once more
   if (absl::IsDataLoss(status) && executor_->stopped_on_loss()) {
     FillInputs(batch);
     return absl::DataLossError(absl::StrFormat("step %d: %s; the first NaN or infinity is in %s", progress_.steps + 1,
@@ -333,13 +364,36 @@ absl::Status GanSession::Step(const GanBatch& batch) {
   // kDataLoss is left to losses: what a tier lost is a failure of the tier.
   if (absl::IsDataLoss(status)) status = absl::UnavailableError(ToAbsl(Message(status)));
   if (!status.ok()) return Annotate(status, absl::StrFormat("step %d", progress_.steps + 1));
+  has_tail_ = tail_flag_ != kNoValue;
   ++progress_.steps;
   progress_.images_seen += images_per_step();
   return absl::OkStatus();
 }
 
+void GanSession::FindTail() {
+  const Program& program = executor_->program();
+  tail_flag_ = program.FindInput(kTailFlag);
+  if (tail_flag_ == kNoValue) return;
+  for (const NamedValue& output : program.outputs()) {
+    const OpId maker = program.values()[output.value].producer;
+    if (maker >= 0 && program.ops()[maker].condition == tail_flag_) tail_scalars_.push_back(output.name);
+  }
+}
+
+bool GanSession::IsOfTail(std::string_view scalar) const {
+  return std::find(tail_scalars_.begin(), tail_scalars_.end(), scalar) != tail_scalars_.end();
+}
+
+absl::Status GanSession::EndTail() const {
+  if (!std::exchange(has_tail_, false)) return absl::OkStatus();
+  const float one = 1.0F;
+  std::memcpy(executor_->Data(tail_flag_).data(), &one, sizeof(one));
+  return Annotate(executor_->RunTail(tail_flag_), absl::StrFormat("the end of step %d", progress_.steps));
+}
+
 absl::StatusOr<double> GanSession::Scalar(std::string_view name) const {
   const Program& program = executor_->program();
+  if (IsOfTail(name)) GANTRY_RETURN_IF_ERROR(EndTail());
   const ValueId value = program.FindOutput(name);
   if (value == kNoValue || program.TypeOf(value).shape.rank() != 0) {
     return absl::NotFoundError(absl::StrFormat("a step gives no scalar '%s'; it gives %s", name, absl::StrJoin(ScalarNames(), ", ")));
@@ -373,6 +427,7 @@ absl::Status GanSession::CopyStateOut(std::string_view name, std::span<std::byte
   if (static_cast<int64_t>(to.size()) != type.size_bytes()) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, the buffer has %d bytes", name, type.ToString(), to.size()));
   }
+  GANTRY_RETURN_IF_ERROR(EndTail());
   if (Find(name)->in_parts) return GatherState(*Find(name), to);
   for (const State* piece : Find(name)->pieces) {
     const auto bytes = static_cast<size_t>(executor_->program().TypeOf(piece->first).size_bytes());
@@ -405,6 +460,7 @@ absl::Status GanSession::GatherState(const SessionState& state, std::span<std::b
 }
 
 absl::Status GanSession::CopyStateIn(std::string_view name, std::span<const std::byte> from) {
+  GANTRY_RETURN_IF_ERROR(EndTail());
   GANTRY_ASSIGN_OR_RETURN(const TensorType type, StateType(name));
   if (static_cast<int64_t>(from.size()) != type.size_bytes()) {
     return absl::InvalidArgumentError(absl::StrFormat("state '%s' is %s, got %d bytes", name, type.ToString(), from.size()));

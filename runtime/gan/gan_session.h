@@ -80,6 +80,11 @@ class GanSession {
   // the loss and what first held a NaN or infinity; the session is then of use for reading only. Allocates nothing from the second step on.
   absl::Status Step(const GanBatch& batch);
 
+  // Ends what the last step has left for the next one, with several ranks and Parallel::across_steps: a call of all ranks. Whatever reads or
+  // writes states, draws samples, or reads a scalar of which IsOfTail is true does so by itself, and is then a call of all ranks, too.
+  absl::Status EndTail() const;
+  bool IsOfTail(std::string_view scalar) const;
+
   // A scalar output of the last step ("discriminator_loss", ...). kNotFound lists the names.
   absl::StatusOr<double> Scalar(std::string_view name) const;
   std::vector<std::string> ScalarNames() const;
@@ -114,9 +119,10 @@ class GanSession {
   GanSession() = default;
   absl::Status Initialize();
   absl::Status BindInputs();
+  void FindTail();
 
   struct BoundInput {
-    enum class Kind : uint8_t { kReal, kNoise, kMix, kLearningRate, kUpdates, kPenalty, kRandomState };
+    enum class Kind : uint8_t { kReal, kNoise, kMix, kLearningRate, kUpdates, kPenalty, kRandomState, kTail };
     Kind kind;
     ValueId value;
     int64_t slot = 0;    // which draw and micro-batch
@@ -136,6 +142,8 @@ class GanSession {
   const SessionState* Find(std::string_view name) const;
   absl::Status CollectStates(const Program& program);
   absl::Status Connect();
+  // Gives all ranks each other's exchanges and proves that they fit together.
+  absl::Status VerifyExchanges();
   absl::Status GatherState(const SessionState& state, std::span<std::byte> to) const;
 
   GanSessionOptions options_;
@@ -153,6 +161,9 @@ class GanSession {
   std::vector<BoundInput> inputs_;
   std::vector<double> whole_input_;  // of the largest input that this rank has a part of
   GanProgress progress_;
+  ValueId tail_flag_ = kNoValue;
+  mutable bool has_tail_ = false;   // of the last step
+  std::vector<std::string> tail_scalars_;
 };
 
 }  // namespace gantry

@@ -352,6 +352,7 @@ absl::StatusOr<RunConfig> ParseRunConfig(std::string_view text, const RunConfigS
   if (config.output.directory.empty()) config.output.directory = absl::StrCat("runs/", Stem(sources.name));
   GANTRY_RETURN_IF_ERROR(CheckTogether(config, sources.name));
   GANTRY_RETURN_IF_ERROR(Annotate(SetMemory(config.memory, config.plan), sources.name));
+  GANTRY_RETURN_IF_ERROR(Annotate(SetExchanges(config.exchanges, config.plan).status(), sources.name));
   return config;
 }
 

@@ -11,6 +11,7 @@
 #include "memory/status.h"
 #include "runtime/gan/gan_step.h"
 #include "runtime/gan/rate_schedule.h"
+#include "runtime/plan/exchange_options.h"
 #include "runtime/plan/memory_options.h"
 #include "runtime/plan/plan.h"
 
@@ -56,6 +57,7 @@ struct RunConfig {
   MemoryOptions memory;
   std::string plan_file;  // memory.plan
   std::string parallel;   // parallel.split
+  ExchangeOptions exchanges;  // the rest of [parallel]
   NetworkTraining generator, discriminator;               // [generator.optimizer], [discriminator.optimizer]
   std::vector<NetworkConfig> generators, discriminators;  // at least one of each once loaded
   struct OutputSection {

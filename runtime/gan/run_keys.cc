@@ -307,6 +307,17 @@ std::vector<RunKeyEntry> MakeTable() {
                   .help = "how several ranks share out the step: \"batch\" (samples), \"space\" (rows or frames), \"shard\" (weights, moments and "
                           "averages are held once), joined with \"+\"",
                   .field = Of([](C c, I) -> auto& { return c.parallel; })});
+  keys.push_back({.name = "parallel.overlap",
+                  .help = "whether exchanges of gradients and gathers of weights run beside compute; \"across\": the last network's beside the next "
+                          "step, too; \"off\": each is waited for where it begins. The same bits",
+                  .choices = {"on", "across", "off"},
+                  .field = Of([](C c, I) -> auto& { return c.exchanges.overlap; })});
+  keys.push_back({.name = "parallel.bucket",
+                  .help = "small gradients of one network go in one exchange until they have so many bytes (\"1MiB\"); \"0\": each alone",
+                  .field = Of([](C c, I) -> auto& { return c.exchanges.bucket; })});
+  keys.push_back({.name = "parallel.link",
+                  .help = "holds exchanges to the speed of a link (\"1GB/s,50us\"); empty: as fast as they go",
+                  .field = Of([](C c, I) -> auto& { return c.exchanges.link; })});
   AddTraining(
       "generator.optimizer", [](C c, I) -> auto& { return c.generator; }, keys);
   AddTraining(

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <limits>
+#include <utility>
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_join.h"
@@ -62,6 +63,9 @@ absl::Status Trainer::Build(Device& device) {
   options.plan.thread_count = static_cast<int>(config_.threads);
   options.ranks = options_.ranks;
   GANTRY_ASSIGN_OR_RETURN(options.parallel, Parallel::Parse(config_.parallel));
+  GANTRY_ASSIGN_OR_RETURN(const ExchangeSettings exchanges, SetExchanges(config_.exchanges, options.plan));
+  options.parallel.exchanges.bucket_bytes = exchanges.bucket_bytes;
+  options.parallel.across_steps = exchanges.across;
   GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config_.memory.machine));
   SetMachine(std::move(machine), options.plan);
   if (options_.ranks == nullptr) RunPlanning::SetVariants(config_, options.plan);  // of a whole step, not of one rank's
@@ -220,15 +224,33 @@ absl::Status Trainer::ReadBatch() {
 }
 
 void Trainer::ReadScalars() {
+  const bool due = config_.output.log_every > 0 && progress().steps % config_.output.log_every == 0;
+  const bool last = finished();
   double real = 0, fake = 0;
   for (NamedScalar& scalar : scalars_) {
     if (scalar.name == kDiversity) {
       scalar.value = real > 0 ? fake / real : 0.0;
     } else {
+      // What a tail gives is asked for where it is written only: asking ends the tail.
+      if (session_->IsOfTail(scalar.name) && !(due || last)) continue;
       scalar.value = *session_->Scalar(scalar.name);
     }
     if (scalar.name == "diversity_real") real = scalar.value;
     if (scalar.name == "diversity_fake") fake = scalar.value;
+  }
+}
+
+// Of the step that is done, from sums since the session was made.
+void Trainer::ReadExposed() {
+  const std::span<const ExposedWait> sums = session_->executor().exposed();
+  if (exposed_.size() != sums.size()) {
+    exposed_.assign(sums.begin(), sums.end());
+    exposed_sums_.assign(sums.size(), 0.0);
+    logged_exposed_.assign(sums.size(), 0.0);
+  }
+  for (size_t i = 0; i < sums.size(); ++i) {
+    exposed_[i].seconds = sums[i].seconds - exposed_sums_[i];
+    exposed_sums_[i] = sums[i].seconds;
   }
 }
 
@@ -276,6 +298,7 @@ absl::StatusOr<StepReport> Trainer::Step() {
                                                             : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
   }
   samples_drawn_ = static_cast<int64_t>(stream_->samples_drawn());
+  ReadExposed();
   ReadScalars();
   WatchDiversity();
   const double seconds = Now() - begin;
@@ -288,7 +311,9 @@ absl::StatusOr<StepReport> Trainer::Step() {
                     .generator_loss = ScalarOr0("generator_loss"),
                     .scalars = scalars_,
                     .seconds = seconds,
-                    .data_wait_seconds = wait};
+                    .data_wait_seconds = wait,
+                    .exposed = exposed_};
+  for (const ExposedWait& wait_of_kind : exposed_) report.exposed_seconds += wait_of_kind.seconds;
   const auto Due = [&](int64_t every) { return every > 0 && report.step % every == 0; };
   UpdateRate(begin);
   if (Due(config_.output.log_every)) {
@@ -337,6 +362,13 @@ absl::Status Trainer::WriteLogLine() {
   line.Add("seconds", step_seconds_ / static_cast<double>(steps));
   line.Add("data_wait_seconds", wait_seconds_ / static_cast<double>(steps));
   line.Add("images_per_second", rate_);
+  double exposed = 0.0;
+  for (size_t i = 0; i < exposed_.size(); ++i) {
+    const double since = exposed_sums_[i] - std::exchange(logged_exposed_[i], exposed_sums_[i]);
+    line.Add(absl::StrCat("exposed_seconds.", exposed_[i].kind), since / static_cast<double>(steps));
+    exposed += since / static_cast<double>(steps);
+  }
+  if (!exposed_.empty()) line.Add("exposed_seconds", exposed);
   // Only where it is so: the numbers of this run are not those of another budget.
   if (const int lossy = session_->plan().residency.bf16_stashes; lossy > 0) line.Add("bf16_stashes", int64_t{lossy});
   GANTRY_RETURN_IF_ERROR(Output(metrics_->Append(line.Text())));

@@ -45,6 +45,8 @@ struct StepReport {
   std::span<const NamedScalar> scalars;  // every scalar of the step program, and the ratio "diversity"
   double seconds = 0.0;                  // of the step, the wait for data included, files that it wrote not
   double data_wait_seconds = 0.0;        // of it: waiting for the data
+  double exposed_seconds = 0.0;          // of it: compute stood still for copies and exchanges
+  std::span<const ExposedWait> exposed;  // the same, by kind
   double images_per_second = 0.0;        // over about the last 20 steps, files included
   bool logged = false;                   // a line went to metrics.jsonl
   std::string_view samples_path;         // of the sheet that the step wrote, or empty
@@ -55,8 +57,8 @@ struct StepReport {
 //   while (!trainer->finished()) { Step; ... }   then Finish
 // A run's folder (output.directory) gets run.toml, metrics.jsonl, samples-<step>.png, checkpoint-<step>.safetensors
 // and, from Finish, summary.txt. metrics.jsonl has one JSON object a line: step, images, epoch, every scalar,
-// learning_rate.<network>, seconds, data_wait_seconds (both per step since the last line) and images_per_second;
-// numbers that are not finite are null.
+// learning_rate.<network>, seconds, data_wait_seconds, exposed_seconds and exposed_seconds.<kind> where there are copies or
+// exchanges (all per step since the last line), and images_per_second; numbers that are not finite are null.
 class Trainer {
  public:
   // Opens the data, builds and plans the networks, reserves the arena on `device` (which must outlive the trainer).
@@ -117,6 +119,7 @@ class Trainer {
   absl::Status SetLearningRates();
   absl::Status ReadBatch();
   void ReadScalars();
+  void ReadExposed();
   double ScalarOr0(std::string_view name) const;
   void WatchDiversity();
   void UpdateRate(double begin);
@@ -137,6 +140,8 @@ class Trainer {
   int64_t draws_read_ = 0;    // of the coming step
   std::vector<NamedScalar> scalars_;
   std::vector<NamedScalar> rates_;  // "learning_rate.<network>"
+  std::vector<ExposedWait> exposed_;                      // of the last step
+  std::vector<double> exposed_sums_, logged_exposed_;     // since the session was made, and up to the last log line
   int64_t low_diversity_steps_ = 0;
   bool failed_ = false;                             // a loss was not finite
   int64_t samples_drawn_ = 0;                       // by the steps that are done

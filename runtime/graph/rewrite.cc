@@ -134,6 +134,7 @@ class Fuser {
       }
       if (!(next.attributes == first.attributes) || next.inputs.size() != first.inputs.size()) break;
       if (!std::equal(first.inputs.begin() + Tensors(first), first.inputs.end(), next.inputs.begin() + Tensors(next))) break;
+      if (options_.buckets_by_exchange && ExchangeOf(next) != ExchangeOf(first)) break;
       bool reads_earlier = false;
       for (ValueId input : next.inputs) {
         const OpId producer = program_.values()[input].producer;
@@ -142,6 +143,16 @@ class Fuser {
       if (reads_earlier) break;
     }
     return end;
+  }
+
+  // The exchange that brings an update its gradient, or -1.
+  OpId ExchangeOf(const Op& update) const {
+    for (ValueId input : update.inputs) {
+      OpId maker = program_.values()[input].producer;
+      while (maker >= 0 && program_.ops()[maker].definition->is_view) maker = program_.values()[program_.ops()[maker].inputs[0]].producer;
+      if (maker >= 0 && program_.ops()[maker].definition->communicates) return maker;
+    }
+    return -1;
   }
 
   // Inputs are groups of `count` tensors (weights, moments, gradients), then scalars that the whole bucket shares.

@@ -12,6 +12,7 @@ struct FuseOptions {
   bool activation = true;  // leaky_relu into the conv, conv_transpose or normalize that feeds it alone, and its gradient
                            // into normalize_grad
   bool buckets = true;     // neighbouring updates of the same kind into one op
+  bool buckets_by_exchange = false;  // only those whose gradients come in one exchange, so that they need not wait for others
 };
 
 // Joins ops where that saves passes over memory. Results are the same bits: a fused op does the same arithmetic.

@@ -7,8 +7,9 @@ namespace gantry {
 
 struct ExchangeKernels::Group {
   std::vector<int> ranks;
+  PlanLane lane = PlanLane::kCompute;
   Communicator* communicator = nullptr;
-  std::unique_ptr<Communicator> owned;  // null where the group is the world
+  std::unique_ptr<Communicator> owned;  // null where it is the world's
 };
 
 namespace {
@@ -27,7 +28,8 @@ ElementType ElementTypeOf(DataType type) {
 // `group` is filled in by Connect.
 class ExchangeKernel : public Kernel {
  public:
-  explicit ExchangeKernel(Communicator* const& group) : group_(group) {}
+  ExchangeKernel(Communicator* const& group, const KernelRequest& request)
+      : group_(group), purpose_(request.attributes.String("purpose")), lane_(LaneOf(request.op, request.attributes)) {}
   std::string_view implementation() const override { return "communicator"; }
 
   absl::Status Run(const KernelArguments& arguments) final {
@@ -37,32 +39,60 @@ class ExchangeKernel : public Kernel {
 
  protected:
   virtual absl::Status Move(Communicator& group, const KernelArguments& arguments) = 0;
+  // On a lane the core belongs to what is computed meanwhile: the wait is never busy.
+  CollectiveOptions Options() const { return {.name = purpose_, .waits_asleep = lane_ != PlanLane::kCompute}; }
 
  private:
   Communicator* const& group_;
+  const std::string purpose_;
+  const PlanLane lane_;
 };
 
+// Several tensors are packed one behind the other, each at a multiple of 64 bytes, so that they are one operation.
 class AllReduceKernel final : public ExchangeKernel {
  public:
-  AllReduceKernel(Communicator* const& group, const TensorType& type)
-      : ExchangeKernel(group), type_(ElementTypeOf(type.dtype)), count_(type.element_count()) {}
+  AllReduceKernel(Communicator* const& group, const KernelRequest& request)
+      : ExchangeKernel(group, request), type_(ElementTypeOf(request.inputs[0].dtype)) {
+    for (const TensorType& input : request.inputs) {
+      begins_.push_back(packed_bytes_);
+      bytes_.push_back(input.size_bytes());
+      packed_bytes_ += (input.size_bytes() + 63) / 64 * 64;
+    }
+  }
+  size_t scratch_bytes() const override { return bytes_.size() == 1 ? 0 : static_cast<size_t>(packed_bytes_); }
 
  protected:
   absl::Status Move(Communicator& group, const KernelArguments& arguments) override {
-    void* const data = arguments.outputs[0];
-    if (data != arguments.inputs[0]) std::memcpy(data, arguments.inputs[0], static_cast<size_t>(count_ * gantry::SizeBytes(type_)));
-    return group.AllReduce(data, count_, type_, ReduceOp::kSum, {.name = "sum of gradients or losses"}).Wait();
+    if (bytes_.size() == 1) {
+      void* const data = arguments.outputs[0];
+      if (data != arguments.inputs[0]) std::memcpy(data, arguments.inputs[0], static_cast<size_t>(bytes_[0]));
+      return Sum(group, data, bytes_[0]);
+    }
+    auto* const packed = static_cast<std::byte*>(arguments.scratch);
+    for (size_t i = 0; i < bytes_.size(); ++i) {
+      std::memcpy(packed + begins_[i], arguments.inputs[i], static_cast<size_t>(bytes_[i]));
+      const int64_t end = i + 1 < bytes_.size() ? begins_[i + 1] : packed_bytes_;
+      std::memset(packed + begins_[i] + bytes_[i], 0, static_cast<size_t>(end - begins_[i] - bytes_[i]));
+    }
+    GANTRY_RETURN_IF_ERROR(Sum(group, packed, packed_bytes_));
+    for (size_t i = 0; i < bytes_.size(); ++i) std::memcpy(arguments.outputs[i], packed + begins_[i], static_cast<size_t>(bytes_[i]));
+    return absl::OkStatus();
   }
 
  private:
+  absl::Status Sum(Communicator& group, void* data, int64_t bytes) {
+    return group.AllReduce(data, bytes / gantry::SizeBytes(type_), type_, ReduceOp::kSum, Options()).Wait();
+  }
+
   const ElementType type_;
-  const int64_t count_;
+  std::vector<int64_t> begins_, bytes_;
+  int64_t packed_bytes_ = 0;
 };
 
 class ReduceScatterKernel final : public ExchangeKernel {
  public:
   ReduceScatterKernel(Communicator* const& group, const KernelRequest& request)
-      : ExchangeKernel(group), type_(ElementTypeOf(request.inputs[0].dtype)) {
+      : ExchangeKernel(group, request), type_(ElementTypeOf(request.inputs[0].dtype)) {
     const std::vector<int64_t> begins = request.attributes.Ints("begins"), ends = request.attributes.Ints("ends");
     const Shape& shape = request.inputs[0].shape;
     const int64_t row = shape[0] == 0 ? 0 : shape.element_count() / shape[0];
@@ -71,7 +101,7 @@ class ReduceScatterKernel final : public ExchangeKernel {
 
  protected:
   absl::Status Move(Communicator& group, const KernelArguments& arguments) override {
-    return group.ReduceScatter(arguments.inputs[0], arguments.outputs[0], counts_, type_, ReduceOp::kSum, {.name = "sum of gradients, in parts"}).Wait();
+    return group.ReduceScatter(arguments.inputs[0], arguments.outputs[0], counts_, type_, ReduceOp::kSum, Options()).Wait();
   }
 
  private:
@@ -82,11 +112,12 @@ class ReduceScatterKernel final : public ExchangeKernel {
 // Everybody gets all of it, and the parts lie one behind the other.
 class AllGatherKernel final : public ExchangeKernel {
  public:
-  AllGatherKernel(Communicator* const& group, std::vector<int64_t> bytes) : ExchangeKernel(group), bytes_(std::move(bytes)) {}
+  AllGatherKernel(Communicator* const& group, const KernelRequest& request, std::vector<int64_t> bytes)
+      : ExchangeKernel(group, request), bytes_(std::move(bytes)) {}
 
  protected:
   absl::Status Move(Communicator& group, const KernelArguments& arguments) override {
-    return group.AllGather(arguments.inputs[0], arguments.outputs[0], bytes_, {.name = "parts gathered"}).Wait();
+    return group.AllGather(arguments.inputs[0], arguments.outputs[0], bytes_, Options()).Wait();
   }
 
  private:
@@ -96,7 +127,7 @@ class AllGatherKernel final : public ExchangeKernel {
 // The general exchange along one axis: what others want of this rank's places is packed, moved and unpacked; what it keeps is copied.
 class AxisExchangeKernel final : public ExchangeKernel {
  public:
-  AxisExchangeKernel(Communicator* const& group, const KernelRequest& request) : ExchangeKernel(group) {
+  AxisExchangeKernel(Communicator* const& group, const KernelRequest& request) : ExchangeKernel(group, request) {
     const std::vector<int64_t> from_begins = request.attributes.Ints("from_begins"), from_ends = request.attributes.Ints("from_ends");
     const std::vector<int64_t> to_begins = request.attributes.Ints("to_begins"), to_ends = request.attributes.Ints("to_ends");
     const int axis = static_cast<int>(request.attributes.Int("axis"));
@@ -142,7 +173,7 @@ class AxisExchangeKernel final : public ExchangeKernel {
       Copy(place, 0, send.count, from, send.begin, from_extent_, send.count);
       place += outer_ * send.count * inner_bytes_;
     }
-    Pending moved = group.AllToAll(packed, send_bytes_, packed + total_send_, receive_bytes_, {.name = "rows of neighbours"});
+    Pending moved = group.AllToAll(packed, send_bytes_, packed + total_send_, receive_bytes_, Options());
     Copy(to, own_.to, to_extent_, from, own_.from, from_extent_, own_.count);
     GANTRY_RETURN_IF_ERROR(moved.Wait());
     place = packed + total_send_;
@@ -181,20 +212,23 @@ class AxisExchangeKernel final : public ExchangeKernel {
 ExchangeKernels::ExchangeKernels() = default;
 ExchangeKernels::~ExchangeKernels() = default;
 
-ExchangeKernels::Group& ExchangeKernels::GroupOf(const std::vector<int>& ranks) const {
+ExchangeKernels::Group& ExchangeKernels::GroupOf(const std::vector<int>& ranks, PlanLane lane) const {
   for (const std::unique_ptr<Group>& group : groups_) {
-    if (group->ranks == ranks) return *group;
+    if (group->ranks == ranks && group->lane == lane) return *group;
   }
   groups_.push_back(std::make_unique<Group>());
   groups_.back()->ranks = ranks;
+  groups_.back()->lane = lane;
   return *groups_.back();
 }
 
-void ExchangeKernels::Require(std::vector<int> ranks) { GroupOf(ranks); }
+void ExchangeKernels::Require(std::vector<int> ranks, PlanLane lane) { GroupOf(ranks, lane); }
 
 Communicator* ExchangeKernels::Find(std::span<const int> ranks) const {
   for (const std::unique_ptr<Group>& group : groups_) {
-    if (std::equal(group->ranks.begin(), group->ranks.end(), ranks.begin(), ranks.end())) return group->communicator;
+    if (group->lane == PlanLane::kCompute && std::equal(group->ranks.begin(), group->ranks.end(), ranks.begin(), ranks.end())) {
+      return group->communicator;
+    }
   }
   return nullptr;
 }
@@ -202,8 +236,8 @@ Communicator* ExchangeKernels::Find(std::span<const int> ranks) const {
 absl::StatusOr<std::unique_ptr<Kernel>> ExchangeKernels::Make(const KernelRequest& request) const {
   if (!request.op.communicates) return std::unique_ptr<Kernel>();
   const std::vector<int64_t> ranks = request.attributes.Ints("ranks");
-  Communicator* const& group = GroupOf({ranks.begin(), ranks.end()}).communicator;
-  if (request.op.name == "all_reduce") return std::make_unique<AllReduceKernel>(group, request.inputs[0]);
+  Communicator* const& group = GroupOf({ranks.begin(), ranks.end()}, LaneOf(request.op, request.attributes)).communicator;
+  if (request.op.name == "all_reduce") return std::make_unique<AllReduceKernel>(group, request);
   if (request.op.name == "reduce_scatter") return std::make_unique<ReduceScatterKernel>(group, request);
   const std::vector<int64_t> begins = request.attributes.Ints("from_begins"), ends = request.attributes.Ints("from_ends");
   const std::vector<int64_t> to_begins = request.attributes.Ints("to_begins"), to_ends = request.attributes.Ints("to_ends");
@@ -217,13 +251,13 @@ absl::StatusOr<std::unique_ptr<Kernel>> ExchangeKernels::Make(const KernelReques
                                   : request.outputs[0].size_bytes() / ends.back();
   std::vector<int64_t> bytes;
   for (size_t i = 0; i < begins.size(); ++i) bytes.push_back((ends[i] - begins[i]) * place_bytes);
-  return std::make_unique<AllGatherKernel>(group, std::move(bytes));
+  return std::make_unique<AllGatherKernel>(group, request, std::move(bytes));
 }
 
 absl::Status ExchangeKernels::Connect(Communicator& world) {
   for (size_t number = 0; number < groups_.size(); ++number) {
     Group& group = *groups_[number];
-    if (std::equal(group.ranks.begin(), group.ranks.end(), world.ranks().begin(), world.ranks().end())) {
+    if (group.lane == PlanLane::kCompute && std::equal(group.ranks.begin(), group.ranks.end(), world.ranks().begin(), world.ranks().end())) {
       group.communicator = &world;
       continue;
     }

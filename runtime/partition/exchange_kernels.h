@@ -6,6 +6,7 @@
 
 #include "comm/communicator.h"
 #include "ops/kernel.h"
+#include "runtime/graph/lanes.h"
 
 namespace gantry {
 
@@ -22,14 +23,15 @@ class ExchangeKernels final : public KernelLibrary {
   // Splits the groups of the kernels made so far off `world`, which outlives this. All ranks call it, having made kernels of the same
   // program. Groups made later are not connected.
   absl::Status Connect(Communicator& world);
-  // The communicator of the group of `ranks`; null where no kernel has asked for it.
+  // The communicator of `ranks` for what is waited for at once; null where nobody has asked for it.
   Communicator* Find(std::span<const int> ranks) const;
   // A group that a caller needs besides those of kernels. Before Connect.
-  void Require(std::vector<int> ranks);
+  void Require(std::vector<int> ranks, PlanLane lane = PlanLane::kCompute);
 
  private:
   struct Group;
-  Group& GroupOf(const std::vector<int>& ranks) const;
+  // A lane has communicators of its own, so that lanes do not wait for each other.
+  Group& GroupOf(const std::vector<int>& ranks, PlanLane lane) const;
   // In the order of their first use, which is the same on all ranks.
   mutable std::vector<std::unique_ptr<Group>> groups_;
 };

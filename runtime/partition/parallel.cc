@@ -1,6 +1,7 @@
 #include "runtime/partition/parallel.h"
 
 #include "runtime/graph/rewrite.h"
+#include "runtime/partition/defer_tail.h"
 #include "runtime/partition/roles.h"
 
 namespace gantry {
@@ -109,20 +110,29 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
   if (parallel.roles && ranks % 2 != 0) {
     return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\", which takes an even number of ranks, not %d", parallel.Text(), ranks));
   }
+  if (parallel.roles && parallel.across_steps) {
+    return absl::InvalidArgumentError(absl::StrFormat("parallel.overlap \"across\" does not go with parallel.split \"%s\": the other role needs the new weights at once; "
+                                                      "use \"on\"", parallel.Text()));
+  }
   if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.space) parallel.batch = !parallel.shard;
   const MeshSize mesh = MeshOf(parallel, ranks);
   const Place place = PlaceOf(parallel, mesh, rank);
-  const auto Apply = [&](PartitionAxis axis, int index) -> absl::Status {
+  const auto Apply = [&](PartitionAxis axis, int index, bool last) -> absl::Status {
     if (axis.ranks.size() == 1) return absl::OkStatus();
     if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
     GANTRY_ASSIGN_OR_RETURN(RankProgram next, Partition(result.program, axis, index, result.input_parts));
     next.gathered.insert(next.gathered.end(), result.gathered.begin(), result.gathered.end());
+    // Sums of this axis are early when the next one takes them up.
+    GANTRY_ASSIGN_OR_RETURN(next.program, OrderExchanges(next.program, next.places, last ? parallel.exchanges : ExchangeOrder{.bucket_bytes = 0}));
     result = std::move(next);
     return absl::OkStatus();
   };
   const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
-  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = BatchAxis(place, mesh)}, place.row));
-  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = SpaceAxis(place, mesh)}, place.column));
+  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.space == 1));
+  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = SpaceAxis(place, mesh)}, place.column, true));
+  if (parallel.across_steps) {
+    GANTRY_ASSIGN_OR_RETURN(result.program, DeferTail(result.program));
+  }
   if (!parallel.roles) return result;
   const RoleAxis roles{.first = parallel.generators, .ranks = RoleAxisOf(place, mesh)};
   GANTRY_ASSIGN_OR_RETURN(result.program, PartitionRoles(result.program, roles, place.role));

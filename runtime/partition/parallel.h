@@ -16,6 +16,8 @@ struct Parallel {
   bool roles = false;
   std::vector<std::string> generators;  // roles: names of the networks of the first half
   bool shard = false;  // states are held once among the ranks that share out space, or else batch, or else among all
+  ExchangeOrder exchanges;
+  bool across_steps = false;  // the last network's exchanges and updates run in the next step (defer_tail.h)
   std::vector<double> shares;  // of the work, one a rank, where one axis has them all; empty: equal
 
   // "batch", "space", "shard", "roles", joined with "+"; "" is none. kInvalidArgument names what is allowed.

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/graph/program.h"
+#include "runtime/partition/order_exchanges.h"
 
 namespace gantry {
 
@@ -40,6 +41,8 @@ struct RankProgram {
   std::vector<InputPart> input_parts;
   // Ops that no rule covers, by name, each once: their inputs are gathered and every rank computes all of it.
   std::vector<std::string> gathered;
+  // When exchanges could begin: what OrderExchanges takes.
+  ExchangePlaces places;
 };
 
 // The program of the rank at `index` of the axis. Every rank calls it with the same program and axis; kInvalidArgument where that makes

@@ -51,14 +51,20 @@ Attributes Partitioner::GroupAttributes() {
           {"sequence", sequence_++}};
 }
 
-ValueId Partitioner::EmitExchange(ValueId local, int axis, const Ranges& from, const Ranges& to) {
+ValueId Partitioner::EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready) {
+  attributes.Set("purpose", std::string(purpose));
+  places_.exchanges.push_back({.ready = ready, .needed = at_});
+  return EmitLocal(op, {local}, std::move(attributes));
+}
+
+ValueId Partitioner::EmitExchange(const WholeValue& value, int axis, const Ranges& from, const Ranges& to, std::string_view purpose) {
   Attributes attributes = GroupAttributes();
   attributes.Set("axis", static_cast<int64_t>(axis));
   attributes.Set("from_begins", from.begins);
   attributes.Set("from_ends", from.ends);
   attributes.Set("to_begins", to.begins);
   attributes.Set("to_ends", to.ends);
-  return EmitLocal("exchange", {local}, std::move(attributes));
+  return EmitGroupOp("exchange", value.local, std::move(attributes), purpose, value.made_at);
 }
 
 ValueId Partitioner::LocalSlice(ValueId local, int axis, int64_t begin, int64_t end) {
@@ -78,6 +84,7 @@ ValueId Partitioner::Add(TensorType type, Local local) {
   value.placement = std::move(local.placement);
   value.local = local.value;
   value.condition = target_.condition();
+  value.made_at = at_;
   values_.push_back(std::move(value));
   return static_cast<ValueId>(values_.size()) - 1;
 }
@@ -109,17 +116,20 @@ void Partitioner::Resolve(ValueId id) {
   if (!value.placement.partial()) return;
   const ConditionScope scope(target_, value.condition);
   const int64_t elements = value.type.element_count();
+  const std::string_view purpose = is_update_ ? "gradient" : "sum";
+  const int ready = value.made_at;
+  if (!is_update_) value.made_at = at_;  // such a sum stands where it is wanted
   if (axis_.shard_states && elements >= axis_.least_elements * ranks()) {
     const std::vector<int64_t> cuts = Cuts(elements);
     const Ranges ranges = RangesOf(cuts);
     Attributes attributes = GroupAttributes();
     attributes.Set("begins", ranges.begins);
     attributes.Set("ends", ranges.ends);
-    value.local = EmitLocal("reduce_scatter", {LocalReshape(value.local, Shape{elements})}, std::move(attributes));
+    value.local = EmitGroupOp("reduce_scatter", LocalReshape(value.local, Shape{elements}), std::move(attributes), purpose, ready);
     value.placement = Placement::Flat(cuts);
     return;
   }
-  value.local = EmitLocal("all_reduce", {value.local}, GroupAttributes());
+  value.local = EmitGroupOp("all_reduce", value.local, GroupAttributes(), purpose, ready);
   value.placement = Placement::Whole();
 }
 
@@ -133,7 +143,8 @@ ValueId Partitioner::AsWhole(ValueId id) {
   const Ranges held = RangesOf(value.placement.cuts);
   const int64_t extent = value.placement.cuts.back();
   const Ranges all{std::vector<int64_t>(ranks(), 0), std::vector<int64_t>(ranks(), extent)};
-  const ValueId whole = EmitExchange(value.local, value.placement.flat() ? 0 : value.placement.dim, held, all);
+  const bool flat = value.placement.flat();
+  const ValueId whole = EmitExchange(value, flat ? 0 : value.placement.dim, held, all, flat ? "gather" : "whole");
   value.gathered = LocalReshape(whole, value.type.shape);
   value.gathered_phase = target_.Label(target_.phase());
   return value.gathered;
@@ -165,7 +176,7 @@ ValueId Partitioner::AsSplit(ValueId id, int dim, const std::vector<int64_t>& cu
   const ConditionScope scope(target_, value.condition);
   ValueId local = kNoValue;
   if (value.placement.split(dim)) {
-    local = EmitExchange(value.local, dim, RangesOf(value.placement.cuts), RangesOf(cuts));
+    local = EmitExchange(value, dim, RangesOf(value.placement.cuts), RangesOf(cuts), "shares");
   } else if (value.recipe >= 0) {
     local = FromRecipe(value, dim, cuts);
   } else {
@@ -200,7 +211,7 @@ ValueId Partitioner::AsWindow(ValueId id, int dim, const Ranges& ranges) {
   bool inside = true;  // every rank has what it wants
   for (int i = 0; i < ranks(); ++i) inside = inside && held.begins[i] <= ranges.begins[i] && ranges.ends[i] <= held.ends[i];
   const ValueId local = inside ? LocalSlice(value.local, dim, ranges.begins[index_] - held.begins[index_], ranges.ends[index_] - held.begins[index_])
-                               : EmitExchange(value.local, dim, held, ranges);
+                               : EmitExchange(value, dim, held, ranges, "halo");
   value.windows.push_back({{dim, ranges}, local});
   return local;
 }
@@ -295,6 +306,9 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
     map[state.first] = Add(type, {Placement::Flat(cuts), target});
   }
   for (const Op& op : source_.ops()) {
+    ++at_;
+    is_update_ = op.definition->updates != nullptr || op.definition->name == "sum_squares";
+    places_.first_op.push_back(static_cast<OpId>(target_.ops().size()));
     target_.SetPhase(source_.labels()[op.phase]);
     target_.SetNetwork(source_.labels()[op.network]);
     target_.SetCondition(op.condition == kNoValue ? kNoValue : AsWhole(map[op.condition]));
@@ -307,6 +321,9 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
       target_.NameValue(values_[outputs[o]].local, source_.values()[op.outputs[o]].name);
     }
   }
+  ++at_;
+  is_update_ = false;
+  places_.first_op.push_back(static_cast<OpId>(target_.ops().size()));
   target_.SetCondition(kNoValue);
   for (const State& state : source_.states()) {
     if (state.last == state.first) continue;
@@ -339,7 +356,10 @@ absl::StatusOr<RankProgram> Partition(const Program& program, const PartitionAxi
       return absl::InvalidArgumentError(absl::StrFormat("a rank's share is %g; shares must be above 0", share));
     }
   }
-  return Partitioner(program, axis, index, before).Run();
+  Partitioner partitioner(program, axis, index, before);
+  GANTRY_ASSIGN_OR_RETURN(RankProgram result, partitioner.Run());
+  result.places = std::move(partitioner.places());
+  return result;
 }
 
 }  // namespace gantry

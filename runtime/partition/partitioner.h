@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/partition/order_exchanges.h"
 #include "runtime/partition/partition.h"
 #include "runtime/partition/placement.h"
 
@@ -21,6 +22,8 @@ class Partitioner final : public Builder {
   Partitioner(const Program& source, const PartitionAxis& axis, int index, const std::vector<InputPart>& before);
 
   absl::StatusOr<RankProgram> Run();
+  // Of the program that Run has made.
+  ExchangePlaces& places() { return places_; }
 
   // Builder, of whole values.
   std::vector<ValueId> Emit(std::string_view op, std::span<const ValueId> inputs, Attributes attributes) override;
@@ -48,6 +51,7 @@ class Partitioner final : public Builder {
     TensorType type;
     Placement placement;
     ValueId local = kNoValue;
+    int made_at = -1;               // op of the source; -1: before the first one
     ValueId condition = kNoValue;   // of this rank's program: what is made of it runs under the same
     int recipe = -1;
     ValueId gathered = kNoValue;    // all of it, where it is split or flat
@@ -66,7 +70,9 @@ class Partitioner final : public Builder {
   // Ops of this rank's program.
   ValueId EmitLocal(std::string_view op, std::initializer_list<ValueId> inputs, Attributes attributes);
   std::vector<ValueId> EmitLocal(std::string_view op, std::span<const ValueId> inputs, Attributes attributes);
-  ValueId EmitExchange(ValueId local, int axis, const Ranges& from, const Ranges& to);
+  // `ready`: the op of the source after which its operand is there.
+  ValueId EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready);
+  ValueId EmitExchange(const WholeValue& value, int axis, const Ranges& from, const Ranges& to, std::string_view purpose);
   ValueId LocalSlice(ValueId local, int axis, int64_t begin, int64_t end);
   ValueId LocalReshape(ValueId local, const Shape& shape);
   Attributes GroupAttributes();
@@ -117,6 +123,9 @@ class Partitioner final : public Builder {
   std::set<std::string> gathered_;
   std::vector<InputPart> input_parts_;
   int64_t sequence_ = 0;  // of exchanges
+  int at_ = -1;           // op of the source that is being carried out
+  bool is_update_ = false;  // it changes states, or takes the norm of what does: sums that it wants are gradients
+  ExchangePlaces places_;
 };
 
 }  // namespace gantry

@@ -88,10 +88,14 @@ class RolePartitioner {
     target_.SetNetwork(source_.labels()[op.network]);
     target_.SetCondition(op.condition == kNoValue ? kNoValue : local_[op.condition]);
     for (ValueId output : op.outputs) home_[output] = home;
+    // Numbered on both ranks, so that the order of all is one.
+    const int64_t sequence = op.definition->communicates ? sequence_++ : 0;
     if (Here(home)) {
       std::vector<ValueId> inputs;
       for (ValueId input : op.inputs) inputs.push_back(local_[input]);
-      const std::vector<ValueId> outputs = target_.Emit(op.definition->name, inputs, op.attributes);
+      Attributes attributes = op.attributes;
+      if (op.definition->communicates) attributes.Set("sequence", sequence);
+      const std::vector<ValueId> outputs = target_.Emit(op.definition->name, inputs, std::move(attributes));
       if (!target_.status().ok()) return;
       for (size_t o = 0; o < op.outputs.size(); ++o) {
         local_[op.outputs[o]] = outputs[o];
@@ -124,6 +128,7 @@ class RolePartitioner {
                                      {{"ranks", std::vector<int64_t>(axis_.ranks.begin(), axis_.ranks.end())},
                                       {"index", static_cast<int64_t>(index_)},
                                       {"sequence", sequence_++},
+                                      {"purpose", std::string("edge")},
                                       {"axis", int64_t{0}},
                                       {"from_begins", held_from},
                                       {"from_ends", held_to},

@@ -163,7 +163,7 @@ Partitioner::Locals Partitioner::SumSquares(std::span<const ValueId> inputs) {
   // Each addend once: what every rank has counts on one of them.
   const ValueId of_parts = EmitLocal("sum_squares", shared, {})[0];
   if (whole.empty()) return {{Placement::Partial(), of_parts}};
-  const ValueId reduced = EmitLocal("all_reduce", {of_parts}, GroupAttributes());
+  const ValueId reduced = EmitGroupOp("all_reduce", of_parts, GroupAttributes(), "sum", at_);
   return {{Placement::Whole(), ops::Add(target_, reduced, EmitLocal("sum_squares", whole, {})[0])}};
 }
 
@@ -330,7 +330,7 @@ Partitioner::Locals Partitioner::NormalizationOverRanks(std::string_view op, std
     return locals;
   }
   const double eps = attributes.Float("eps");
-  const auto Reduced = [&](ValueId local) { return EmitLocal("all_reduce", {local}, GroupAttributes()); };
+  const auto Reduced = [&](ValueId local) { return EmitGroupOp("all_reduce", local, GroupAttributes(), "statistics", at_); };
   const ValueId part = AsSplit(x, placement.dim, placement.cuts);
   const double mine = count * static_cast<double>(placement.cuts[index_ + 1] - placement.cuts[index_]) / static_cast<double>(placement.cuts.back());
   if (!gradient) {
@@ -394,11 +394,10 @@ Partitioner::Locals Partitioner::Update(std::string_view op, std::span<const Val
 Partitioner::Locals Partitioner::Communication(std::string_view op, ValueId x, const Attributes& attributes) {
   Placement placement = values_[x].placement;
   const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "exchange" ? attributes.Int("axis") : 0);
-  if (moves_along || placement.flat()) {
-    placement = Placement::Whole();
-    return {{placement, EmitLocal(op, {AsWhole(x)}, attributes)}};
-  }
-  return {{placement, EmitLocal(op, {values_[x].local}, attributes)}};
+  const bool whole = moves_along || placement.flat();
+  if (whole) placement = Placement::Whole();
+  const ValueId local = whole ? AsWhole(x) : values_[x].local;
+  return {{placement, EmitGroupOp(op, local, attributes, attributes.String("purpose"), values_[x].made_at)}};
 }
 
 }  // namespace gantry

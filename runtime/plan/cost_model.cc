@@ -81,6 +81,7 @@ double CostModel::Analytic(const OpWork& work) const {
 double CostModel::Seconds(const Program& program, OpId id, const Kernel* kernel) const {
   const Op& op = program.ops()[id];
   if (op.definition->is_view || op.definition->moves) return 0.0;
+  if (op.definition->communicates) return LinkSeconds(LinkBytes(program, id));
   const OpWork work = WorkOf(program, id);
   const double analytic = Analytic(work);
   if (kernel == nullptr || measured_.empty()) return analytic;
@@ -105,6 +106,13 @@ double CostModel::Seconds(const Program& program, OpId id, const Kernel* kernel)
     weights += weight;
   }
   return analytic * std::exp(sum / weights);
+}
+
+double CostModel::LinkSeconds(int64_t bytes) const {
+  const Throttle& link = options_.link;
+  const double own = options_.rates.link_bytes_per_second;
+  const double rate = link.bytes_per_second > 0 ? std::min(link.bytes_per_second, own) : own;
+  return options_.rates.link_latency_seconds + link.latency_seconds + static_cast<double>(bytes) / rate;
 }
 
 double CostModel::Seconds(const Plan& plan) const {

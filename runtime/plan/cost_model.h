@@ -24,10 +24,12 @@ class CostModel {
  public:
   explicit CostModel(const PlanOptions& options);
 
-  // Of the op on its kernel; 0 for a view or a copy, whose kernel is null. Where the machine has samples of its family: the analytic
+  // Of the op on its kernel; 0 for a view or a copy, whose kernel is null; of an exchange, on its link. Where the machine has samples of its family: the analytic
   // seconds times what the nearest samples took of theirs, interpolated on logarithms of flops and bytes by inverse distance
   // (Shepard, A two-dimensional interpolation function for irregularly-spaced data, ACM 1968).
   double Seconds(const Program& program, OpId op, const Kernel* kernel) const;
+  // Of an exchange once all ranks have come: the link's latency, and LinkBytes at its rate.
+  double LinkSeconds(int64_t bytes) const;
   // Of all ops of a plan's schedule, one after another.
   double Seconds(const Plan& plan) const;
   // A tier's lanes.

@@ -53,7 +53,8 @@ class LayoutMaker {
       if (op.condition != kNoValue) last_use_[op.condition] = step;
       for (ValueId output : op.outputs) first_[output] = last_use_[output] = step;
     }
-    // Both ends of a copy stay until it is done.
+    last_read_ = last_use_;
+    // Both ends of a copy, and what an exchange reads and makes, stay until it is done.
     for (int step = 0; step < End(); ++step) {
       const int done_by = plan_.schedule[step].done_by;
       if (done_by < 0) continue;
@@ -67,12 +68,17 @@ class LayoutMaker {
       last_use_[state.first] = last_use_[state.last] = End();
     }
     for (const NamedValue& output : program_.outputs()) last_use_[output.value] = End();
+    // A tail may run by itself between steps: what is read then is not in its way.
+    if (program_.FindInput("tail") != kNoValue) {
+      for (const NamedValue& output : program_.outputs()) first_[output.value] = 0;
+    }
   }
 
   // Joins views with what they view, new versions of states with old ones, and results with inputs that die there.
   void ShareMemory() {
-    // Per root: the last use of any of its values, and whether it may be written over.
-    std::vector<int> class_end = last_use_;
+    // Per root: the last use of any of its values, the last op that reads or makes one, by when copies and exchanges of it are done that
+    // have begun, and whether it may be written over.
+    std::vector<int> class_end = last_use_, class_read = last_read_, busy_until(program_.values().size(), 0);
     std::vector<bool> owned(program_.values().size(), true);
     for (ValueId input : program_.inputs()) owned[input] = false;  // the caller's data: may be read again by name
     for (const State& state : program_.states()) owned[state.first] = owned[state.last] = false;
@@ -81,6 +87,8 @@ class LayoutMaker {
       const ValueId from = classes_.Root(value), to = classes_.Root(into);
       classes_.Join(value, into);
       class_end[to] = std::max(class_end[to], class_end[from]);
+      class_read[to] = std::max(class_read[to], class_read[from]);
+      busy_until[to] = std::max(busy_until[to], busy_until[from]);
       owned[to] = owned[to] && owned[from];
     };
     for (const PlannedOp& step : plan_.schedule) {
@@ -96,7 +104,9 @@ class LayoutMaker {
         if (alias.output >= static_cast<int>(op.outputs.size()) || alias.input >= static_cast<int>(op.inputs.size())) continue;
         const ValueId input = op.inputs[alias.input], output = op.outputs[alias.output];
         const ValueId root = classes_.Root(input);
-        if (!owned[root] || class_end[root] != time || taken.contains(root)) continue;
+        // An exchange that begins here is what its operand stays for.
+        const bool dies_here = class_end[root] == time || (plan_.schedule[time].done_by >= 0 && class_read[root] == time);
+        if (!owned[root] || !dies_here || busy_until[root] > time || taken.contains(root)) continue;
         if (taken.contains(output)) continue;
         if (program_.TypeOf(input).size_bytes() != program_.TypeOf(output).size_bytes()) continue;
         if (SharedWithAnotherInput(op, alias.input, root)) continue;
@@ -104,6 +114,11 @@ class LayoutMaker {
         taken_over_.push_back({input, output});
         taken.insert(root);
         taken.insert(output);
+      }
+      if (const int done_by = plan_.schedule[time].done_by; done_by >= 0) {
+        for (const auto* values : {&op.inputs, &op.outputs}) {
+          for (ValueId value : *values) busy_until[classes_.Root(value)] = std::max(busy_until[classes_.Root(value)], done_by);
+        }
       }
     }
   }
@@ -169,7 +184,8 @@ class LayoutMaker {
       const Op& op = program_.ops()[step.op];
       scratch_of[time] = AddBuffer({.name = "scratch", .network = program_.labels()[op.network],
                                     .phase = program_.labels()[op.phase],
-                                    .bytes = static_cast<int64_t>(step.kernel->scratch_bytes()), .lower = time, .upper = time + 1});
+                                    .bytes = static_cast<int64_t>(step.kernel->scratch_bytes()), .lower = time,
+                                    .upper = std::max(time + 1, step.done_by)});
     }
     for (int tier = kDeviceTier; tier < static_cast<int>(plan_.tiers.size()); ++tier) GANTRY_RETURN_IF_ERROR(Place(tier));
     plan_.offsets.assign(values, kNoOffset);
@@ -222,6 +238,7 @@ class LayoutMaker {
   std::vector<TakeOver> taken_over_;
   std::map<int, int> alias_group_;     // of buffers that are one piece of memory at two times
   std::vector<int> first_, last_use_;  // per value, as steps of the schedule
+  std::vector<int> last_read_;         // last_use_ without what copies and exchanges under way add
 };
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakeKernel(const Program& program, OpId id, const PlanOptions& options,

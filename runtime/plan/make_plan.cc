@@ -11,6 +11,7 @@
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/lower.h"
 #include "runtime/plan/order.h"
+#include "runtime/plan/overlap.h"
 #include "runtime/plan/plan_totals.h"
 #include "runtime/plan/plan.h"
 #include "runtime/plan/reside.h"
@@ -90,6 +91,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
     for (const TierOptions& tier : options.tiers) plan.tiers.push_back({tier});
     GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
     for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
+    SetWaits(plan, options, budget);
     GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, kBestLayout).status());
     if (plan.arena_bytes > budget) {
       high = std::max(low, std::min(target, solution.schedule.peak_bytes));
@@ -135,7 +137,7 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
   GANTRY_ASSIGN_OR_RETURN(Program result, Simplify(program));
   if (options.fuse) {
     // One update for many weights needs them all at once.
-    GANTRY_ASSIGN_OR_RETURN(result, Fuse(result, FuseOptions{.buckets = !tight}));
+    GANTRY_ASSIGN_OR_RETURN(result, Fuse(result, FuseOptions{.buckets = !tight, .buckets_by_exchange = options.overlap}));
     GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
   }
   if (options.kernels == KernelChoice::kFast) {
@@ -143,7 +145,7 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
     GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
   }
   GANTRY_ASSIGN_OR_RETURN(result, ChunkWeights(result, options.chunk_bytes));
-  if (!tight) return result;
+  if (!tight) return OrderForOverlap(result, options);
   if (options.encode) {
     GANTRY_ASSIGN_OR_RETURN(result, KeepSigns(result));
   }
@@ -167,6 +169,7 @@ absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options
   Plan plan;
   GANTRY_ASSIGN_OR_RETURN(plan.program, PrepareProgram(program, options, 0));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
+  SetWaits(plan, options, 0);
   GANTRY_RETURN_IF_ERROR(LayOut(plan, options, 0, kBestLayout).status());
   const MemoryBudget& memory = options.device_memory;
   const int64_t budget = memory.bytes > 0      ? memory.bytes

@@ -4,6 +4,8 @@
 #include <deque>
 #include <map>
 
+#include "runtime/graph/lanes.h"
+
 namespace gantry {
 namespace {
 
@@ -46,14 +48,27 @@ absl::StatusOr<Program> UpdateEarly(const Program& program) {
   ProgramCopier copier(program, target);
   std::vector<bool> done(count, false);
   std::deque<OpId> ready;
+  // What could follow from the last exchange beside compute: it would wait for it, so that it goes behind the begin of the next one.
+  std::vector<OpId> held;
   // What follows from an op goes before what was ready already: all pieces of one weight's update run before another weight's begin,
   // whose gradients may still be away.
   const auto Run = [&](OpId id) {
     copier.Copy(id);
     done[id] = true;
+    const Op& op = program.ops()[id];
+    const bool beside = LaneOf(*op.definition, op.attributes) != PlanLane::kCompute;
+    if (beside) {
+      ready.insert(ready.end(), held.begin(), held.end());
+      held.clear();
+    }
     auto place = ready.begin();
     for (OpId next : after[id]) {
-      if (--waits_for[next] == 0 && IsEager(program, program.ops()[next])) place = std::next(ready.insert(place, next));
+      if (--waits_for[next] != 0 || !IsEager(program, program.ops()[next])) continue;
+      if (beside) {
+        held.push_back(next);
+      } else {
+        place = std::next(ready.insert(place, next));
+      }
     }
   };
   const auto RunReady = [&] {

@@ -12,6 +12,7 @@
 #include "memory/residency/residency_problem.h"
 #include "memory/tier/tier.h"
 #include "ops/kernel.h"
+#include "runtime/graph/lanes.h"
 #include "runtime/graph/program.h"
 
 namespace gantry {
@@ -35,6 +36,8 @@ struct MachineRates {
   double bytes_per_second = 8e9;    // of an op that reads and writes memory
   double copy_bytes_per_second = 5e9;  // of a lane without a throttle
   double op_seconds = 2e-6;         // of any op
+  double link_bytes_per_second = 4e9;  // of exchanges between ranks, without a throttle
+  double link_latency_seconds = 20e-6;  // of each exchange
 };
 
 // How to build the same step with its batch in other micro-batches, for advice where it does not fit.
@@ -69,6 +72,10 @@ struct PlanOptions {
   StashDtype stash_dtype = StashDtype::kF32;
   bool checksums = false;  // Plan::checksums
   MachineRates rates;
+  // Exchanges of gradients and gathers of weights run beside compute (overlap.h); false: each is waited for where it begins. The same
+  // bits.
+  bool overlap = true;
+  Throttle link;  // what an exchange takes at least: latency, and its LinkBytes (runtime/graph/lanes.h) at the rate
   // Makes the kernels of exchanges between ranks; null: programs of one rank only. Outlives the plan.
   const KernelLibrary* exchanges = nullptr;
   std::shared_ptr<const Machine> machine;  // what was measured or described goes before `rates`; null: nothing was
@@ -93,9 +100,9 @@ struct PlannedOp {
   OpId op = -1;
   std::unique_ptr<Kernel> kernel;      // null for a view and for a copy between device and tier
   int64_t scratch_offset = kNoOffset;
-  // Of a copy: it begins here and runs beside what follows; step `done_by` of the schedule begins only once it is done. The
-  // schedule's length: the end of the step. Beyond it: a state's copy goes on into the next step, whose step `done_by` less the schedule's
-  // length begins only once it is done.
+  // Of a copy, or of an exchange that runs beside compute: it begins here and runs beside what follows; step `done_by` of the schedule
+  // begins only once it is done. The schedule's length: the end of the step. Beyond it: a state's copy goes on into the next step, whose step
+  // `done_by` less the schedule's length begins only once it is done. -1: done before the next step of the schedule begins.
   int done_by = -1;
 };
 
@@ -132,13 +139,15 @@ struct PlanOrigin {
   std::vector<ResidencyAction> actions;
 };
 
-// One step of a schedule, as far as totals need it.
+// One step of a schedule, as far as totals and a clock need it.
 struct StepCost {
   std::string phase, network;
-  double seconds = 0.0;  // predicted: of a copy, on its lane
+  double seconds = 0.0;  // predicted, on its lane
+  PlanLane lane = PlanLane::kCompute;
+  std::string purpose;   // of an exchange: "gradient", "gather", "halo", ... (ops/exchange.cc)
   int tier = kDeviceTier;  // of a copy
   bool out = false;
-  int64_t bytes = 0;     // of a copy
+  int64_t bytes = 0;     // of a copy; of an exchange, LinkBytes
 };
 
 struct Plan {
@@ -153,6 +162,7 @@ struct Plan {
   PlanOrigin origin;
   std::string layout_method;
   std::vector<StepCost> costs;        // predicted, per step of the schedule (plan_totals.h)
+  Throttle link;                      // of exchanges
   bool checksums = false;  // what tiers give back is compared with what they were given; in debug builds at all events
   std::vector<std::string> fallbacks;  // ops for which the fast kernels have no form, by name, each once
 };

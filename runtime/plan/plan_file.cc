@@ -7,6 +7,7 @@
 #include "memory/layout/layout_check.h"
 #include "nlohmann/json.hpp"
 #include "runtime/plan/lay_out.h"
+#include "runtime/plan/overlap.h"
 #include "runtime/plan/plan_totals.h"
 #include "runtime/plan/cost_model.h"
 #include "runtime/plan/reside.h"
@@ -222,6 +223,11 @@ std::string PlanToJson(const Plan& plan) {
     if (index < plan.costs.size()) {
       const StepCost& cost = plan.costs[index];
       entry["seconds"] = cost.seconds;
+      if (cost.lane != PlanLane::kCompute) entry["lane"] = std::string(Name(cost.lane));
+      if (!cost.purpose.empty()) {
+        entry["purpose"] = cost.purpose;
+        entry["bytes"] = cost.bytes;
+      }
       if (cost.tier != kDeviceTier) {
         entry["tier"] = cost.tier;
         entry["out"] = cost.out;
@@ -336,11 +342,12 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
     done_by.assign(plan.program.ops().size(), -1);
   }
   GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
+  SetWaits(plan, options, residency.used ? residency.budget_bytes : 0);
   const Json& schedule = reader.Array("schedule");
   if (schedule.size() != plan.schedule.size()) return Damaged("'schedule' has another number of ops than the program");
   for (size_t i = 0; i < schedule.size(); ++i) {
     PlannedOp& step = plan.schedule[i];
-    step.done_by = done_by[i];
+    if (done_by[i] >= 0) step.done_by = done_by[i];
     const Op& op = plan.program.ops()[step.op];
     const std::string encoding = schedule[i].is_object() && schedule[i].contains("encoding") ? reader.Get<std::string>(schedule[i], "encoding", "")
                                                                                            : std::string();

@@ -117,7 +117,13 @@ std::vector<StepCost> StepCosts(const Plan& plan, const PlanOptions& options) {
   for (const PlannedOp& planned : plan.schedule) {
     const Op& op = plan.program.ops()[planned.op];
     StepCost step{.phase = plan.program.labels()[op.phase], .network = plan.program.labels()[op.network]};
+    if (op.definition->communicates) {
+      step.purpose = op.attributes.String("purpose");
+      step.bytes = LinkBytes(plan.program, planned.op);
+      if (planned.done_by >= 0) step.lane = LaneOf(*op.definition, op.attributes);
+    }
     if (op.definition->moves) {
+      step.lane = PlanLane::kCopy;
       const Value& from = plan.program.values()[op.inputs[0]];
       step.out = plan.program.values()[op.outputs[0]].tier != kDeviceTier;
       step.tier = step.out ? plan.program.values()[op.outputs[0]].tier : from.tier;

@@ -48,7 +48,8 @@ class Ownership {
 class Verifier {
  public:
   explicit Verifier(const Plan& plan)
-      : plan_(plan), program_(plan.program), content_(program_.values().size(), -1), copied_by_(program_.values().size(), -1) {
+      : plan_(plan), program_(plan.program), content_(program_.values().size(), -1), made_by_transfer_(program_.values().size(), -1) {
+    tail_flag_ = program_.FindInput("tail");
     owners_.emplace_back(plan.arena_bytes);
     for (const PlannedTier& tier : plan.tiers) owners_.emplace_back(tier.bytes);
   }
@@ -59,7 +60,7 @@ class Verifier {
     GANTRY_RETURN_IF_ERROR(GoOn());
     std::vector<bool> done(program_.ops().size(), false);
     for (time_ = 0; time_ < static_cast<int>(plan_.schedule.size()); ++time_) {
-      GANTRY_RETURN_IF_ERROR(EndCopies());
+      GANTRY_RETURN_IF_ERROR(EndTransfers());
       const PlannedOp& step = plan_.schedule[time_];
       if (step.op < 0 || step.op >= static_cast<OpId>(done.size()) || done[step.op]) {
         return absl::InternalError(absl::StrFormat("the schedule runs op %d twice, or it does not exist", step.op));
@@ -67,9 +68,9 @@ class Verifier {
       done[step.op] = true;
       GANTRY_RETURN_IF_ERROR(Annotate(RunOp(step), program_.Describe(step.op)));
     }
-    GANTRY_RETURN_IF_ERROR(EndCopies());
+    GANTRY_RETURN_IF_ERROR(EndTransfers());
     // What goes on into the next step was intact to the end of this one, and that it is there GoOn has shown.
-    for (const Copy& copy : copies_) GANTRY_RETURN_IF_ERROR(CheckIntact(copy));
+    for (const Transfer& transfer : transfers_) GANTRY_RETURN_IF_ERROR(CheckIntact(transfer));
     for (size_t op = 0; op < done.size(); ++op) {
       if (!done[op]) return absl::InternalError(absl::StrFormat("%s is not in the schedule", program_.Describe(op)));
     }
@@ -77,7 +78,7 @@ class Verifier {
       GANTRY_RETURN_IF_ERROR(Annotate(Read(output.value), absl::StrCat("output ", output.name)));
     }
     for (const State& state : program_.states()) {
-      if (copied_by_[state.last] < 0) GANTRY_RETURN_IF_ERROR(Annotate(Read(state.last), absl::StrCat("state ", state.name)));
+      if (made_by_transfer_[content_[state.last]] < 0) GANTRY_RETURN_IF_ERROR(Annotate(Read(state.last), absl::StrCat("state ", state.name)));
       if (plan_.offsets[state.first] != plan_.offsets[state.last]) {
         return absl::InternalError(absl::StrFormat("state %s begins at offset %d and ends at %d", state.name,
                                                    plan_.offsets[state.first], plan_.offsets[state.last]));
@@ -87,12 +88,18 @@ class Verifier {
   }
 
  private:
-  struct Copy {
-    ValueId from;
-    int from_content;
-    ValueId to;
-    int done_by;
+  struct Transfer {
     OpId op;
+    int done_by;
+    std::vector<std::pair<ValueId, int>> reads;  // and their contents
+    std::vector<ValueId> writes;
+    int64_t scratch_offset = 0, scratch_bytes = 0;
+
+    bool IsWrittenOver(const Plan& plan, ValueId read) const {
+      return std::any_of(writes.begin(), writes.end(), [&](ValueId value) {
+        return plan.offsets[value] == plan.offsets[read] && plan.program.values()[value].tier == plan.program.values()[read].tier;
+      });
+    }
   };
 
   std::string NameOf(ValueId value) const {
@@ -115,30 +122,42 @@ class Verifier {
   Ownership& OwnerOf(ValueId value) { return owners_[TierOf(value) + 1]; }
   const Ownership& OwnerOf(ValueId value) const { return owners_[TierOf(value) + 1]; }
 
-  // Copies that must be done before the present step: nobody has touched either end since they began.
-  absl::Status EndCopies() {
-    for (size_t i = 0; i < copies_.size();) {
-      const Copy copy = copies_[i];
-      if (copy.done_by > time_) {
+  // Copies and exchanges that must be done before the present step: nobody has touched what they read and write since they began.
+  absl::Status EndTransfers() {
+    for (size_t i = 0; i < transfers_.size();) {
+      const Transfer transfer = transfers_[i];
+      if (transfer.done_by > time_) {
         ++i;
         continue;
       }
-      copied_by_[copy.to] = -1;
-      GANTRY_RETURN_IF_ERROR(CheckIntact(copy));
-      copies_.erase(copies_.begin() + static_cast<int64_t>(i));
+      for (ValueId value : transfer.writes) made_by_transfer_[value] = -1;
+      GANTRY_RETURN_IF_ERROR(CheckIntact(transfer));
+      transfers_.erase(transfers_.begin() + static_cast<int64_t>(i));
     }
     return absl::OkStatus();
   }
 
-  absl::Status CheckIntact(const Copy& copy) const {
-    const auto Intact = [&](ValueId value, int content) {
+  absl::Status CheckIntact(const Transfer& transfer) const {
+    const auto Intact = [&](ValueId value, int content) -> absl::Status {
       const int64_t begin = plan_.offsets[value];
-      return OwnerOf(value).Intruder(begin, begin + program_.TypeOf(value).size_bytes(), content) == content;
+      if (OwnerOf(value).Intruder(begin, begin + program_.TypeOf(value).size_bytes(), content) == content) return absl::OkStatus();
+      return absl::InternalError(absl::StrFormat("%s: %s was written to before the %s was done", program_.Describe(transfer.op), NameOf(value),
+                                                 program_.ops()[transfer.op].definition->moves ? "copy" : "exchange"));
     };
-    if (Intact(copy.from, copy.from_content) && Intact(copy.to, content_[copy.to])) return absl::OkStatus();
-    return absl::InternalError(absl::StrFormat("%s: %s or %s was written to before the copy was done", program_.Describe(copy.op),
-                                               NameOf(copy.from), NameOf(copy.to)));
+    // What an exchange sums in place is read where its result is written.
+    for (const auto& [value, content] : transfer.reads) {
+      if (!transfer.IsWrittenOver(plan_, value)) GANTRY_RETURN_IF_ERROR(Intact(value, content));
+    }
+    for (ValueId value : transfer.writes) GANTRY_RETURN_IF_ERROR(Intact(value, value));
+    if (transfer.scratch_bytes > 0 && owners_[0].Intruder(transfer.scratch_offset, transfer.scratch_offset + transfer.scratch_bytes,
+                                                          ScratchOf(transfer.op)) != ScratchOf(transfer.op)) {
+      return absl::InternalError(absl::StrFormat("%s: its scratch was written to before the exchange was done", program_.Describe(transfer.op)));
+    }
+    return absl::OkStatus();
   }
+
+  // Contents of scratch: numbers behind those of values, one an op.
+  int ScratchOf(OpId op) const { return static_cast<int>(content_.size()) + op; }
 
   // The step before has left its last copies of states to this one: they read the device where they did, and the state is not there until
   // they are done.
@@ -164,8 +183,8 @@ class Verifier {
         return absl::InternalError(absl::StrFormat("%s: its source %s is in the way of what the next step begins with", program_.Describe(step.op), NameOf(from)));
       }
       OwnerOf(from).Write(begin, begin + program_.TypeOf(from).size_bytes(), from);
-      copied_by_[state->first] = step.op;
-      copies_.push_back({from, from, state->first, step.done_by - end, step.op});
+      made_by_transfer_[state->first] = step.op;
+      transfers_.push_back({.op = step.op, .done_by = step.done_by - end, .reads = {{from, from}}, .writes = {state->first}});
     }
     return absl::OkStatus();
   }
@@ -187,6 +206,11 @@ class Verifier {
       return absl::InternalError(absl::StrFormat("the copy begins at step %d and is done by step %d", time_, step.done_by));
     }
     return absl::OkStatus();
+  }
+
+  absl::Status CheckDoneBy(const PlannedOp& step) const {
+    if (step.done_by > time_ && step.done_by <= static_cast<int>(plan_.schedule.size())) return absl::OkStatus();
+    return absl::InternalError(absl::StrFormat("it begins at step %d and is done by step %d", time_, step.done_by));
   }
 
   // `value` gets content of its own.
@@ -211,9 +235,12 @@ class Verifier {
     return absl::OkStatus();
   }
 
-  absl::Status Read(ValueId value) const {
+  // A view of what is still on its way reads nothing; whoever reads the view does.
+  absl::Status Read(ValueId value, bool by_view = false) const {
     if (content_[value] < 0) return absl::InternalError(absl::StrFormat("%s is read before it is made", NameOf(value)));
-    if (copied_by_[value] >= 0) return absl::InternalError(absl::StrFormat("%s is read before its copy is done", NameOf(value)));
+    if (const OpId maker = made_by_transfer_[content_[value]]; maker >= 0 && !by_view) {
+      return absl::InternalError(absl::StrFormat("%s is read before %s is done", NameOf(value), program_.Describe(maker)));
+    }
     const int64_t offset = plan_.offsets[value];
     const int intruder = OwnerOf(value).Intruder(offset, offset + program_.TypeOf(value).size_bytes(), content_[value]);
     if (intruder == content_[value]) return absl::OkStatus();
@@ -229,6 +256,15 @@ class Verifier {
     for (size_t i = 0; i < op.inputs.size(); ++i) {
       const Value& value = program_.values()[op.inputs[i]];
       if (value.kind != ValueKind::kComputed) continue;
+      OpId made_by = value.producer;
+      while (program_.ops()[made_by].definition->is_view && program_.values()[program_.ops()[made_by].inputs[0]].kind == ValueKind::kComputed) {
+        made_by = program_.values()[program_.ops()[made_by].inputs[0]].producer;
+      }
+      // What runs between steps, too, has only states and what it makes itself.
+      if (op.condition != kNoValue && op.condition == tail_flag_ && !program_.ops()[made_by].definition->is_view &&
+          program_.ops()[made_by].condition != tail_flag_) {
+        return absl::InternalError(absl::StrFormat("it is of the tail, but reads %s, which a whole step makes", NameOf(op.inputs[i])));
+      }
       const Op& maker = program_.ops()[value.producer];
       const bool updates_state = maker.definition->updates != nullptr;  // skipped, it leaves the old version in place
       if (maker.condition == kNoValue || maker.condition == op.condition || updates_state) continue;
@@ -240,7 +276,7 @@ class Verifier {
 
   absl::Status RunOp(const PlannedOp& step) {
     const Op& op = program_.ops()[step.op];
-    for (ValueId input : op.inputs) GANTRY_RETURN_IF_ERROR(Read(input));
+    for (ValueId input : op.inputs) GANTRY_RETURN_IF_ERROR(Read(input, op.definition->is_view));
     if (op.condition != kNoValue) GANTRY_RETURN_IF_ERROR(Read(op.condition));
     GANTRY_RETURN_IF_ERROR(CheckConditions(op));
     made_together_.clear();
@@ -259,10 +295,15 @@ class Verifier {
         return absl::InternalError(absl::StrFormat("%s is not updated in place", NameOf(op.inputs[0])));
       }
       GANTRY_RETURN_IF_ERROR(Place(op.outputs[0], "output"));
-      copied_by_[op.outputs[0]] = step.op;
-      copies_.push_back({op.inputs.back(), content_[op.inputs.back()], op.outputs[0], step.done_by, step.op});
+      Begin(step, {op.inputs.back()}, {content_[op.inputs.back()]});
       return absl::OkStatus();
     }
+    if (step.done_by >= 0) {
+      if (LaneOf(*op.definition, op.attributes) == PlanLane::kCompute) return absl::InternalError("it has no lane to run on beside compute");
+      GANTRY_RETURN_IF_ERROR(CheckDoneBy(step));
+    }
+    std::vector<int> contents;
+    for (ValueId input : op.inputs) contents.push_back(content_[input]);
     for (ValueId input : op.inputs) {
       if (TierOf(input) != kDeviceTier) return absl::InternalError(absl::StrFormat("reads %s in a tier", NameOf(input)));
     }
@@ -287,7 +328,7 @@ class Verifier {
         bool allowed = begin == out_begin && static_cast<int>(o) < updates && o == i;
         for (const Alias& alias : op.definition->in_place) {
           allowed = allowed || (begin == out_begin && end == out_end && alias.output == static_cast<int>(o) &&
-                                op.inputs[alias.input] == op.inputs[i]);
+                                alias.input < static_cast<int>(op.inputs.size()) && op.inputs[alias.input] == op.inputs[i]);
         }
         if (!allowed) {
           return absl::InternalError(
@@ -295,7 +336,7 @@ class Verifier {
         }
       }
     }
-    if (scratch > 0) owners_[0].Write(step.scratch_offset, step.scratch_offset + scratch, static_cast<int>(content_.size()));
+    if (scratch > 0) owners_[0].Write(step.scratch_offset, step.scratch_offset + scratch, ScratchOf(step.op));
     for (size_t o = 0; o < op.outputs.size(); ++o) {
       GANTRY_RETURN_IF_ERROR(Place(op.outputs[o], "output"));
       if (static_cast<int>(o) < updates && plan_.offsets[op.outputs[o]] != plan_.offsets[op.inputs[o]]) {
@@ -310,16 +351,31 @@ class Verifier {
         return absl::InternalError(absl::StrFormat("its scratch overlaps its output %s", NameOf(output)));
       }
     }
+    if (step.done_by >= 0) Begin(step, op.inputs, contents);
     return absl::OkStatus();
+  }
+
+  // A copy or exchange that reads `values`, and makes its op's outputs.
+  void Begin(const PlannedOp& step, const std::vector<ValueId>& values, const std::vector<int>& contents) {
+    const Op& op = program_.ops()[step.op];
+    Transfer transfer{.op = step.op, .done_by = step.done_by, .writes = op.outputs};
+    for (size_t i = 0; i < values.size(); ++i) transfer.reads.emplace_back(values[i], contents[i]);
+    if (step.kernel != nullptr && step.kernel->scratch_bytes() > 0) {
+      transfer.scratch_offset = step.scratch_offset;
+      transfer.scratch_bytes = static_cast<int64_t>(step.kernel->scratch_bytes());
+    }
+    for (ValueId output : op.outputs) made_by_transfer_[output] = step.op;
+    transfers_.push_back(std::move(transfer));
   }
 
   const Plan& plan_;
   const Program& program_;
   std::vector<Ownership> owners_;  // of the arena, then of every tier
   std::vector<int> content_;       // per value: whose bytes it reads
-  std::vector<OpId> copied_by_;    // per value: the copy that is making it, or -1
-  std::vector<Copy> copies_;       // under way
+  std::vector<OpId> made_by_transfer_;  // per value: the copy or exchange that is making it, or -1
+  std::vector<Transfer> transfers_;     // under way
   int time_ = 0;
+  ValueId tail_flag_ = kNoValue;
   std::vector<ValueId> made_together_;
 };
 

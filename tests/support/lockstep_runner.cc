@@ -80,6 +80,19 @@ absl::Status LockstepRunner::Exchange(size_t id) {
       done[members[i]] = true;
     }
     const std::string_view name = first.definition->name;
+    if (name == "all_reduce") {
+      // Each operand by itself.
+      for (size_t operand = 0; operand < first.inputs.size(); ++operand) {
+        std::vector<double> sum;
+        for (const size_t member : members) {
+          const std::vector<double> addend = Get(static_cast<int>(member), ranks_[member].program->ops()[id].inputs[operand]);
+          sum.resize(addend.size());
+          for (size_t e = 0; e < sum.size(); ++e) sum[e] += addend[e];
+        }
+        for (const size_t member : members) Set(static_cast<int>(member), ranks_[member].program->ops()[id].outputs[operand], sum);
+      }
+      continue;
+    }
     std::vector<std::vector<double>> inputs;
     std::vector<Shape> shapes;
     for (const size_t member : members) {
@@ -91,9 +104,9 @@ absl::Status LockstepRunner::Exchange(size_t id) {
       const Op& op = ranks_[members[i]].program->ops()[id];
       const Shape& result = ranks_[members[i]].program->TypeOf(op.outputs[0]).shape;
       std::vector<double> out(result.element_count());
-      if (name == "all_reduce" || name == "reduce_scatter") {
+      if (name == "reduce_scatter") {
         const int64_t row = shapes[i].rank() == 0 || shapes[i][0] == 0 ? 1 : shapes[i].element_count() / shapes[i][0];
-        const int64_t begin = name == "all_reduce" ? 0 : op.attributes.Ints("begins")[i] * row;
+        const int64_t begin = op.attributes.Ints("begins")[i] * row;
         for (const std::vector<double>& input : inputs) {
           for (size_t e = 0; e < out.size(); ++e) out[e] += input[begin + e];
         }

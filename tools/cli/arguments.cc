@@ -38,6 +38,10 @@ CLI::Validator NotEmpty() {
 void AddRanks(CLI::App* command, RankFlags& ranks) {
   command->add_option("--ranks", ranks.ranks, "Start so many ranks on this machine")->check(CLI::Range(1, 1024));
   command->add_option("--parallel", ranks.parallel, "How ranks share out the step: batch, space, shard, or several joined with +")->check(NotEmpty());
+  command->add_option("--overlap", ranks.overlap, "Whether exchanges run beside compute: on, across (steps, too) or off; the same bits")
+      ->check(CLI::IsMember({"on", "across", "off"}))
+      ->take_last();
+  command->add_option("--comm-link", ranks.link, "Hold exchanges to a link's speed: 1GB/s,50us")->type_name("SPEED")->take_last();
 }
 
 void AddMemory(CLI::App* command, MemoryFlags& memory) {

@@ -59,6 +59,9 @@ class Replay {
     if (!options.ranks.parallel.empty() && gantry_gan_set_parallel(gan_.get(), options.ranks.parallel.c_str()) != GANTRY_OK) {
       throw Failure(kExitUsage, gantry_last_error());
     }
+    if (gantry_gan_set_exchange(gan_.get(), options.ranks.overlap.c_str(), options.ranks.link.c_str()) != GANTRY_OK) {
+      throw Failure(kExitUsage, gantry_last_error());
+    }
     Require(gantry_gan_plan(gan_.get(), &plan_), reference.folder);
     Require(gantry_gan_sizes(gan_.get(), &sizes_));
     real_ = Load("real.npy", sizes_.real_elements);

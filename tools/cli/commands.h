@@ -21,6 +21,8 @@ struct MemoryFlags {
 struct RankFlags {
   int ranks = 1;
   std::string parallel;
+  std::string overlap;  // "on", "across", "off" or empty: as the run file says, or on
+  std::string link;     // of exchanges
 };
 
 struct CheckOptions {

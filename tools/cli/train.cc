@@ -54,6 +54,7 @@ class Progress {
     if (report.total_steps > 0) line += Format("/%" PRId64, report.total_steps);
     line += Format("  %.1f images/s  ETA %s  loss D %.4f  G %.4f%s", report.images_per_second, Duration(report.seconds_left).c_str(),
                    report.discriminator_loss, report.generator_loss, report.collapsed != 0 ? "  samples look alike" : "");
+    if (report.exposed_text[0] != '\0') line += Format("  waits %.1f ms (%s)", 1e3 * report.exposed_seconds, report.exposed_text);
     if (terminal_) {
       winsize size{};
       if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 1) line.resize(std::min<size_t>(line.size(), size.ws_col - 1));
@@ -162,6 +163,8 @@ int RunTrain(const TrainOptions& options) {
   const bool first_rank = gantry_context_rank(context.get()) == 0;
   std::vector<std::string> given = WithMemory(options.settings, options.memory);
   if (!options.ranks.parallel.empty()) given.push_back("parallel.split=" + options.ranks.parallel);
+  if (!options.ranks.overlap.empty()) given.push_back("parallel.overlap=" + options.ranks.overlap);
+  if (!options.ranks.link.empty()) given.push_back("parallel.link=" + options.ranks.link);
   const Run run = OpenRun(context.get(), options.run_file, given);
   if (!options.resume.empty()) Require(gantry_run_resume(run.get(), options.resume.c_str()));
   gantry_plan_info plan = GANTRY_PLAN_INFO_INIT;

@@ -460,6 +460,13 @@ GANTRY_API gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_mem
  * Errors: GANTRY_INVALID_ARGUMENT     `split` is not as above
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
 GANTRY_API gantry_status gantry_gan_set_parallel(gantry_gan* gan, const char* split);
+/* How exchanges between ranks are carried out. `overlap` is "on" (as NULL and ""): those of gradients and gathers of weights run beside
+ * compute; "across": the last network's beside the next step, too, and what reads states or samples is then a call of all ranks; "off": each is
+ * waited for where it begins. The same bits. `link` holds exchanges to the speed of a link, "1GB/s,50us"; NULL or "": as
+ * fast as they go. Call before gantry_gan_plan; all ranks alike.
+ * Errors: GANTRY_INVALID_ARGUMENT     `overlap` or `link` is not as above
+ *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
+GANTRY_API gantry_status gantry_gan_set_exchange(gantry_gan* gan, const char* overlap, const char* link);
 
 /* Builds the step program, plans it, reserves the arena and fills the first weights. `info` may be NULL.
  * Errors: GANTRY_INVALID_ARGUMENT     roles, shapes or options do not fit together; the message names them
@@ -669,8 +676,10 @@ typedef struct gantry_step_report {
   int32_t collapsed;          /* 1: samples have been too alike for long */
   const char* samples_path;   /* of the sheet that the step wrote, or "" */
   const char* checkpoint_path; /* likewise */
+  double exposed_seconds;      /* of the step: compute stood still for copies to and from tiers, and for exchanges between ranks */
+  const char* exposed_text;    /* the same by kind: "gradient 1.2 ms, statistics 0.4 ms"; "" where there are none */
 } gantry_step_report;
-#define GANTRY_STEP_REPORT_INIT {sizeof(gantry_step_report), 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0}
+#define GANTRY_STEP_REPORT_INIT {sizeof(gantry_step_report), 0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0, 0, 0, 0, 0.0, 0}
 
 /* One step, and what is due after it: a log line, a sample sheet, a checkpoint. `report` may be NULL.
  * Errors: GANTRY_NOT_FINITE           the message has the step, what held a NaN or infinity first, and the last checkpoint

@@ -104,6 +104,9 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
     session->options_.plan.exchanges = session->exchanges_.get();
     Parallel& parallel = session->options_.parallel;
     for (const GanRole& role : session->generators_) parallel.generators.push_back(role.name);
+    // Where memory is short, or nothing runs beside compute, the order that takes the least memory stays.
+    const MemoryBudget& budget = options.plan.device_memory;
+    parallel.gradients_first = options.plan.overlap && budget.bytes == 0 && budget.fraction == 0;
     GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, session->rank(), session->rank_count()));
     // The same groups in the same order on all ranks, whatever each of them exchanges.
     for (const std::vector<int>& group : GroupsOf(parallel, session->rank(), session->rank_count())) {

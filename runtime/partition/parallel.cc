@@ -1,5 +1,8 @@
 #include "runtime/partition/parallel.h"
 
+#include <algorithm>
+#include <deque>
+
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/defer_tail.h"
 #include "runtime/partition/roles.h"
@@ -11,6 +14,87 @@ std::vector<int> Axis(int first, int step, int count) {
   std::vector<int> ranks(count);
   for (int i = 0; i < count; ++i) ranks[i] = first + i * step;
   return ranks;
+}
+
+// Norms of gradients, and what follows from them, just before the updates of their network: they would want each gradient at once, where
+// exchanges of several can go together.
+absl::StatusOr<Program> HoldNorms(const Program& program) {
+  Program target;
+  ProgramCopier copier(program, target);
+  std::vector<OpId> held;
+  std::vector<bool> of_held(program.values().size(), false);
+  const auto Release = [&] {
+    for (OpId id : held) copier.Copy(id);
+    held.clear();
+    of_held.assign(of_held.size(), false);
+  };
+  for (OpId id = 0; id < static_cast<OpId>(program.ops().size()); ++id) {
+    const Op& op = program.ops()[id];
+    const bool update = UpdateCount(op) > 0;
+    bool waits = op.definition->name == "sum_squares";
+    for (ValueId input : op.inputs) waits = waits || of_held[input];
+    const bool same_network = !held.empty() && program.ops()[held.front()].network == op.network;
+    if (update && (waits || same_network)) {
+      Release();
+      waits = false;
+    }
+    if (!waits) {
+      copier.Copy(id);
+      continue;
+    }
+    if (!held.empty() && op.definition->name == "sum_squares" && !same_network) Release();
+    held.push_back(id);
+    for (ValueId output : op.outputs) of_held[output] = true;
+  }
+  Release();
+  copier.Finish();
+  GANTRY_RETURN_IF_ERROR(target.status());
+  return target;
+}
+
+// What only updates need goes as soon as it can: gradients in the order in which a backward pass reaches them, so that their exchanges begin
+// while it goes on, whatever order was best for memory alone.
+absl::StatusOr<Program> GradientsFirst(const Program& program) {
+  const auto count = static_cast<OpId>(program.ops().size());
+  std::vector<bool> wanted(program.values().size(), false), otherwise(program.values().size(), false), hastens(count, false);
+  for (const NamedValue& output : program.outputs()) otherwise[output.value] = true;
+  for (OpId id = count - 1; id >= 0; --id) {
+    const Op& op = program.ops()[id];
+    const bool ends = UpdateCount(op) > 0 || op.definition->name == "sum_squares";
+    hastens[id] = !ends && op.condition == kNoValue;
+    for (ValueId output : op.outputs) hastens[id] = hastens[id] && !otherwise[output];
+    hastens[id] = hastens[id] && std::any_of(op.outputs.begin(), op.outputs.end(), [&](ValueId output) { return wanted[output]; });
+    for (ValueId input : op.inputs) (ends || hastens[id] ? wanted : otherwise)[input] = true;
+  }
+  std::vector<std::vector<OpId>> readers(program.values().size());
+  std::vector<int> missing(count, 0);
+  for (OpId id = 0; id < count; ++id) {
+    for (ValueId input : program.ops()[id].inputs) {
+      if (program.values()[input].kind != ValueKind::kComputed) continue;
+      readers[input].push_back(id);
+      ++missing[id];
+    }
+  }
+  Program target;
+  ProgramCopier copier(program, target);
+  std::vector<bool> done(count, false);
+  std::deque<OpId> ready;
+  for (OpId id = 0; id < count; ++id) {
+    if (!done[id]) ready.push_back(id);
+    for (; !ready.empty(); ready.pop_front()) {
+      const OpId next = ready.front();
+      done[next] = true;
+      copier.Copy(next);
+      for (ValueId output : program.ops()[next].outputs) {
+        for (OpId reader : readers[output]) {
+          if (--missing[reader] == 0 && hastens[reader] && reader > next) ready.push_back(reader);
+        }
+      }
+    }
+  }
+  copier.Finish();
+  GANTRY_RETURN_IF_ERROR(target.status());
+  return target;
 }
 
 }  // namespace
@@ -115,6 +199,10 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
                                                       "use \"on\"", parallel.Text()));
   }
   if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.space) parallel.batch = !parallel.shard;
+  if (parallel.gradients_first) {
+    GANTRY_ASSIGN_OR_RETURN(result.program, GradientsFirst(result.program));
+  }
+  GANTRY_ASSIGN_OR_RETURN(result.program, HoldNorms(result.program));
   const MeshSize mesh = MeshOf(parallel, ranks);
   const Place place = PlaceOf(parallel, mesh, rank);
   const auto Apply = [&](PartitionAxis axis, int index, bool last) -> absl::Status {

@@ -17,6 +17,7 @@ struct Parallel {
   std::vector<std::string> generators;  // roles: names of the networks of the first half
   bool shard = false;  // states are held once among the ranks that share out space, or else batch, or else among all
   ExchangeOrder exchanges;
+  bool gradients_first = true;  // gradients as soon as they can be made, for exchanges that run beside compute; false: in the program's order
   bool across_steps = false;  // the last network's exchanges and updates run in the next step (defer_tail.h)
   std::vector<double> shares;  // of the work, one a rank, where one axis has them all; empty: equal
 

@@ -53,6 +53,27 @@ class Parallel(GantryTestCase):
             for name in ("step", "images", "discriminator_loss", "generator_loss", "generator.gradient_norm"):
                 self.assertAlmostEqual(expected[name], actual[name], delta=1e-9 * max(1, abs(expected[name])))
 
+    def test_overlap_changes_no_bit_and_waits_are_reported(self):
+        run = self.write_run(steps=4)
+        ways = (("off", []), ("on", []), ("across", []), ("across", ["--comm-link", "50MB/s,100us"]), ("on", ["--set", "parallel.bucket=0"]))
+        for number, (overlap, link) in enumerate(ways):
+            done = self.run_gantry("train", run, "--set", f"output.directory={self.path(str(number))}", "--ranks", "2", "--overlap", overlap, *link)
+            self.assertRegex(done.stderr, r"waits [0-9.]+ ms \(.*gradient [0-9.]+ ms")
+        for number in range(len(ways)):
+            for expected, actual in zip(self.rows("0"), self.rows(str(number)), strict=True):
+                self.assertGreaterEqual(actual["exposed_seconds"], actual["exposed_seconds.gradient"])
+                self.assertGreater(actual["exposed_seconds"], 0)
+                for name in expected:
+                    if "seconds" not in name and "per_second" not in name:
+                        self.assertEqual(expected[name], actual[name], f"{name}, way {number}")
+            with open(self.path(f"{number}/checkpoint-000000000004.safetensors"), "rb") as file:
+                content = file.read()
+            first = content if number == 0 else first
+            # Behind the header, which holds the run's settings.
+            start = 8 + int.from_bytes(content[:8], "little")
+            self.assertEqual(content[start:], first[8 + int.from_bytes(first[:8], "little"):])
+        self.run_gantry("train", run, "--comm-link", "fast", expect=65, words=["parallel.link", "1GB/s,50us"])
+
     def test_budgets_do_not_change_what_ranks_exchange(self):
         run = self.write_run(steps=3)
         f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]

@@ -126,7 +126,9 @@ absl::Status Trainer::OpenFolder() {
         "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory",
         folder->path(), stored.back().path));
   }
-  return StartFiles(std::move(folder), 0);
+  GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), 0));
+  KeepProgress();  // from here on, a start anew may go on from what is in the folder
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step) {
@@ -183,6 +185,7 @@ absl::Status Trainer::Resume(const std::string& given) {
   samples_drawn_ = samples_drawn;
   first_step_ = logged_step_ = checkpoint_step_ = progress().steps;
   last_checkpoint_ = path;
+  resumed_ = true;
   if (!writes()) return absl::OkStatus();
   if (folder == nullptr) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), progress().steps));
@@ -190,6 +193,45 @@ absl::Status Trainer::Resume(const std::string& given) {
   if (!aside.empty())
     Warn(absl::StrFormat("checkpoints of later steps were set aside: %s", absl::StrJoin(aside, ", ")));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> Trainer::Restart(const std::string& checkpoint) {
+  Keeping* const keeping = options_.keeping;
+  if (keeping == nullptr || !keeping->resumes()) {
+    if (!checkpoint.empty()) GANTRY_RETURN_IF_ERROR(Resume(checkpoint));
+    first_step_of_job_ = progress().steps;
+    KeepProgress();
+    return std::string();
+  }
+  const KeptProgress before = keeping->progress();
+  std::string how = absl::StrFormat("restart %d: ", keeping->restart());
+  if (const absl::Status resumed = Resume("latest"); resumed.ok()) {
+    absl::StrAppend(&how, "goes on from ", last_checkpoint_);
+  } else if (absl::IsNotFound(resumed)) {
+    // It ended before its first checkpoint. What is in the folder is this job's all the same.
+    absl::StrAppend(&how, "begins anew: ", ToAbsl(Message(resumed)));
+    if (!checkpoint.empty()) GANTRY_RETURN_IF_ERROR(Resume(checkpoint));
+  } else {
+    return resumed;
+  }
+  first_step_of_job_ = before.first_step;
+  // What the rank that came furthest did is done again by all.
+  GANTRY_ASSIGN_OR_RETURN(const double furthest, session_->AgreeOn(static_cast<double>(before.step)));
+  absl::StrAppendFormat(&how, "; step %d is the next, %d steps are done again", progress().steps + 1,
+                        std::max<int64_t>(0, static_cast<int64_t>(furthest) - progress().steps));
+  KeepProgress();
+  return how;
+}
+
+// For the launcher, and for the ranks of the next start.
+void Trainer::KeepProgress() {
+  if (options_.keeping == nullptr) return;
+  options_.keeping->SetProgress({.begun = folder_ != nullptr || !writes(),
+                                 .first_step = first_step_of_job_,
+                                 .step = progress().steps,
+                                 .checkpoint_step = checkpoint_step_,
+                                 .resumed_step = resumed_ ? first_step_ : -1,
+                                 .from_memory = from_memory_});
 }
 
 absl::Status Trainer::SetLearningRates() {
@@ -276,6 +318,7 @@ absl::StatusOr<StepReport> Trainer::Step() {
                                                             : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
   }
   samples_drawn_ = static_cast<int64_t>(stream_->samples_drawn());
+  KeepProgress();
   ReadScalars();
   WatchDiversity();
   const double seconds = Now() - begin;
@@ -367,6 +410,7 @@ absl::StatusOr<std::string> Trainer::Save() {
   GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory.tensors, metadata,
                                                                  config_.output.keep_checkpoints)));
   checkpoint_step_ = progress().steps;
+  KeepProgress();
   return last_checkpoint_;
 }
 

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/keeping.h"
 #include "memory/device.h"
 #include "runtime/checkpoint/checkpoint_folder.h"
 #include "runtime/data/batch_stream.h"
@@ -33,6 +34,8 @@ struct TrainerOptions {
   std::function<void(std::string_view)> warn;
   // Null: one rank. Outlives the trainer. Every rank makes the same calls; rank 0 writes the files.
   JobRanks* ranks = nullptr;
+  // Where the job may be started again. Outlives the trainer.
+  Keeping* keeping = nullptr;
 };
 
 // What one step did. Valid until the next call on the trainer.
@@ -69,6 +72,12 @@ class Trainer {
   // that were passed over, and of keys that have changed since, for such a run differs. kNotFound where there is none;
   // kInvalidArgument where it does not fit the run; kDataLoss where it is damaged. The trainer is then as it was.
   absl::Status Resume(const std::string& checkpoint);
+
+  // In a job that was started again and had begun before: goes on from the newest checkpoint that is whole, or from the beginning where
+  // there is none; the text says from where. Otherwise Resume, or nothing where `checkpoint` is empty; the text is then empty.
+  absl::StatusOr<std::string> Restart(const std::string& checkpoint);
+  // Steps that were done before this job: before its first start, where it was started again.
+  int64_t first_step_of_job() const { return first_step_of_job_; }
 
   // train.steps, train.images or train.minutes (of this process) are done.
   bool finished() const;
@@ -118,6 +127,7 @@ class Trainer {
   absl::Status ReadBatch();
   void ReadScalars();
   double ScalarOr0(std::string_view name) const;
+  void KeepProgress();
   void WatchDiversity();
   void UpdateRate(double begin);
   absl::Status WriteLogLine();
@@ -141,6 +151,8 @@ class Trainer {
   bool failed_ = false;                             // a loss was not finite
   int64_t samples_drawn_ = 0;                       // by the steps that are done
   int64_t first_step_ = 0;                          // steps that an earlier process did
+  int64_t first_step_of_job_ = 0;                   // and those before the first start of this job
+  bool resumed_ = false, from_memory_ = false;
   double step_seconds_ = 0.0, wait_seconds_ = 0.0;  // since the last log line
   int64_t logged_step_ = 0;
   double run_seconds_ = 0.0;  // of all steps and their files

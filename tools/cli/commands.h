@@ -20,6 +20,7 @@ struct MemoryFlags {
 // Several ranks, as --ranks and --parallel say.
 struct RankFlags {
   int ranks = 1;
+  int restarts = 0;
   std::string parallel;
 };
 
@@ -50,6 +51,7 @@ struct LaunchCommand {
   bool bind = true, prefix = true;
   double grace_seconds = 5, timeout_seconds = 0, hang_seconds = 60;
   std::string recorder_file;
+  int restarts = 0;  // how often a job that lost a rank is started again
 };
 int RunLaunch(const LaunchCommand& command);
 

@@ -1,5 +1,8 @@
 #include "runtime/partition/parallel.h"
 
+#include <algorithm>
+#include <set>
+
 #include "runtime/graph/rewrite.h"
 
 namespace gantry {
@@ -54,14 +57,13 @@ std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks) {
   return Axis(0, 1, ranks);
 }
 
-absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& given, int rank, int ranks) {
-  Parallel parallel = given;
-  if (!parallel.any()) parallel.batch = true;
-  GANTRY_ASSIGN_OR_RETURN(Program whole, Simplify(program));
+namespace {
+
+// `program` along the batch, then along space, as the rank at `row` and `column` of the mesh runs it.
+absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel& parallel, const MeshSize& mesh, int row, int column) {
   RankProgram result;
-  result.program = std::move(whole);
-  if (ranks == 1) return result;
-  const MeshSize mesh = MeshOf(parallel, ranks);
+  result.program = program;
+  const int ranks = mesh.batch * mesh.space;
   const auto Apply = [&](PartitionAxis axis, int index) -> absl::Status {
     if (axis.ranks.size() == 1) return absl::OkStatus();
     if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
@@ -70,11 +72,56 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
     result = std::move(next);
     return absl::OkStatus();
   };
-  const int row = rank / mesh.space, column = rank % mesh.space;
   const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
   GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = Axis(column, mesh.space, mesh.batch)}, row));
   GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = Axis(row * mesh.space, 1, mesh.space)}, column));
   return result;
+}
+
+// How many samples the ranks of a row get of each input that the batch splits.
+std::vector<int64_t> SamplesOf(const Program& program, const MeshSize& mesh, int row) {
+  std::vector<int64_t> samples;
+  for (const ValueId input : program.inputs()) {
+    const Shape& shape = program.TypeOf(input).shape;
+    if (shape.rank() == 0) continue;
+    const std::vector<int64_t> cuts = CutsOf(shape[0], mesh.batch, {});
+    if (!cuts.empty()) samples.push_back(cuts[row + 1] - cuts[row]);
+  }
+  return samples;
+}
+
+}  // namespace
+
+absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& given, int rank, int ranks) {
+  Parallel parallel = given;
+  if (!parallel.any()) parallel.batch = true;
+  GANTRY_ASSIGN_OR_RETURN(Program whole, Simplify(program));
+  if (ranks == 1) {
+    RankProgram alone;
+    alone.program = std::move(whole);
+    return alone;
+  }
+  const MeshSize mesh = MeshOf(parallel, ranks);
+  const int row = rank / mesh.space, column = rank % mesh.space;
+  GANTRY_ASSIGN_OR_RETURN(RankProgram mine, PartitionMesh(whole, parallel, mesh, row, column));
+  if (mesh.batch == 1 || mesh.space == 1) return mine;
+  // Space is split by what a row's values look like. Rows with other numbers of samples may come to another answer where a model mixes
+  // samples and places in one dimension; what they exchange would then not fit together.
+  std::set<std::vector<int64_t>> seen = {SamplesOf(whole, mesh, row)};
+  for (int other = 0; other < mesh.batch; ++other) {
+    if (!seen.insert(SamplesOf(whole, mesh, other)).second) continue;
+    GANTRY_ASSIGN_OR_RETURN(const RankProgram theirs, PartitionMesh(whole, parallel, mesh, other, column));
+    if (theirs.crossings == mine.crossings) continue;
+    const size_t at = std::mismatch(mine.crossings.begin(), mine.crossings.end(), theirs.crossings.begin(), theirs.crossings.end()).first -
+                      mine.crossings.begin();
+    const auto TextAt = [&](const RankProgram& of) { return at < of.crossings.size() ? of.crossings[at] : std::string("none"); };
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "parallel.split batch+space: rows %d and %d of the %d x %d mesh have different numbers of samples, and this model's shapes make them split "
+        "space in different ways (exchange %d of the batch: %s and %s); choose a train.batch that %d divides, or parallel.split batch or space",
+        std::min(row, other), std::max(row, other), mesh.batch, mesh.space, at, TextAt(row < other ? mine : theirs),
+        TextAt(row < other ? theirs : mine), mesh.batch));
+  }
+  return mine;
 }
 
 }  // namespace gantry

@@ -58,7 +58,7 @@ class Partitioner final : public Builder {
   using Locals = std::vector<Local>;
 
   int ranks() const { return static_cast<int>(axis_.ranks.size()); }
-  std::vector<int64_t> Cuts(int64_t extent) const;  // empty where there are fewer places than ranks
+  std::vector<int64_t> Cuts(int64_t extent) const { return CutsOf(extent, ranks(), axis_.shares); }
   bool Splittable(int64_t extent) const { return !Cuts(extent).empty(); }
   Ranges RangesOf(const std::vector<int64_t>& cuts) const;
   Shape LocalShape(const Shape& whole, const Placement& placement) const;
@@ -116,6 +116,7 @@ class Partitioner final : public Builder {
   std::vector<Recipe> recipes_;
   std::set<std::string> gathered_;
   std::vector<InputPart> input_parts_;
+  std::vector<std::string> crossings_;
   int64_t sequence_ = 0;  // of exchanges
 };
 

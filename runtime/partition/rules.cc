@@ -1,6 +1,7 @@
 // One rule a kind of op: from where the inputs are, where the outputs are and what this rank computes of them.
 #include <algorithm>
 
+#include "absl/strings/str_join.h"
 #include "ops/functional.h"
 #include "ops/infer.h"
 #include "ops/window.h"
@@ -395,9 +396,12 @@ Partitioner::Locals Partitioner::Communication(std::string_view op, ValueId x, c
   Placement placement = values_[x].placement;
   const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "exchange" ? attributes.Int("axis") : 0);
   if (moves_along || placement.flat()) {
+    crossings_.push_back(absl::StrCat(ToAbsl(op), " whole"));
     placement = Placement::Whole();
     return {{placement, EmitLocal(op, {AsWhole(x)}, attributes)}};
   }
+  crossings_.push_back(absl::StrCat(ToAbsl(op), placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
+  if (placement.split()) absl::StrAppend(&crossings_.back(), placement.dim, " at ", absl::StrJoin(placement.cuts, ","));
   return {{placement, EmitLocal(op, {values_[x].local}, attributes)}};
 }
 

@@ -130,6 +130,14 @@ absl::StatusOr<double> GanSession::AgreeOn(double mine) {
   return mine;
 }
 
+absl::StatusOr<std::vector<double>> GanSession::GatherNumbers(double mine) {
+  if (fabric_ == nullptr) return std::vector<double>{mine};
+  std::vector<double> all(static_cast<size_t>(rank_count()));
+  const std::vector<int64_t> bytes(all.size(), sizeof(double));
+  GANTRY_RETURN_IF_ERROR(fabric_->world().AllGather(&mine, all.data(), bytes, {.name = "numbers of all ranks"}).Wait());
+  return all;
+}
+
 std::vector<std::string> GanSession::DescribeRanks() const { return fabric_ == nullptr ? std::vector<std::string>() : fabric_->Describe(); }
 
 const Shape& GanSession::sample_shape() const {

@@ -70,6 +70,8 @@ class GanSession {
   int rank_count() const { return options_.ranks == nullptr ? 1 : options_.ranks->size(); }
   // The largest of what all ranks give. kUnavailable names a rank that is lost.
   absl::StatusOr<double> AgreeOn(double mine);
+  // What all ranks give, by rank.
+  absl::StatusOr<std::vector<double>> GatherNumbers(double mine);
   // How ranks wait and reach each other, a line each; empty for one rank.
   std::vector<std::string> DescribeRanks() const;
 

@@ -16,6 +16,7 @@
 #include "runtime/gan/gan_session.h"
 #include "runtime/gan/metrics_log.h"
 #include "runtime/gan/run_config.h"
+#include "runtime/gan/session_parts.h"
 
 namespace gantry {
 
@@ -73,8 +74,8 @@ class Trainer {
   // kInvalidArgument where it does not fit the run; kDataLoss where it is damaged. The trainer is then as it was.
   absl::Status Resume(const std::string& checkpoint);
 
-  // In a job that was started again and had begun before: goes on from the newest checkpoint that is whole, or from the beginning where
-  // there is none; the text says from where. Otherwise Resume, or nothing where `checkpoint` is empty; the text is then empty.
+  // In a job that was started again and had begun before: goes on from the newest state that is whole, in memory or in a checkpoint, or from
+  // the beginning where there is none; the text says from where. Otherwise Resume, or nothing where `checkpoint` is empty; the text is then empty.
   absl::StatusOr<std::string> Restart(const std::string& checkpoint);
   // Steps that were done before this job: before its first start, where it was started again.
   int64_t first_step_of_job() const { return first_step_of_job_; }
@@ -128,6 +129,14 @@ class Trainer {
   void ReadScalars();
   double ScalarOr0(std::string_view name) const;
   void KeepProgress();
+  absl::Status KeepStates();
+  // What comes with states: the place in the data, counts, the run's files. `read` reads the states.
+  absl::Status GoOn(int64_t samples_drawn, int64_t low_diversity_steps, const std::function<absl::Status()>& read);
+  // True: the states are those that were kept in memory. False: there are none, or none as new as the checkpoint of step `filed`.
+  absl::StatusOr<bool> GoOnFromMemory(int64_t filed);
+  bool writes_parts() const { return session_->rank_count() > 1 && session_->options().parallel.shard; }
+  absl::StatusOr<std::string> SaveParts(const SafetensorsMetadata& metadata);
+  SafetensorsMetadata CheckpointMetadata() const;
   void WatchDiversity();
   void UpdateRate(double begin);
   absl::Status WriteLogLine();
@@ -153,6 +162,7 @@ class Trainer {
   int64_t first_step_ = 0;                          // steps that an earlier process did
   int64_t first_step_of_job_ = 0;                   // and those before the first start of this job
   bool resumed_ = false, from_memory_ = false;
+  std::unique_ptr<MemoryCheckpoint> memory_;        // from the first copy on
   double step_seconds_ = 0.0, wait_seconds_ = 0.0;  // since the last log line
   int64_t logged_step_ = 0;
   double run_seconds_ = 0.0;  // of all steps and their files

@@ -36,16 +36,29 @@ class Restart(GantryTestCase):
         self.assertEqual(processes(self.marker), {}, "processes are left behind")
         return out, error
 
-    def states(self, folder):
-        """Every state of the last checkpoint, as bits."""
-        name = self.checkpoints(folder)[-1]
-        with open(self.path(f"{folder}/{name}"), "rb") as file:
+    def tensors(self, path):
+        """The bytes of every tensor of a safetensors file, and its metadata."""
+        with open(path, "rb") as file:
             data = file.read()
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8:8 + size])
-        header.pop("__metadata__")
-        return name, {tensor: hashlib.sha256(data[8 + size + facts["data_offsets"][0]:8 + size + facts["data_offsets"][1]]).hexdigest()
-                      for tensor, facts in header.items()}
+        metadata = header.pop("__metadata__")
+        return {tensor: data[8 + size + facts["data_offsets"][0]:8 + size + facts["data_offsets"][1]] for tensor, facts in header.items()}, metadata
+
+    def states(self, folder):
+        """Every state of the last checkpoint, as bits; put together where ranks have written parts."""
+        name = self.checkpoints(folder)[-1]
+        whole, metadata = self.tensors(self.path(f"{folder}/{name}"))
+        pieces = {}
+        count = int(metadata.get("parts", 0))
+        for part in range(count):
+            tensors, facts = self.tensors(self.path(f"{folder}/{name}").replace(".safetensors", f".part-{part}-of-{count}.safetensors"))
+            for tensor, content in tensors.items():
+                pieces.setdefault(tensor, []).append((int(facts[f"elements.{tensor}"].split()[0]), content))
+        for tensor, parts in pieces.items():
+            whole[tensor] = b"".join(content for _, content in sorted(parts))
+        self.assertTrue(whole)
+        return name, {tensor: hashlib.sha256(content).hexdigest() for tensor, content in whole.items()}
 
     def lines(self, folder):
         with open(self.path(f"{folder}/metrics.jsonl")) as file:
@@ -74,13 +87,19 @@ class Restart(GantryTestCase):
     def test_kills_at_random_moments(self):
         """The weights at the end are those of a run that nobody disturbed, to the bit."""
         generator = random.Random(11)
-        for split, ranks, how in (("batch", 2, "train"), ("batch+shard", 3, "run"), ("space", 2, "run")):
-            with self.subTest(split=split, ranks=ranks, how=how):
+        for split, ranks, how, memory in (("batch", 2, "train", ""), ("batch+shard", 3, "run", ""), ("space", 2, "run", ""),
+                                          ("batch+shard", 3, "train", "--checkpoint-memory"), ("batch", 2, "run", "--checkpoint-memory=3"),
+                                          ("batch+space+shard", 4, "train", "--checkpoint-memory")):
+            with self.subTest(split=split, ranks=ranks, how=how, memory=memory):
                 steps, kills = 120, 4
                 flags = ["--parallel", split]
+                split += memory
                 calm = self.write_steps(f"calm-{split}", steps, 0)
                 self.run_gantry("train", calm, "--ranks", ranks, *flags)
-                run = self.write_steps(f"killed-{split}", steps, 7)
+                # Parts are written all the time, so that kills hit their writing.
+                run = self.write_steps(f"killed-{split}", steps, 50 if memory else 1 if "shard" in split else 7)
+                if memory:
+                    flags.append(memory)
                 command = ["train", run, "--ranks", ranks, "--restarts", kills, *flags] if how == "train" else \
                     ["run", "-n", ranks, "--restarts", kills, "--", GANTRY, "train", run, *flags]
                 process = self.start(*command)
@@ -100,9 +119,93 @@ class Restart(GantryTestCase):
                 self.assertEqual(struck, kills)
                 for restart in range(1, kills + 1):
                     self.assertRegex(error, rf"rank \d \(pid \d+\) was killed by signal 9 \(Killed\); restart {restart} of {kills}")
-                self.assertRegex(error, r"restart \d: goes on from \S+checkpoint-\d+\.safetensors; step \d+ is the next, \d+ steps are done again")
+                again = [int(count) for count in re.findall(r"restart \d: goes on from .*; step \d+ is the next, (\d+) steps are done again", error)]
+                self.assertGreaterEqual(len(again), 1, error)  # a start that is killed early says nothing
+                if memory:
+                    self.assertIn("goes on from what the ranks kept in memory", error)
+                    # One step at most is lost where each is kept; the rank that was killed may have been in the midst of keeping.
+                    every = int(memory.partition("=")[2] or 1)
+                    self.assertLessEqual(max(again), 2 * every - 1, error)
+                else:
+                    self.assertRegex(error, r"goes on from \S+checkpoint-\d+\.safetensors;")
+                leftovers = [name for name in os.listdir(self.path(f"killed-{split}")) if ".tmp-" in name]
+                self.assertEqual(leftovers, [])
                 self.assertEqual(self.states(f"killed-{split}"), self.states(f"calm-{split}"))
                 self.assertEqual(self.lines(f"killed-{split}"), self.lines(f"calm-{split}"))
+
+    def test_every_moment_of_parts_leaves_a_checkpoint(self):
+        """Without a restart: whoever is killed, whenever, what is left in the folder can be gone on from with another number of ranks."""
+        generator = random.Random(5)
+        f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
+        run = self.write_steps("out", 1000, 1)
+        last, resume = 0, []
+        for attempt in range(8):
+            ranks = generator.choice((2, 3, 4))
+            process = self.start("train", run, "--ranks", ranks, "--parallel", "batch+shard", *f64, *resume)
+            self.wait_for(lambda: os.path.isdir(self.path("out")) and len(self.checkpoints()) > 0 and
+                          int(re.search(r"\d+", self.checkpoints()[-1])[0]) > last and len(processes(self.marker)) == ranks + 1, process)
+            time.sleep(generator.uniform(0, 0.03))
+            os.kill(processes(self.marker)[generator.randrange(ranks)], signal.SIGKILL)
+            process.communicate(timeout=60)
+            found = int(re.search(r"\d+", self.checkpoints()[-1])[0])
+            self.assertGreater(found, last)
+            last, resume = found, ["--resume", "latest"]
+            self.run_gantry("sample", self.path("out"), "--out", "sheet.png", "--count", 4)
+        done = self.run_gantry("train", run, *f64, "--resume", "latest", "--steps", 2)
+        self.assertNotIn("damaged", done.stderr)
+        names = os.listdir(self.path("out"))
+        self.assertEqual([name for name in names if ".tmp-" in name], [])
+        steps = {name.split(".")[0] for name in names if name.startswith("checkpoint-")}
+        self.assertEqual(steps, {name.split(".")[0] for name in self.checkpoints()}, "parts without a checkpoint are left")
+        # The same numbers as a run on one rank, up to the order of sums.
+        self.run_gantry("train", self.write_steps("calm", 1000, 0), *f64, "--steps", last + 2)
+        for expected, actual in zip(self.lines("calm"), self.lines("out"), strict=True):
+            for name in ("step", "discriminator_loss", "generator_loss"):
+                self.assertAlmostEqual(expected[name], actual[name], delta=1e-8 * max(1, abs(expected[name])))
+
+    def test_parts_at_other_numbers_of_ranks(self):
+        f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
+        run = self.write_steps("alone", 6, 0)
+        self.run_gantry("train", run, *f64)
+        for before, split, after, then in ((2, "batch+shard", 3, "batch+shard"), (4, "space+shard", 1, ""), (4, "batch+space+shard", 2, "space"),
+                                           (3, "shard", 4, "batch+space+shard")):
+            with self.subTest(before=before, split=split, after=after):
+                folder = f"out-{before}-{after}"
+                flags = [*f64, "--set", f"output.directory={self.path(folder)}"]
+                self.run_gantry("train", run, *flags, "--ranks", before, "--parallel", split, "--steps", 3)
+                self.assertEqual(len([name for name in os.listdir(self.path(folder)) if ".part-" in name]), before)
+                self.run_gantry("sample", self.path(folder), "--out", "sheet.png", "--count", 4)
+                self.run_gantry("train", run, *flags, "--ranks", after, *(["--parallel", then] if then else []), "--resume", "latest")
+                for expected, actual in zip(self.lines("alone"), self.lines(folder), strict=True):
+                    for name in ("step", "discriminator_loss", "generator_loss", "generator.gradient_norm"):
+                        self.assertAlmostEqual(expected[name], actual[name], delta=1e-9 * max(1, abs(expected[name])))
+
+    def test_parts_that_are_damaged(self):
+        run = self.write_steps("out", 6, 2)
+        self.run_gantry("train", run, "--ranks", 2, "--parallel", "batch+shard")
+        newest = self.path("out/" + self.checkpoints()[-1])
+        part, other = (newest.replace(".safetensors", f".part-{index}-of-2.safetensors") for index in (1, 0))
+        older = self.path("out/" + self.checkpoints()[-2]).replace(".safetensors", ".part-1-of-2.safetensors")
+        with open(part, "rb") as file:
+            whole = file.read()
+        with open(older, "rb") as file:
+            foreign = file.read()
+        flipped = bytearray(whole)
+        flipped[-5] ^= 1
+        for content, words in ((None, "its part 1 of 2 is missing"), (whole[:-7], "its part 1 of 2 is damaged"), (b"", "its part 1 of 2 is damaged"),
+                               (bytes(flipped), "does not match its checksum"), (foreign, "does not belong to")):
+            with self.subTest(words):
+                os.remove(part)
+                if content is not None:
+                    self.write(part, content)
+                self.run_gantry("train", run, "--resume", newest, "--steps", 1, expect=65, words=[words])
+                done = self.run_gantry("sample", self.path("out"), "--out", "sheet.png", "--count", 4)
+                self.write(part, whole)
+        # The one before it is used, and the message says why.
+        os.remove(other)
+        done = self.run_gantry("train", run, "--resume", "latest", "--steps", 1)
+        self.assertIn("is damaged and passed over: " + newest + ": its part 0 of 2 is missing", done.stderr)
+        self.run_gantry("train", run, "--resume", older, expect=65, words=["is part 1 of 2 of a checkpoint; give the checkpoint itself"])
 
     def test_how_often(self):
         """The count is kept to, the code is that of the rank that was lost, and other programs are started again, too."""

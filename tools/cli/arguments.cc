@@ -173,6 +173,9 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   AddRanks(command, train.ranks);
   command->add_option("--restarts", train.ranks.restarts, "Start the ranks again from the last checkpoint, so often at most, when one is lost")
       ->check(CLI::Range(0, 1000000));
+  command->add_flag("--checkpoint-memory{1}", train.checkpoint_memory,
+                    "With --restarts: keep the states in memory, too, after every step, or every so many: --checkpoint-memory=5")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   AddMemory(command, train.memory);
   command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file")->check(NotEmpty());
   command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(AtLeast(1));

@@ -110,6 +110,7 @@ struct TrainOptions {
   std::vector<std::string> settings;
   std::string resume;   // empty, "latest" or a file
   int64_t steps = 0;    // stop after so many; 0: at the run's end
+  int64_t checkpoint_memory = -1;  // steps between copies of the states in memory; -1: as the run file says
 };
 int RunTrain(const TrainOptions& options);
 

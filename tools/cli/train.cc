@@ -162,6 +162,7 @@ int RunTrain(const TrainOptions& options) {
   const bool first_rank = gantry_context_rank(context.get()) == 0;
   std::vector<std::string> given = WithMemory(options.settings, options.memory);
   if (!options.ranks.parallel.empty()) given.push_back("parallel.split=" + options.ranks.parallel);
+  if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
   const Run run = OpenRun(context.get(), options.run_file, given);
   const char* going_on = "";
   Require(gantry_run_restart(run.get(), options.resume.c_str(), &going_on));

@@ -271,6 +271,32 @@ void Trainer::KeepProgress() {
                                  .from_memory = from_memory_});
 }
 
+// Every so many steps all ranks learn how long each of them computed. The first step is left out: it warms up.
+absl::Status Trainer::WatchRanks(double seconds) {
+  constexpr int64_t kSteps = 10;
+  const int ranks = session_->rank_count();
+  if (ranks == 1) return absl::OkStatus();
+  if (stragglers_ == nullptr) {
+    stragglers_ = std::make_unique<StragglerWatch>(ranks);
+    rank_seconds_.resize(2 * static_cast<size_t>(ranks));
+    rank_times_.resize(static_cast<size_t>(ranks));
+    watched_exchange_seconds_ = session_->exchange_seconds();
+    return absl::OkStatus();
+  }
+  watched_seconds_ += seconds;
+  if (++watched_steps_ < kSteps) return absl::OkStatus();
+  const double exchanges = session_->exchange_seconds() - watched_exchange_seconds_;
+  const double mine[] = {std::max(0.0, watched_seconds_ - exchanges), exchanges};
+  GANTRY_RETURN_IF_ERROR(session_->GatherNumbers(mine, rank_seconds_));
+  for (size_t rank = 0; rank < rank_times_.size(); ++rank) rank_times_[rank] = {rank_seconds_[2 * rank], rank_seconds_[2 * rank + 1]};
+  const std::optional<std::string> line = stragglers_->Add(watched_steps_, rank_times_);
+  if (line.has_value() && writes()) Warn(*line);
+  watched_exchange_seconds_ += exchanges;
+  watched_seconds_ = 0.0;
+  watched_steps_ = 0;
+  return absl::OkStatus();
+}
+
 absl::Status Trainer::KeepStates() {
   const int64_t every = config_.output.checkpoint_memory;
   if (options_.keeping == nullptr || every == 0 || progress().steps % every != 0) return absl::OkStatus();
@@ -372,6 +398,7 @@ absl::StatusOr<StepReport> Trainer::Step() {
   GANTRY_RETURN_IF_ERROR(KeepStates());
   KeepProgress();
   const double seconds = Now() - begin;
+  GANTRY_RETURN_IF_ERROR(WatchRanks(seconds));
   step_seconds_ += seconds;
   wait_seconds_ += wait;
   StepReport report{.step = progress().steps,

@@ -17,6 +17,7 @@
 #include "runtime/gan/metrics_log.h"
 #include "runtime/gan/run_config.h"
 #include "runtime/gan/session_parts.h"
+#include "runtime/gan/straggler_watch.h"
 
 namespace gantry {
 
@@ -130,6 +131,7 @@ class Trainer {
   double ScalarOr0(std::string_view name) const;
   void KeepProgress();
   absl::Status KeepStates();
+  absl::Status WatchRanks(double seconds);
   // What comes with states: the place in the data, counts, the run's files. `read` reads the states.
   absl::Status GoOn(int64_t samples_drawn, int64_t low_diversity_steps, const std::function<absl::Status()>& read);
   // True: the states are those that were kept in memory. False: there are none, or none as new as the checkpoint of step `filed`.
@@ -163,6 +165,11 @@ class Trainer {
   int64_t first_step_of_job_ = 0;                   // and those before the first start of this job
   bool resumed_ = false, from_memory_ = false;
   std::unique_ptr<MemoryCheckpoint> memory_;        // from the first copy on
+  std::unique_ptr<StragglerWatch> stragglers_;      // with several ranks
+  double watched_seconds_ = 0.0, watched_exchange_seconds_ = 0.0;
+  int64_t watched_steps_ = 0;
+  std::vector<double> rank_seconds_;                // two a rank
+  std::vector<StragglerWatch::Times> rank_times_;
   double step_seconds_ = 0.0, wait_seconds_ = 0.0;  // since the last log line
   int64_t logged_step_ = 0;
   double run_seconds_ = 0.0;  // of all steps and their files

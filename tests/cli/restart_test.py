@@ -207,6 +207,30 @@ class Restart(GantryTestCase):
         self.assertIn("is damaged and passed over: " + newest + ": its part 0 of 2 is missing", done.stderr)
         self.run_gantry("train", run, "--resume", older, expect=65, words=["is part 1 of 2 of a checkpoint; give the checkpoint itself"])
 
+    def test_a_straggler_is_named(self):
+        """One that gets its core half of the time, and nobody where all do."""
+        # Steps that compute for some time: a rank that is stopped while it waits for others does not count as slow.
+        large = ["--ranks", 2, "--set", "model.width=32", "--set", "train.batch=32"]
+        process = self.start("train", self.write_steps("out", 1000000, 0), *large)
+        self.wait_for(lambda: self.rows_written("out") > 10, process)
+        slow = processes(self.marker)[1]
+        end = time.monotonic() + 12
+        while time.monotonic() < end:
+            os.kill(slow, signal.SIGSTOP)
+            time.sleep(0.03)
+            os.kill(slow, signal.SIGCONT)
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        _, error = self.ended(process, expect=75)
+        self.assertRegex(error, r"warning: rank 1 keeps the others waiting: in the last \d+ steps it computed \S+ ms a step, the others \S+ ms, and these stood")
+        self.assertNotIn("rank 0 keeps", error)
+        process = self.start("train", self.write_steps("even", 1000000, 0), *large)
+        self.wait_for(lambda: self.rows_written("even") > 10, process)
+        time.sleep(12)
+        process.send_signal(signal.SIGTERM)
+        _, error = self.ended(process, expect=75)
+        self.assertNotIn("keeps the others waiting", error)
+
     def test_how_often(self):
         """The count is kept to, the code is that of the rank that was lost, and other programs are started again, too."""
         script = 'echo start ${GANTRY_RESTART:-0} >> starts; if [ $GANTRY_RANK = 1 ]; then kill -KILL $$; fi; sleep 100'

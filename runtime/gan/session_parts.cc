@@ -1,7 +1,5 @@
 #include "runtime/gan/session_parts.h"
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <cstring>
 
@@ -26,11 +24,9 @@ uint64_t Fingerprint(const GanSession& session) {
   return HashText(text);
 }
 
-// zlib's CRC-32, of the header's fields before the checksum and of the rest.
+// Of the header's fields before the checksum and of the rest.
 uint64_t Checksum(std::span<const std::byte> kept) {
-  const auto* const bytes = reinterpret_cast<const Bytef*>(kept.data());
-  const uLong head = crc32_z(0, bytes, offsetof(KeptHeader, checksum));
-  return crc32_z(head, bytes + sizeof(KeptHeader), kept.size() - sizeof(KeptHeader));
+  return HashBytes(kept.first(offsetof(KeptHeader, checksum))) * 31 + HashBytes(kept.subspan(sizeof(KeptHeader)));
 }
 
 // The elements that this rank holds of a state: one run.

@@ -133,6 +133,38 @@ class Restart(GantryTestCase):
                 self.assertEqual(self.states(f"killed-{split}"), self.states(f"calm-{split}"))
                 self.assertEqual(self.lines(f"killed-{split}"), self.lines(f"calm-{split}"))
 
+    def test_how_soon_and_how_much(self):
+        """From a kill to the first new step, and how many steps are done again, where states are kept in memory and where they are not."""
+        generator = random.Random(3)
+        for memory in ([], ["--checkpoint-memory"]):
+            folder = "out" + "".join(memory)
+            kills, seconds = 6, []
+            process = self.start("train", self.write_steps(folder, 1000000, 100), "--ranks", 2, "--parallel", "batch+shard", "--restarts", kills, *memory)
+            for _ in range(kills):
+                self.wait_for(lambda: self.rows_written(folder) > 150 and len(processes(self.marker)) == 3, process)
+                time.sleep(generator.uniform(0.1, 0.3))
+                pids = processes(self.marker)
+                os.kill(pids[generator.randrange(2)], signal.SIGKILL)
+                killed = time.monotonic()
+                self.wait_for(lambda: len(processes(self.marker)) == 3 and not set(processes(self.marker).values()) & {pids[0], pids[1]}, process)
+                # The lines of steps that are done again are cut off, then the first new one comes.
+                seen = [self.rows_written(folder)]
+
+                def grows():
+                    seen.append(self.rows_written(folder))
+                    return seen[-1] > seen[-2]
+                self.wait_for(grows, process)
+                seconds.append(time.monotonic() - killed)
+            process.send_signal(signal.SIGTERM)
+            _, error = self.ended(process, expect=75)
+            again = [int(count) for count in re.findall(r"(\d+) steps are done again", error)]
+            self.assertEqual(len(again), kills, error)
+            seconds.sort()
+            print(f"{'in memory, too' if memory else 'in files, every 100 steps'}: {seconds[len(seconds) // 2]:.2f} s (median), {seconds[-1]:.2f} s (longest of "
+                  f"{kills}) from the kill to a new step; steps done again: {sorted(again)}")
+            self.assertLess(seconds[len(seconds) // 2], 10)
+            self.assertLessEqual(max(again), 1 if memory else 101)
+
     def test_every_moment_of_parts_leaves_a_checkpoint(self):
         """Without a restart: whoever is killed, whenever, what is left in the folder can be gone on from with another number of ranks."""
         generator = random.Random(5)

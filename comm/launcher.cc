@@ -209,6 +209,7 @@ class LocalLauncher final : public Launcher {
       EndOutput(*rank);
     }
     Summarize();
+    FindLost();
     return result_;
   }
 
@@ -251,6 +252,7 @@ class LocalLauncher final : public Launcher {
 
     // Everything that allocates comes before the fork: between fork and exec only system calls are safe in a process with threads.
     std::vector<int> kept = {key_reader.get(), rank_end.get()};
+    kept.insert(kept.end(), options_.inherited.begin(), options_.inherited.end());
     std::vector<int> numbers;
     for (const Descriptor& link : links) {
       numbers.push_back(link.get());
@@ -271,7 +273,8 @@ class LocalLauncher final : public Launcher {
     for (char** variable = environ; *variable != nullptr; ++variable) {
       const std::string_view name = name_of(*variable);
       // A job's description is whole: nothing of another one is left in it.
-      const bool replaced = name == "GANTRY_RENDEZVOUS" || name == "GANTRY_KEY_FILE" ||
+      const bool replaced = name == "GANTRY_RENDEZVOUS" || name == "GANTRY_KEY_FILE" || name == "GANTRY_KEEPING_FDS" || name == "GANTRY_RESTART" ||
+                            name == "GANTRY_RESUME" ||
                             std::any_of(variables.begin(), variables.end(), [&](const std::string& own) { return name_of(own) == name; });
       if (!replaced) environment.push_back(*variable);
     }
@@ -441,11 +444,33 @@ class LocalLauncher final : public Launcher {
     }
   }
 
+  std::string DescribeEnd(int rank) const {
+    const RankEnd& end = result_.ranks[rank];
+    return absl::StrFormat("rank %d (pid %d) %s%s", rank, end.pid, WIFSIGNALED(end.wait_status) ? "was " : "", DescribeWaitStatus(end.wait_status));
+  }
+
+  void FindLost() {
+    result_.stop_asked = stop_asked_;
+    if (result_.timed_out) return;
+    const auto asks = [](int number) { return number == SIGINT || number == SIGTERM || number == SIGHUP || number == SIGQUIT; };
+    for (int rank = 0; rank < options_.ranks && result_.lost < 0; ++rank) {
+      const RankEnd& end = result_.ranks[rank];
+      if (end.by_launcher || !WIFSIGNALED(end.wait_status) || asks(WTERMSIG(end.wait_status))) continue;
+      result_.lost = rank;
+      result_.lost_reason = DescribeEnd(rank);
+    }
+    if (result_.lost >= 0 || result_.exit_code != kExitPeerLost) return;
+    for (int rank = 0; rank < options_.ranks && result_.lost < 0; ++rank) {
+      if (!result_.ranks[rank].by_launcher) continue;
+      result_.lost = rank;
+      result_.lost_reason = absl::StrFormat("rank %d (pid %d) gave no sign of life", rank, result_.ranks[rank].pid);
+    }
+  }
+
   void Summarize() {
     if (result_.first_failed >= 0) {
       const RankEnd& end = result_.ranks[result_.first_failed];
-      result_.reason = absl::StrFormat("rank %d (pid %d) %s%s", result_.first_failed, end.pid, WIFSIGNALED(end.wait_status) ? "was " : "",
-                                       DescribeWaitStatus(end.wait_status));
+      result_.reason = DescribeEnd(result_.first_failed);
       result_.exit_code = WIFSIGNALED(end.wait_status) ? 128 + WTERMSIG(end.wait_status) : WEXITSTATUS(end.wait_status);
     } else if (result_.timed_out) {
       result_.reason = absl::StrFormat("the job was still running after %s and was ended", absl::FormatDuration(options_.timeout));

@@ -19,6 +19,7 @@ struct LaunchOptions {
   std::vector<std::string> program;      // argv; found through PATH
   int ranks = 1;
   std::vector<std::string> environment;  // NAME=VALUE, beyond the caller's own
+  std::vector<int> inherited;            // descriptors that every rank gets, under the same numbers
   // Each whole line that a rank prints, without its end; a line above 64 KiB comes in pieces. On the thread that is in Wait.
   std::function<void(int rank, bool is_error, std::string_view line)> on_line;
   // Cores and memory of each rank's part of the machine. False: every rank may run everywhere.
@@ -48,6 +49,11 @@ struct LaunchResult {
   std::string reason;
   // 0, the exit code of the rank that failed first, or 128 plus the signal that killed it.
   int exit_code = 0;
+  // A rank that was lost by no will of its own or of the user: -1, or its number. It was killed by a signal that does not ask to stop, or it
+  // did not end by itself while others did with 69, a peer is lost.
+  int lost = -1;
+  std::string lost_reason;  // "rank 2 (pid 71) was killed by signal 9 (Killed)", "rank 1 (pid 70) gave no sign of life"
+  bool stop_asked = false;  // by a signal to the launcher
 };
 
 // The ranks are connected before they start (GANTRY_LINK_FDS), get a key of their own (GANTRY_KEY_FD) and a socket to the launcher

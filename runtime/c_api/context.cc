@@ -42,6 +42,7 @@ gantry_status gantry_context_create(const gantry_context_config* config, gantry_
     shared->Log(GANTRY_LOG_DEBUG, absl::StrFormat("device %s, %d threads", shared->device->name(), shared->device->thread_count()));
     if (given.join_job != 0) {
       GANTRY_ASSIGN_OR_RETURN(shared->ranks, JobRanks::Join());
+      GANTRY_ASSIGN_OR_RETURN(shared->keeping, Keeping::FromEnvironment());
       if (shared->ranks != nullptr) {
         shared->Log(GANTRY_LOG_INFO, absl::StrFormat("rank %d of %d, found by %s", shared->ranks->rank(), shared->ranks->size(),
                                                      shared->ranks->links().job().found_by));

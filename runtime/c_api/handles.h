@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/keeping.h"
 #include "memory/device.h"
 #include "runtime/data/host_array.h"
 #include "runtime/gan/gan_session.h"
@@ -20,6 +21,7 @@ namespace gantry::c_api {
 struct SharedContext {
   std::unique_ptr<Device> device;
   std::unique_ptr<JobRanks> ranks;  // null for one rank; sessions go first
+  std::unique_ptr<Keeping> keeping;  // null where the job is not started again
   uint64_t memory_bytes = 0;  // as configured; 0: no limit
   int thread_count = 0;       // as configured; 0: one for each core
   int log_level = GANTRY_LOG_NONE;

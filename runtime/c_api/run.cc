@@ -94,6 +94,7 @@ gantry_status gantry_run_open(gantry_context* context, const char* path, size_t 
     TrainerOptions options;
     options.warn = [shared = context->shared](std::string_view message) { shared->Log(GANTRY_LOG_WARNING, message); };
     options.ranks = context->shared->ranks.get();
+    options.keeping = context->shared->keeping.get();
     absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(std::move(config), *made->context->device, std::move(options));
     if (!trainer.ok()) return FromRun(context->shared->FromRanks(trainer.status()));
     made->trainer = *std::move(trainer);
@@ -112,6 +113,18 @@ gantry_status gantry_run_resume(gantry_run* run, const char* checkpoint) {
     GANTRY_RETURN_IF_ERROR(RequireNonNull("run, checkpoint", run, checkpoint));
     if (run->started) return Error(GANTRY_FAILED_PRECONDITION, "a run can be resumed before its first step only: open it anew");
     return FromRun(run->trainer->Resume(checkpoint));
+  });
+}
+
+gantry_status gantry_run_restart(gantry_run* run, const char* checkpoint, const char** text) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("run, text", run, text));
+    if (run->started) return Error(GANTRY_FAILED_PRECONDITION, "a run can be resumed before its first step only: open it anew");
+    absl::StatusOr<std::string> how = run->trainer->Restart(checkpoint == nullptr ? "" : checkpoint);
+    if (!how.ok()) return FromRun(run->context->FromRanks(how.status()));
+    run->text = *std::move(how);
+    *text = run->text.c_str();
+    return absl::OkStatus();
   });
 }
 
@@ -167,6 +180,7 @@ const char* gantry_run_folder(const gantry_run* run) {
 }
 int32_t gantry_run_finished(const gantry_run* run) { return run != nullptr && run->trainer->finished() ? 1 : 0; }
 int64_t gantry_run_step_count(const gantry_run* run) { return run == nullptr ? 0 : run->trainer->progress().steps; }
+int64_t gantry_run_first_step(const gantry_run* run) { return run == nullptr ? 0 : run->trainer->first_step_of_job(); }
 int64_t gantry_run_total_steps(const gantry_run* run) { return run == nullptr ? 0 : TotalSteps(*run->trainer); }
 
 gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report) {

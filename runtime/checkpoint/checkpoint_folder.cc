@@ -33,6 +33,13 @@ std::optional<int64_t> StepOf(std::string_view file_name) {
   return Number(file_name.substr(kPrefix.size(), file_name.size() - kPrefix.size() - kSuffix.size()));
 }
 
+// The step of "checkpoint-<step>.part-<i>-of-<n>.safetensors"; nullopt for other names.
+std::optional<int64_t> PartStep(std::string_view file_name) {
+  const size_t part = file_name.find(".part-");
+  if (!file_name.starts_with(kPrefix) || !file_name.ends_with(kSuffix) || part == std::string_view::npos) return std::nullopt;
+  return Number(file_name.substr(kPrefix.size(), part - kPrefix.size()));
+}
+
 // The process that writes "<name>.tmp-<pid>-<n>"; nullopt for other names.
 std::optional<int64_t> TemporaryOwner(std::string_view file_name) {
   const size_t at = file_name.rfind(kTemporary);
@@ -121,6 +128,15 @@ CheckpointFolder::~CheckpointFolder() { close(descriptor_); }
 absl::Status CheckpointFolder::RemoveLeftovers() {
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> names, FileNames(path_));
   for (const std::string& name : names) {
+    if (const std::optional<int64_t> step = PartStep(name); step.has_value() && locked_) {
+      // Set aside counts: a kill may have left its parts under their old names.
+      const std::string checkpoint = CheckpointFileName(*step);
+      const bool used = std::any_of(names.begin(), names.end(), [&](const std::string& other) { return other.ends_with(checkpoint); });
+      if (!used && unlink(Joined(path_, name).c_str()) != 0 && errno != ENOENT) {
+        return ErrnoStatus(errno, absl::StrCat(Joined(path_, name), ": cannot remove this part of a checkpoint that was never finished"));
+      }
+      continue;
+    }
     const std::optional<int64_t> owner = TemporaryOwner(name);
     if (!owner.has_value() || *owner <= 0 || *owner > INT32_MAX) continue;
     // Checkpoints are written under the lock only, so nobody writes this one now. Other files may belong to a live
@@ -144,18 +160,32 @@ absl::StatusOr<std::string> CheckpointFolder::Save(int64_t step, std::span<const
                                             : absl::StrCat("the last good checkpoint is ", stored.back().path);
     return absl::Status(written.code(), absl::StrCat(written.message(), "; ", last));
   }
-  for (size_t i = 0; keep > 0 && i + keep < stored.size(); ++i) {
-    if (stored[i].path == path) continue;
-    if (unlink(stored[i].path.c_str()) != 0 && errno != ENOENT) {
-      return ErrnoStatus(
-          errno, absl::StrFormat("%s: cannot remove this old checkpoint (%s is written)", stored[i].path, path));
+  GANTRY_RETURN_IF_ERROR(Prune(step, keep));
+  return path;
+}
+
+absl::Status CheckpointFolder::Prune(int64_t step, int64_t keep) {
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(path_));
+  if (keep <= 0 || static_cast<int64_t>(stored.size()) <= keep) return absl::OkStatus();
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> names, FileNames(path_));
+  for (size_t i = 0; i + keep < stored.size(); ++i) {
+    if (stored[i].step == step) continue;
+    // First what makes it a checkpoint, then its parts: a kill in between leaves parts that are nothing, which the next start removes.
+    std::vector<std::string> paths = {stored[i].path};
+    for (const std::string& name : names) {
+      if (PartStep(name) == stored[i].step) paths.push_back(Joined(path_, name));
+    }
+    for (const std::string& path : paths) {
+      if (unlink(path.c_str()) == 0 || errno == ENOENT) continue;
+      return ErrnoStatus(errno, absl::StrFormat("%s: cannot remove this old checkpoint (%s is written)", path, Joined(path_, CheckpointFileName(step))));
     }
   }
-  return path;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::vector<std::string>> CheckpointFolder::SetAsideAfter(int64_t step) {
   GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(path_));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> names, FileNames(path_));
   std::vector<std::string> renamed;
   for (const StoredCheckpoint& checkpoint : stored) {
     if (checkpoint.step <= step) continue;
@@ -166,6 +196,13 @@ absl::StatusOr<std::vector<std::string>> CheckpointFolder::SetAsideAfter(int64_t
       if (rename(checkpoint.path.c_str(), to.c_str()) != 0)
         return ErrnoStatus(errno, absl::StrFormat("%s: cannot rename it to %s", checkpoint.path, to));
       renamed.push_back(to);
+      for (const std::string& part : names) {
+        if (PartStep(part) != checkpoint.step) continue;
+        const std::string part_to = Joined(path_, absl::StrFormat("set-aside-%d-%s", n, part));
+        if (rename(Joined(path_, part).c_str(), part_to.c_str()) != 0) {
+          return ErrnoStatus(errno, absl::StrFormat("%s: cannot rename it to %s", part, part_to));
+        }
+      }
       break;
     }
   }

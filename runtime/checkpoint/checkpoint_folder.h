@@ -36,8 +36,8 @@ absl::StatusOr<LatestCheckpoint> FindLatestCheckpoint(const std::string& folder)
 class CheckpointFolder {
  public:
   // Makes the folder where it is missing, locks it against other writers until the object or the process ends (flock on
-  // the folder itself: nothing is left behind), and removes temporary files "*.tmp-<pid>-<n>" that a killed writer
-  // left. kFailedPrecondition where another process writes here, kPermissionDenied where this one may not.
+  // the folder itself: nothing is left behind), and removes what a killed writer left: temporary files
+  // "*.tmp-<pid>-<n>", and parts of checkpoints that never became one. kFailedPrecondition where another process writes here, kPermissionDenied where this one may not.
   static absl::StatusOr<std::unique_ptr<CheckpointFolder>> Open(const std::string& folder);
   ~CheckpointFolder();
   CheckpointFolder(const CheckpointFolder&) = delete;
@@ -48,6 +48,8 @@ class CheckpointFolder {
   // Errors as WriteCheckpoint; they name the last checkpoint that is still there.
   absl::StatusOr<std::string> Save(int64_t step, std::span<const CheckpointTensor> tensors,
                                    const SafetensorsMetadata& metadata, int64_t keep);
+  // Removes the oldest checkpoints, with their parts, until `keep` are left (0: all stay), but never that of `step`, which was just written.
+  absl::Status Prune(int64_t step, int64_t keep);
   // Renames checkpoints of later steps than `step` to "set-aside-<n>-<name>": a run that goes on from an earlier one
   // must not find them as its own. Returns the new paths.
   absl::StatusOr<std::vector<std::string>> SetAsideAfter(int64_t step);

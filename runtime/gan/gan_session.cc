@@ -131,6 +131,14 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
 
 absl::Status GanSession::Connect() {
   if (options_.ranks == nullptr) return absl::OkStatus();
+  gathered_bytes_.resize(static_cast<size_t>(rank_count()));
+  size_t place = 0;  // views have none
+  for (const PlannedOp& step : plan().schedule) {
+    const OpDefinition& definition = *executor_->program().ops()[step.op].definition;
+    if (definition.communicates) exchange_places_.push_back(place);
+    place += definition.is_view ? 0 : 1;
+  }
+  executor_->SetProfiling(true);  // for exchange_seconds
   const Slab& arena = executor_->arena();
   const PoolRegion mine[] = {{.name = "arena", .data = arena.data(), .bytes = arena.size_bytes(), .descriptor = arena.descriptor()}};
   GANTRY_ASSIGN_OR_RETURN(fabric_, Fabric::Open(options_.ranks->links(), options_.ranks->liveness(), mine, {}));
@@ -160,6 +168,27 @@ absl::StatusOr<double> GanSession::AgreeOn(double mine) {
   if (fabric_ == nullptr) return mine;
   GANTRY_RETURN_IF_ERROR(fabric_->world().AllReduce(&mine, 1, ElementType::kF64, ReduceOp::kMax, {.name = "agreement"}).Wait());
   return mine;
+}
+
+absl::StatusOr<std::vector<double>> GanSession::GatherNumbers(double mine) {
+  std::vector<double> all(static_cast<size_t>(rank_count()));
+  GANTRY_RETURN_IF_ERROR(GatherNumbers(std::span(&mine, 1), all));
+  return all;
+}
+
+absl::Status GanSession::GatherNumbers(std::span<const double> mine, std::span<double> all) {
+  if (fabric_ == nullptr) {
+    std::copy(mine.begin(), mine.end(), all.begin());
+    return absl::OkStatus();
+  }
+  std::fill(gathered_bytes_.begin(), gathered_bytes_.end(), static_cast<int64_t>(mine.size_bytes()));
+  return fabric_->world().AllGather(mine.data(), all.data(), gathered_bytes_, {.name = "numbers of all ranks"}).Wait();
+}
+
+double GanSession::exchange_seconds() const {
+  double seconds = 0.0;
+  for (const size_t place : exchange_places_) seconds += executor_->op_seconds()[place];
+  return seconds;
 }
 
 std::vector<std::string> GanSession::DescribeRanks() const { return fabric_ == nullptr ? std::vector<std::string>() : fabric_->Describe(); }

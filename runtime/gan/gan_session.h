@@ -70,6 +70,12 @@ class GanSession {
   int rank_count() const { return options_.ranks == nullptr ? 1 : options_.ranks->size(); }
   // The largest of what all ranks give. kUnavailable names a rank that is lost.
   absl::StatusOr<double> AgreeOn(double mine);
+  // What all ranks give, by rank.
+  absl::StatusOr<std::vector<double>> GatherNumbers(double mine);
+  // The same of several numbers each, one behind the other in `all`. Allocates nothing.
+  absl::Status GatherNumbers(std::span<const double> mine, std::span<double> all);
+  // Seconds that this rank's steps stood in exchanges since the session was made; 0 for one rank.
+  double exchange_seconds() const;
   // How ranks wait and reach each other, a line each; empty for one rank.
   std::vector<std::string> DescribeRanks() const;
 
@@ -159,6 +165,8 @@ class GanSession {
   std::vector<double> learning_rates_;
   std::vector<int> updates_per_step_;
   std::vector<BoundInput> inputs_;
+  std::vector<int64_t> gathered_bytes_;  // of GatherNumbers, one a rank
+  std::vector<size_t> exchange_places_;  // in Executor::op_seconds
   std::vector<double> whole_input_;  // of the largest input that this rank has a part of
   GanProgress progress_;
   ValueId tail_flag_ = kNoValue;

@@ -63,6 +63,7 @@ struct RunConfig {
   struct OutputSection {
     std::string directory;
     int64_t log_every = 50, sample_every = 1000, checkpoint_every = 1000, keep_checkpoints = 3, sample_count = 64;
+    int64_t checkpoint_memory = 0;  // steps between copies of the states in memory; 0: none
   } output;
 
   int64_t micro_batch() const { return batch / step.accumulate; }

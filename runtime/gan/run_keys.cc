@@ -378,6 +378,11 @@ std::vector<RunKeyEntry> MakeTable() {
        .low = 0,
        .high = 1048576,
        .field = Of([](C c, I) -> auto& { return c.output.keep_checkpoints; })},
+      {.name = "output.checkpoint_memory",
+       .help = "steps between two copies of the states in memory that outlives a lost rank (gantry run --restarts); 0: none",
+       .low = 0,
+       .high = kMost,
+       .field = Of([](C c, I) -> auto& { return c.output.checkpoint_memory; })},
   };
   std::move(output.begin(), output.end(), std::back_inserter(keys));
   return keys;

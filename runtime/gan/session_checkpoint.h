@@ -20,6 +20,10 @@ absl::StatusOr<SessionMemory<CheckpointTensor>> SessionTensors(GanSession& sessi
 // "steps", "images_seen" and "seed".
 SafetensorsMetadata SessionMetadata(const GanSession& session);
 
+// Where all ranks write, each its parts, in files beside `path`: a call of all of them. Rank 0 makes it a checkpoint when all are synced, with
+// `metadata`. On an error there is no checkpoint, on any rank; kUnavailable names the ranks that failed to those that did not.
+absl::Status WriteSessionParts(GanSession& session, const std::string& path, const SafetensorsMetadata& metadata);
+
 // Reads states and progress. kInvalidArgument where they do not fit: the session is then as it was. The caller has
 // called Verify.
 absl::Status ReadSession(const Checkpoint& checkpoint, GanSession& session);

@@ -97,6 +97,9 @@ absl::Status Trainer::Build(Device& device) {
   for (const auto* side : {&config_.generators, &config_.discriminators}) {
     for (const NetworkConfig& network : *side) rates_.push_back({"learning_rate." + network.name});
   }
+  if (config_.output.checkpoint_memory > 0 && options_.keeping == nullptr) {
+    Warn("output.checkpoint_memory has no effect: nothing starts this job again when a rank is lost (gantry run --restarts)");
+  }
   if (const auto& fallbacks = session_->plan().fallbacks;
       config_.plan.kernels == KernelChoice::kFast && !fallbacks.empty()) {
     Warn(absl::StrFormat("no fast kernel for %s: reference kernels run there, which are slow",
@@ -130,7 +133,9 @@ absl::Status Trainer::OpenFolder() {
         "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory",
         folder->path(), stored.back().path));
   }
-  return StartFiles(std::move(folder), 0);
+  GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), 0));
+  KeepProgress();  // from here on, a start anew may go on from what is in the folder
+  return absl::OkStatus();
 }
 
 absl::Status Trainer::StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step) {
@@ -165,28 +170,39 @@ absl::Status Trainer::Resume(const std::string& given) {
   GANTRY_ASSIGN_OR_RETURN(const int64_t low_diversity_steps, checkpoint.Integer("low_diversity_steps"));
   if (samples_drawn < 0 || data_samples < 1 || low_diversity_steps < 0)
     return absl::InvalidArgumentError(absl::StrCat(path, ": has negative counts"));
+  GANTRY_RETURN_IF_ERROR(GoOn(samples_drawn, low_diversity_steps, [&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(ReadSession(checkpoint, *session_));
+    std::vector<std::string> changed = Differences(before, config_);
+    std::erase_if(changed, MayChange);
+    if (data_samples != data_set_->size())
+      changed.push_back(absl::StrFormat("samples of the data: %d -> %d", data_samples, data_set_->size()));
+    if (!changed.empty())
+      Warn(absl::StrFormat("the run is not what it was at step %d: %s", progress().steps, absl::StrJoin(changed, ", ")));
+    return absl::OkStatus();
+  }));
+  checkpoint_step_ = progress().steps;
+  last_checkpoint_ = path;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::GoOn(int64_t samples_drawn, int64_t low_diversity_steps, const std::function<absl::Status()>& read) {
   // A folder that another process writes to is refused before anything changes; a new one is made once all fits.
   std::unique_ptr<CheckpointFolder> folder;
   const auto OpenIt = [&]() -> absl::Status {
     GANTRY_ASSIGN_OR_RETURN(folder, Output(CheckpointFolder::Open(config_.output.directory)));
     return absl::OkStatus();
   };
+  std::error_code ignored;
   if (writes() && std::filesystem::is_directory(config_.output.directory, ignored)) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(stream_->Seek(static_cast<uint64_t>(samples_drawn)));
-  if (const absl::Status read = ReadSession(checkpoint, *session_); !read.ok()) {
+  if (const absl::Status status = read(); !status.ok()) {
     GANTRY_RETURN_IF_ERROR(stream_->Seek(0));
-    return read;
+    return status;
   }
-  std::vector<std::string> changed = Differences(before, config_);
-  std::erase_if(changed, MayChange);
-  if (data_samples != data_set_->size())
-    changed.push_back(absl::StrFormat("samples of the data: %d -> %d", data_samples, data_set_->size()));
-  if (!changed.empty())
-    Warn(absl::StrFormat("the run is not what it was at step %d: %s", progress().steps, absl::StrJoin(changed, ", ")));
   low_diversity_steps_ = low_diversity_steps;
   samples_drawn_ = samples_drawn;
-  first_step_ = logged_step_ = checkpoint_step_ = progress().steps;
-  last_checkpoint_ = path;
+  first_step_ = logged_step_ = progress().steps;
+  resumed_ = true;
   if (!writes()) return absl::OkStatus();
   if (folder == nullptr) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), progress().steps));
@@ -194,6 +210,107 @@ absl::Status Trainer::Resume(const std::string& given) {
   if (!aside.empty())
     Warn(absl::StrFormat("checkpoints of later steps were set aside: %s", absl::StrJoin(aside, ", ")));
   return absl::OkStatus();
+}
+
+absl::StatusOr<bool> Trainer::GoOnFromMemory(int64_t filed) {
+  GANTRY_ASSIGN_OR_RETURN(const int64_t step, MemoryCheckpoint::Newest(*session_, *options_.keeping));
+  if (step < 0 || step < filed) return false;
+  const absl::StatusOr<KeptCounts> counts = MemoryCheckpoint::Restore(*session_, *options_.keeping, step);
+  // All ranks, or none: a checkpoint in files then writes over what is there now.
+  GANTRY_ASSIGN_OR_RETURN(const double failed, session_->AgreeOn(counts.ok() ? 0.0 : 1.0));
+  if (!counts.ok()) Warn(absl::StrFormat("%s; a checkpoint in files is used instead", Message(counts.status())));
+  if (failed > 0) return false;
+  GANTRY_RETURN_IF_ERROR(GoOn(counts->samples_drawn, counts->low_diversity_steps, [&]() -> absl::Status {
+    session_->SetProgress({.steps = counts->steps, .images_seen = counts->images_seen});
+    return absl::OkStatus();
+  }));
+  from_memory_ = true;
+  checkpoint_step_ = filed;
+  if (filed >= 0) last_checkpoint_ = absl::StrCat(config_.output.directory, "/", CheckpointFileName(filed));
+  return true;
+}
+
+absl::StatusOr<std::string> Trainer::Restart(const std::string& checkpoint) {
+  Keeping* const keeping = options_.keeping;
+  if (keeping == nullptr || !keeping->resumes()) {
+    if (!checkpoint.empty()) GANTRY_RETURN_IF_ERROR(Resume(checkpoint));
+    first_step_of_job_ = progress().steps;
+    KeepProgress();
+    return std::string();
+  }
+  const KeptProgress before = keeping->progress();
+  std::string how = absl::StrFormat("restart %d: ", keeping->restart());
+  // Of the rank that writes: others do not wait for it.
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<double> filed, session_->GatherNumbers(static_cast<double>(before.checkpoint_step)));
+  GANTRY_ASSIGN_OR_RETURN(const bool from_memory, GoOnFromMemory(static_cast<int64_t>(filed[0])));
+  if (from_memory) {
+    absl::StrAppend(&how, "goes on from what the ranks kept in memory");
+  } else if (const absl::Status resumed = Resume("latest"); resumed.ok()) {
+    absl::StrAppend(&how, "goes on from ", last_checkpoint_);
+  } else if (absl::IsNotFound(resumed)) {
+    // It ended before its first checkpoint. What is in the folder is this job's all the same.
+    absl::StrAppend(&how, "begins anew: ", ToAbsl(Message(resumed)));
+    if (!checkpoint.empty()) GANTRY_RETURN_IF_ERROR(Resume(checkpoint));
+  } else {
+    return resumed;
+  }
+  first_step_of_job_ = before.first_step;
+  // What the rank that came furthest did is done again by all.
+  GANTRY_ASSIGN_OR_RETURN(const double furthest, session_->AgreeOn(static_cast<double>(before.step)));
+  absl::StrAppendFormat(&how, "; step %d is the next, %d steps are done again", progress().steps + 1,
+                        std::max<int64_t>(0, static_cast<int64_t>(furthest) - progress().steps));
+  keeping->ForgetAfter(progress().steps);
+  KeepProgress();
+  return how;
+}
+
+// For the launcher, and for the ranks of the next start.
+void Trainer::KeepProgress() {
+  if (options_.keeping == nullptr) return;
+  options_.keeping->SetProgress({.begun = folder_ != nullptr || !writes(),
+                                 .first_step = first_step_of_job_,
+                                 .step = progress().steps,
+                                 .checkpoint_step = checkpoint_step_,
+                                 .resumed_step = resumed_ ? first_step_ : -1,
+                                 .from_memory = from_memory_});
+}
+
+// Every so many steps all ranks learn how long each of them computed. The first step is left out: it warms up.
+absl::Status Trainer::WatchRanks(double seconds) {
+  constexpr int64_t kSteps = 10;
+  const int ranks = session_->rank_count();
+  if (ranks == 1) return absl::OkStatus();
+  if (stragglers_ == nullptr) {
+    stragglers_ = std::make_unique<StragglerWatch>(ranks);
+    rank_seconds_.resize(2 * static_cast<size_t>(ranks));
+    rank_times_.resize(static_cast<size_t>(ranks));
+    watched_exchange_seconds_ = session_->exchange_seconds();
+    return absl::OkStatus();
+  }
+  watched_seconds_ += seconds;
+  if (++watched_steps_ < kSteps) return absl::OkStatus();
+  const double exchanges = session_->exchange_seconds() - watched_exchange_seconds_;
+  const double mine[] = {std::max(0.0, watched_seconds_ - exchanges), exchanges};
+  GANTRY_RETURN_IF_ERROR(session_->GatherNumbers(mine, rank_seconds_));
+  for (size_t rank = 0; rank < rank_times_.size(); ++rank) rank_times_[rank] = {rank_seconds_[2 * rank], rank_seconds_[2 * rank + 1]};
+  const std::optional<std::string> line = stragglers_->Add(watched_steps_, rank_times_);
+  if (line.has_value() && writes()) Warn(*line);
+  watched_exchange_seconds_ += exchanges;
+  watched_seconds_ = 0.0;
+  watched_steps_ = 0;
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::KeepStates() {
+  const int64_t every = config_.output.checkpoint_memory;
+  if (options_.keeping == nullptr || every == 0 || progress().steps % every != 0) return absl::OkStatus();
+  if (memory_ == nullptr) {
+    GANTRY_ASSIGN_OR_RETURN(memory_, MemoryCheckpoint::Create(*session_, *options_.keeping));
+  }
+  return memory_->Keep({.steps = progress().steps,
+                        .images_seen = progress().images_seen,
+                        .samples_drawn = samples_drawn_,
+                        .low_diversity_steps = low_diversity_steps_});
 }
 
 absl::Status Trainer::SetLearningRates() {
@@ -301,7 +418,10 @@ absl::StatusOr<StepReport> Trainer::Step() {
   ReadExposed();
   ReadScalars();
   WatchDiversity();
+  GANTRY_RETURN_IF_ERROR(KeepStates());
+  KeepProgress();
   const double seconds = Now() - begin;
+  GANTRY_RETURN_IF_ERROR(WatchRanks(seconds));
   step_seconds_ += seconds;
   wait_seconds_ += wait;
   StepReport report{.step = progress().steps,
@@ -377,18 +497,7 @@ absl::Status Trainer::WriteLogLine() {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> Trainer::Save() {
-  GANTRY_RETURN_IF_ERROR(CheckUsable());
-  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
-  if (checkpoint_step_ == progress().steps && !last_checkpoint_.empty()) return last_checkpoint_;
-  // The lines up to a checkpoint must not be younger on the disk than it is.
-  // Reading states that are held in parts takes all ranks; one writes.
-  GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(*session_));
-  if (!writes()) {
-    checkpoint_step_ = progress().steps;
-    return last_checkpoint_ = "the file of rank 0";
-  }
-  GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
+SafetensorsMetadata Trainer::CheckpointMetadata() const {
   SafetensorsMetadata metadata = SessionMetadata(*session_);
   metadata["samples_drawn"] = absl::StrCat(samples_drawn_);
   metadata["data"] = data_set_->Describe();
@@ -396,9 +505,43 @@ absl::StatusOr<std::string> Trainer::Save() {
   metadata["low_diversity_steps"] = absl::StrCat(low_diversity_steps_);
   metadata["config"] = ToToml(config_);
   for (const NamedScalar& rate : rates_) metadata[rate.name] = absl::StrFormat("%.17g", rate.value);
-  GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory.tensors, metadata,
-                                                                 config_.output.keep_checkpoints)));
+  return metadata;
+}
+
+// All ranks write at the same time, each its parts.
+absl::StatusOr<std::string> Trainer::SaveParts(const SafetensorsMetadata& metadata) {
+  // The lines up to a checkpoint must not be younger on the disk than it is.
+  const absl::Status synced = writes() ? Output(metrics_->Sync()) : absl::OkStatus();
+  GANTRY_ASSIGN_OR_RETURN(const double failed, session_->AgreeOn(synced.ok() ? 0.0 : 1.0));
+  GANTRY_RETURN_IF_ERROR(synced);
+  if (failed > 0) return absl::UnavailableError("rank 0 could not write its files, and says why");
+  const std::string path = absl::StrCat(config_.output.directory, "/", CheckpointFileName(progress().steps));
+  const absl::Status written = WriteSessionParts(*session_, path, metadata);
+  if (!written.ok()) {
+    const std::string last = last_checkpoint_.empty() ? "there is no earlier checkpoint" : absl::StrCat("the last good checkpoint is ", last_checkpoint_);
+    const absl::Status explained(written.code(), absl::StrCat(written.message(), "; ", last));
+    return absl::IsUnavailable(written) ? explained : Output(explained);
+  }
+  if (writes()) GANTRY_RETURN_IF_ERROR(Output(folder_->Prune(progress().steps, config_.output.keep_checkpoints)));
+  return path;
+}
+
+absl::StatusOr<std::string> Trainer::Save() {
+  GANTRY_RETURN_IF_ERROR(CheckUsable());
+  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
+  if (checkpoint_step_ == progress().steps && !last_checkpoint_.empty()) return last_checkpoint_;
+  if (writes_parts()) {
+    GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, SaveParts(CheckpointMetadata()));
+  } else if (!writes()) {
+    last_checkpoint_ = "the file of rank 0";
+  } else {
+    GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
+    GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(*session_));
+    GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory.tensors, CheckpointMetadata(),
+                                                                   config_.output.keep_checkpoints)));
+  }
   checkpoint_step_ = progress().steps;
+  KeepProgress();
   return last_checkpoint_;
 }
 

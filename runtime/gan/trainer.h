@@ -9,12 +9,15 @@
 #include <string_view>
 #include <vector>
 
+#include "comm/keeping.h"
 #include "memory/device.h"
 #include "runtime/checkpoint/checkpoint_folder.h"
 #include "runtime/data/batch_stream.h"
 #include "runtime/gan/gan_session.h"
 #include "runtime/gan/metrics_log.h"
 #include "runtime/gan/run_config.h"
+#include "runtime/gan/session_parts.h"
+#include "runtime/gan/straggler_watch.h"
 
 namespace gantry {
 
@@ -33,6 +36,8 @@ struct TrainerOptions {
   std::function<void(std::string_view)> warn;
   // Null: one rank. Outlives the trainer. Every rank makes the same calls; rank 0 writes the files.
   JobRanks* ranks = nullptr;
+  // Where the job may be started again. Outlives the trainer.
+  Keeping* keeping = nullptr;
 };
 
 // What one step did. Valid until the next call on the trainer.
@@ -71,6 +76,12 @@ class Trainer {
   // that were passed over, and of keys that have changed since, for such a run differs. kNotFound where there is none;
   // kInvalidArgument where it does not fit the run; kDataLoss where it is damaged. The trainer is then as it was.
   absl::Status Resume(const std::string& checkpoint);
+
+  // In a job that was started again and had begun before: goes on from the newest state that is whole, in memory or in a checkpoint, or from
+  // the beginning where there is none; the text says from where. Otherwise Resume, or nothing where `checkpoint` is empty; the text is then empty.
+  absl::StatusOr<std::string> Restart(const std::string& checkpoint);
+  // Steps that were done before this job: before its first start, where it was started again.
+  int64_t first_step_of_job() const { return first_step_of_job_; }
 
   // train.steps, train.images or train.minutes (of this process) are done.
   bool finished() const;
@@ -121,6 +132,16 @@ class Trainer {
   void ReadScalars();
   void ReadExposed();
   double ScalarOr0(std::string_view name) const;
+  void KeepProgress();
+  absl::Status KeepStates();
+  absl::Status WatchRanks(double seconds);
+  // What comes with states: the place in the data, counts, the run's files. `read` reads the states.
+  absl::Status GoOn(int64_t samples_drawn, int64_t low_diversity_steps, const std::function<absl::Status()>& read);
+  // True: the states are those that were kept in memory. False: there are none, or none as new as the checkpoint of step `filed`.
+  absl::StatusOr<bool> GoOnFromMemory(int64_t filed);
+  bool writes_parts() const { return session_->rank_count() > 1 && session_->options().parallel.shard; }
+  absl::StatusOr<std::string> SaveParts(const SafetensorsMetadata& metadata);
+  SafetensorsMetadata CheckpointMetadata() const;
   void WatchDiversity();
   void UpdateRate(double begin);
   absl::Status WriteLogLine();
@@ -146,6 +167,14 @@ class Trainer {
   bool failed_ = false;                             // a loss was not finite
   int64_t samples_drawn_ = 0;                       // by the steps that are done
   int64_t first_step_ = 0;                          // steps that an earlier process did
+  int64_t first_step_of_job_ = 0;                   // and those before the first start of this job
+  bool resumed_ = false, from_memory_ = false;
+  std::unique_ptr<MemoryCheckpoint> memory_;        // from the first copy on
+  std::unique_ptr<StragglerWatch> stragglers_;      // with several ranks
+  double watched_seconds_ = 0.0, watched_exchange_seconds_ = 0.0;
+  int64_t watched_steps_ = 0;
+  std::vector<double> rank_seconds_;                // two a rank
+  std::vector<StragglerWatch::Times> rank_times_;
   double step_seconds_ = 0.0, wait_seconds_ = 0.0;  // since the last log line
   int64_t logged_step_ = 0;
   double run_seconds_ = 0.0;  // of all steps and their files

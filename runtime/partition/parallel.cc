@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <set>
 
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/defer_tail.h"
@@ -184,6 +185,66 @@ std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int r
   return groups;
 }
 
+namespace {
+
+// `program` along the batch, then along space, as the rank at `place` runs it.
+absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place) {
+  RankProgram result;
+  result.program = program;
+  const int ranks = mesh.batch * mesh.space;
+  const auto Apply = [&](PartitionAxis axis, int index, bool last) -> absl::Status {
+    if (axis.ranks.size() == 1) return absl::OkStatus();
+    if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
+    GANTRY_ASSIGN_OR_RETURN(RankProgram next, Partition(result.program, axis, index, result.input_parts));
+    next.gathered.insert(next.gathered.end(), result.gathered.begin(), result.gathered.end());
+    // Sums of this axis are early when the next one takes them up.
+    GANTRY_ASSIGN_OR_RETURN(next.program, OrderExchanges(next.program, next.places, last ? parallel.exchanges : ExchangeOrder{.bucket_bytes = 0}));
+    result = std::move(next);
+    return absl::OkStatus();
+  };
+  const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
+  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.space == 1));
+  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = SpaceAxis(place, mesh)}, place.column, true));
+  return result;
+}
+
+// How many samples the ranks of a row get of each input that the batch splits.
+std::vector<int64_t> SamplesOf(const Program& program, const MeshSize& mesh, int row) {
+  std::vector<int64_t> samples;
+  for (const ValueId input : program.inputs()) {
+    const Shape& shape = program.TypeOf(input).shape;
+    if (shape.rank() == 0) continue;
+    const std::vector<int64_t> cuts = CutsOf(shape[0], mesh.batch, {});
+    if (!cuts.empty()) samples.push_back(cuts[row + 1] - cuts[row]);
+  }
+  return samples;
+}
+
+// Space is split by what a row's values look like. Rows with other numbers of samples may come to another answer where a model mixes
+// samples and places in one dimension; what they exchange would then not fit together.
+absl::Status CheckRows(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place, const RankProgram& mine) {
+  if (mesh.batch == 1 || mesh.space == 1) return absl::OkStatus();
+  std::set<std::vector<int64_t>> seen = {SamplesOf(program, mesh, place.row)};
+  for (int other = 0; other < mesh.batch; ++other) {
+    if (!seen.insert(SamplesOf(program, mesh, other)).second) continue;
+    Place there = place;
+    there.row = other;
+    GANTRY_ASSIGN_OR_RETURN(const RankProgram theirs, PartitionMesh(program, parallel, mesh, there));
+    if (theirs.crossings == mine.crossings) continue;
+    const size_t at = std::mismatch(mine.crossings.begin(), mine.crossings.end(), theirs.crossings.begin(), theirs.crossings.end()).first -
+                      mine.crossings.begin();
+    const auto TextAt = [&](const RankProgram& of) { return at < of.crossings.size() ? of.crossings[at] : std::string("none"); };
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "parallel.split batch+space: rows %d and %d of the %d x %d mesh have different numbers of samples, and this model's shapes make them split "
+        "space in different ways (exchange %d of the batch: %s and %s); choose a train.batch that %d divides, or parallel.split batch or space",
+        std::min(place.row, other), std::max(place.row, other), mesh.batch, mesh.space, at, TextAt(place.row < other ? mine : theirs),
+        TextAt(place.row < other ? theirs : mine), mesh.batch));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
 absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& given, int rank, int ranks) {
   Parallel parallel = given;
   if (!parallel.any()) parallel.batch = true;
@@ -205,19 +266,9 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
   GANTRY_ASSIGN_OR_RETURN(result.program, HoldNorms(result.program));
   const MeshSize mesh = MeshOf(parallel, ranks);
   const Place place = PlaceOf(parallel, mesh, rank);
-  const auto Apply = [&](PartitionAxis axis, int index, bool last) -> absl::Status {
-    if (axis.ranks.size() == 1) return absl::OkStatus();
-    if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
-    GANTRY_ASSIGN_OR_RETURN(RankProgram next, Partition(result.program, axis, index, result.input_parts));
-    next.gathered.insert(next.gathered.end(), result.gathered.begin(), result.gathered.end());
-    // Sums of this axis are early when the next one takes them up.
-    GANTRY_ASSIGN_OR_RETURN(next.program, OrderExchanges(next.program, next.places, last ? parallel.exchanges : ExchangeOrder{.bucket_bytes = 0}));
-    result = std::move(next);
-    return absl::OkStatus();
-  };
-  const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
-  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.space == 1));
-  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = SpaceAxis(place, mesh)}, place.column, true));
+  whole = std::move(result.program);
+  GANTRY_ASSIGN_OR_RETURN(result, PartitionMesh(whole, parallel, mesh, place));
+  GANTRY_RETURN_IF_ERROR(CheckRows(whole, parallel, mesh, place, result));
   if (parallel.across_steps) {
     GANTRY_ASSIGN_OR_RETURN(result.program, DeferTail(result.program));
   }

@@ -39,6 +39,7 @@ std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks);
 std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int ranks);
 
 // `program`, simplified, as `rank` of `ranks` runs it. Where `parallel` says nothing, the batch is shared out.
+// kInvalidArgument where rows of the mesh with different numbers of samples would not fit together; the same on every rank.
 absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel& parallel, int rank, int ranks);
 
 }  // namespace gantry

@@ -43,7 +43,13 @@ struct RankProgram {
   std::vector<std::string> gathered;
   // When exchanges could begin: what OrderExchanges takes.
   ExchangePlaces places;
+  // Of the exchanges of the axis before, in order: how what they move is split along this axis. The ranks of such an exchange must agree.
+  std::vector<std::string> crossings;
 };
+
+// Where the parts of `extent` places begin and end, one more number than ranks; no rank's part is empty. Empty where there are fewer places
+// than ranks. `shares`: of the work, one a rank; empty: equal.
+std::vector<int64_t> CutsOf(int64_t extent, int ranks, const std::vector<double>& shares);
 
 // The program of the rank at `index` of the axis. Every rank calls it with the same program and axis; kInvalidArgument where that makes
 // no sense. A program that was partitioned along one axis may be partitioned along another one: `before` is then what that gave.

@@ -11,17 +11,17 @@ namespace gantry {
 Partitioner::Partitioner(const Program& source, const PartitionAxis& axis, int index, const std::vector<InputPart>& before)
     : source_(source), axis_(axis), index_(index), before_(before) {}
 
-std::vector<int64_t> Partitioner::Cuts(int64_t extent) const {
-  if (extent < ranks()) return {};
+std::vector<int64_t> CutsOf(int64_t extent, int ranks, const std::vector<double>& shares) {
+  if (extent < ranks) return {};
   double sum = 0.0;
-  for (int i = 0; i < ranks(); ++i) sum += axis_.shares.empty() ? 1.0 : axis_.shares[i];
+  for (int i = 0; i < ranks; ++i) sum += shares.empty() ? 1.0 : shares[i];
   std::vector<int64_t> cuts = {0};
   double before = 0.0;
-  for (int i = 0; i < ranks(); ++i) {
-    before += axis_.shares.empty() ? 1.0 : axis_.shares[i];
+  for (int i = 0; i < ranks; ++i) {
+    before += shares.empty() ? 1.0 : shares[i];
     // Every rank gets something, and leaves something for those behind it.
     const auto wanted = static_cast<int64_t>(std::llround(static_cast<double>(extent) * before / sum));
-    cuts.push_back(std::clamp(wanted, cuts.back() + 1, extent - (ranks() - 1 - i)));
+    cuts.push_back(std::clamp(wanted, cuts.back() + 1, extent - (ranks - 1 - i)));
   }
   return cuts;
 }
@@ -341,6 +341,7 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
   result.program = std::move(target_);
   result.input_parts = std::move(input_parts_);
   result.gathered.assign(gathered_.begin(), gathered_.end());
+  result.crossings = std::move(crossings_);
   return result;
 }
 

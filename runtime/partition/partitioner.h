@@ -62,7 +62,7 @@ class Partitioner final : public Builder {
   using Locals = std::vector<Local>;
 
   int ranks() const { return static_cast<int>(axis_.ranks.size()); }
-  std::vector<int64_t> Cuts(int64_t extent) const;  // empty where there are fewer places than ranks
+  std::vector<int64_t> Cuts(int64_t extent) const { return CutsOf(extent, ranks(), axis_.shares); }
   bool Splittable(int64_t extent) const { return !Cuts(extent).empty(); }
   Ranges RangesOf(const std::vector<int64_t>& cuts) const;
   Shape LocalShape(const Shape& whole, const Placement& placement) const;
@@ -122,6 +122,7 @@ class Partitioner final : public Builder {
   std::vector<Recipe> recipes_;
   std::set<std::string> gathered_;
   std::vector<InputPart> input_parts_;
+  std::vector<std::string> crossings_;
   int64_t sequence_ = 0;  // of exchanges
   int at_ = -1;           // op of the source that is being carried out
   bool is_update_ = false;  // it changes states, or takes the norm of what does: sums that it wants are gradients

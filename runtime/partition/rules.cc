@@ -1,6 +1,7 @@
 // One rule a kind of op: from where the inputs are, where the outputs are and what this rank computes of them.
 #include <algorithm>
 
+#include "absl/strings/str_join.h"
 #include "ops/functional.h"
 #include "ops/infer.h"
 #include "ops/window.h"
@@ -396,6 +397,8 @@ Partitioner::Locals Partitioner::Communication(std::string_view op, ValueId x, c
   const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "exchange" ? attributes.Int("axis") : 0);
   const bool whole = moves_along || placement.flat();
   if (whole) placement = Placement::Whole();
+  crossings_.push_back(absl::StrCat(ToAbsl(op), placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
+  if (placement.split()) absl::StrAppend(&crossings_.back(), placement.dim, " at ", absl::StrJoin(placement.cuts, ","));
   const ValueId local = whole ? AsWhole(x) : values_[x].local;
   return {{placement, EmitGroupOp(op, local, attributes, attributes.String("purpose"), values_[x].made_at)}};
 }

@@ -14,18 +14,11 @@ absl::StatusOr<LockstepRunner> LockstepRunner::Create(std::vector<const Program*
   LockstepRunner runner;
   for (const Program* program : programs) {
     GANTRY_RETURN_IF_ERROR(program->status());
-    if (program->ops().size() != programs[0]->ops().size()) {
-      return absl::InvalidArgumentError(absl::StrFormat("a rank has %d ops, the first one %d", program->ops().size(), programs[0]->ops().size()));
-    }
     Rank rank{program};
     for (const Value& value : program->values()) rank.memory.emplace_back(Units(value.type.size_bytes()));
     size_t scratch_bytes = 0;
     for (size_t id = 0; id < program->ops().size(); ++id) {
       const Op& op = program->ops()[id];
-      if (op.definition->name != programs[0]->ops()[id].definition->name) {
-        return absl::InvalidArgumentError(absl::StrFormat("%s is %s on the first rank", program->Describe(static_cast<OpId>(id)),
-                                                          programs[0]->Describe(static_cast<OpId>(id))));
-      }
       rank.kernels.emplace_back();
       if (op.definition->is_view || op.definition->communicates) continue;
       std::vector<TensorType> inputs, outputs;
@@ -60,22 +53,30 @@ std::vector<double> LockstepRunner::Get(int rank, ValueId value) const {
   return {data, data + ranks_[rank].program->TypeOf(value).element_count()};
 }
 
-// By the definition in ops/exchange.cc: the whole tensor is put together, then everyone takes a part.
-absl::Status LockstepRunner::Exchange(size_t id) {
-  const Op& first = ranks_[0].program->ops()[id];
-  const std::vector<int64_t> group = first.attributes.Ints("ranks");
+// By the definition in ops/exchange.cc: the whole tensor is put together, then everyone takes a part. Groups whose ranks are all there; how
+// many ranks went on.
+absl::StatusOr<int> LockstepRunner::Exchange() {
   std::vector<bool> done(ranks_.size(), false);
+  int count = 0;
   for (size_t start = 0; start < ranks_.size(); ++start) {
-    if (done[start]) continue;
+    if (done[start] || Ended(start)) continue;
+    const Op& first = NextOp(start);
     // Ranks of this program that are one group.
-    std::vector<size_t> members(ranks_[start].program->ops()[id].attributes.Ints("ranks").size());
-    const std::vector<int64_t> wanted = ranks_[start].program->ops()[id].attributes.Ints("ranks");
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      members[i] = static_cast<size_t>(wanted[i]);
-      if (members[i] >= ranks_.size() || done[members[i]]) return absl::InternalError("groups overlap, or name ranks that are not there");
-      const Attributes& theirs = ranks_[members[i]].program->ops()[id].attributes;
-      if (theirs.Ints("ranks") != wanted || theirs.Int("index") != static_cast<int64_t>(i)) {
-        return absl::InternalError(absl::StrFormat("rank %d disagrees about its group in %s", members[i], first.definition->name));
+    const std::vector<int64_t> wanted = first.attributes.Ints("ranks");
+    std::vector<size_t> members(wanted.begin(), wanted.end());
+    bool here = true;
+    for (size_t i = 0; i < members.size(); ++i) {
+      if (members[i] >= ranks_.size()) return absl::InternalError("a group names ranks that are not there");
+      here = here && !done[members[i]] && !Ended(members[i]) && NextOp(members[i]).attributes.Ints("ranks") == wanted;
+    }
+    if (!here) continue;
+    for (size_t i = 0; i < members.size(); ++i) {
+      const Op& op = NextOp(members[i]);
+      const Attributes& theirs = op.attributes;
+      if (op.definition != first.definition || theirs.Int("index") != static_cast<int64_t>(i) || theirs.Int("sequence") != first.attributes.Int("sequence")) {
+        return absl::InternalError(absl::StrFormat("rank %d comes to %s %d, but rank %d to %s %d, or they disagree about their places", members[i],
+                                                   op.definition->name, theirs.Int("sequence"), start, first.definition->name,
+                                                   first.attributes.Int("sequence")));
       }
       done[members[i]] = true;
     }
@@ -96,12 +97,12 @@ absl::Status LockstepRunner::Exchange(size_t id) {
     std::vector<std::vector<double>> inputs;
     std::vector<Shape> shapes;
     for (const size_t member : members) {
-      const Op& op = ranks_[member].program->ops()[id];
+      const Op& op = NextOp(member);
       inputs.push_back(Get(static_cast<int>(member), op.inputs[0]));
       shapes.push_back(ranks_[member].program->TypeOf(op.inputs[0]).shape);
     }
     for (size_t i = 0; i < members.size(); ++i) {
-      const Op& op = ranks_[members[i]].program->ops()[id];
+      const Op& op = NextOp(members[i]);
       const Shape& result = ranks_[members[i]].program->TypeOf(op.outputs[0]).shape;
       std::vector<double> out(result.element_count());
       if (name == "reduce_scatter") {
@@ -128,38 +129,51 @@ absl::Status LockstepRunner::Exchange(size_t id) {
       }
       Set(static_cast<int>(members[i]), op.outputs[0], out);
     }
+    count += static_cast<int>(members.size());
+  }
+  for (size_t number = 0; number < ranks_.size(); ++number) ranks_[number].next += done[number] ? 1 : 0;
+  return count;
+}
+
+// Up to the next exchange that this rank takes part in, or the end.
+absl::Status LockstepRunner::RunAlone(size_t number) {
+  Rank& rank = ranks_[number];
+  for (; rank.next < rank.program->ops().size(); ++rank.next) {
+    const Op& op = NextOp(number);
+    if (op.condition != kNoValue && Get(static_cast<int>(number), op.condition)[0] == 0.0) continue;
+    if (op.definition->communicates) return absl::OkStatus();
+    std::vector<const void*> inputs;
+    std::vector<void*> outputs;
+    for (ValueId input : op.inputs) inputs.push_back(rank.memory[input].data());
+    for (ValueId output : op.outputs) outputs.push_back(rank.memory[output].data());
+    Kernel* const kernel = rank.kernels[rank.next].get();
+    if (kernel == nullptr) {
+      std::memcpy(outputs[0], inputs[0], rank.program->TypeOf(op.outputs[0]).size_bytes());
+      continue;
+    }
+    void* scratch = rank.scratch.data();
+    size_t space = rank.scratch.size() * sizeof(std::max_align_t);
+    scratch = std::align(64, 1, scratch, space);
+    // An update's kernel may rely on writing in place: its outputs begin as its inputs are.
+    for (int u = 0; u < UpdateCount(op); ++u) std::memcpy(outputs[u], inputs[u], rank.program->TypeOf(op.outputs[u]).size_bytes());
+    GANTRY_RETURN_IF_ERROR(Annotate(kernel->Run({.inputs = inputs, .outputs = outputs, .scratch = scratch}),
+                                    rank.program->Describe(static_cast<OpId>(rank.next))));
   }
   return absl::OkStatus();
 }
 
 absl::Status LockstepRunner::Run() {
-  for (size_t id = 0; id < ranks_[0].program->ops().size(); ++id) {
-    const Op& first = ranks_[0].program->ops()[id];
-    if (first.condition != kNoValue && Get(0, first.condition)[0] == 0.0) continue;
-    if (first.definition->communicates) {
-      GANTRY_RETURN_IF_ERROR(Exchange(id));
-      continue;
+  for (Rank& rank : ranks_) rank.next = 0;
+  for (;;) {
+    bool ended = true;
+    for (size_t number = 0; number < ranks_.size(); ++number) {
+      GANTRY_RETURN_IF_ERROR(RunAlone(number));
+      ended = ended && Ended(number);
     }
-    for (Rank& rank : ranks_) {
-      const Op& op = rank.program->ops()[id];
-      std::vector<const void*> inputs;
-      std::vector<void*> outputs;
-      for (ValueId input : op.inputs) inputs.push_back(rank.memory[input].data());
-      for (ValueId output : op.outputs) outputs.push_back(rank.memory[output].data());
-      if (rank.kernels[id] == nullptr) {
-        std::memcpy(outputs[0], inputs[0], rank.program->TypeOf(op.outputs[0]).size_bytes());
-        continue;
-      }
-      void* scratch = rank.scratch.data();
-      size_t space = rank.scratch.size() * sizeof(std::max_align_t);
-      scratch = std::align(64, 1, scratch, space);
-      // An update's kernel may rely on writing in place: its outputs begin as its inputs are.
-      for (int u = 0; u < UpdateCount(op); ++u) std::memcpy(outputs[u], inputs[u], rank.program->TypeOf(op.outputs[u]).size_bytes());
-      GANTRY_RETURN_IF_ERROR(Annotate(rank.kernels[id]->Run({.inputs = inputs, .outputs = outputs, .scratch = scratch}),
-                                      rank.program->Describe(static_cast<OpId>(id))));
-    }
+    if (ended) return absl::OkStatus();
+    GANTRY_ASSIGN_OR_RETURN(const int count, Exchange());
+    if (count == 0) return absl::InternalError("no rank can go on: each waits for one that is at another exchange, or at its end");
   }
-  return absl::OkStatus();
 }
 
 }  // namespace gantry::test

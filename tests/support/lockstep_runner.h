@@ -1,4 +1,4 @@
-// Runs the programs of all ranks of a job in one process, op by op side by side, with plain loops for what they exchange: what
+// Runs the programs of all ranks of a job in one process, from exchange to exchange side by side, with plain loops for what they exchange: what
 // partitioned programs mean, without any communication.
 #pragma once
 
@@ -12,7 +12,7 @@
 
 namespace gantry::test {
 
-// f64 only. The programs must have as many ops each, in the same order, and outlive the runner.
+// f64 only. The ranks of a group must come to the same exchanges in the same order. Programs outlive the runner.
 class LockstepRunner {
  public:
   static absl::StatusOr<LockstepRunner> Create(std::vector<const Program*> programs);
@@ -29,9 +29,13 @@ class LockstepRunner {
     std::vector<std::vector<std::max_align_t>> memory;  // per value
     std::vector<std::unique_ptr<Kernel>> kernels;       // per op; null for views and exchanges
     std::vector<std::max_align_t> scratch;
+    size_t next = 0;                                    // op
   };
 
-  absl::Status Exchange(size_t op);
+  const Op& NextOp(size_t rank) const { return ranks_[rank].program->ops()[ranks_[rank].next]; }
+  bool Ended(size_t rank) const { return ranks_[rank].next == ranks_[rank].program->ops().size(); }
+  absl::Status RunAlone(size_t rank);
+  absl::StatusOr<int> Exchange();
 
   std::vector<Rank> ranks_;
 };

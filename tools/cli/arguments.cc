@@ -175,6 +175,11 @@ void AddTrain(CLI::App& app, Chosen& chosen) {
   command->add_option("run", train.run_file, "Run file (TOML)")->required();
   command->add_option("--set", train.settings, "Override a key: train.batch=32; may be repeated")->type_name("KEY=VALUE")->allow_extra_args(false);
   AddRanks(command, train.ranks);
+  command->add_option("--restarts", train.ranks.restarts, "Start the ranks again from the last checkpoint, so often at most, when one is lost")
+      ->check(CLI::Range(0, 1000000));
+  command->add_flag("--checkpoint-memory{1}", train.checkpoint_memory,
+                    "With --restarts: keep the states in memory, too, after every step, or every so many: --checkpoint-memory=5")
+      ->check(CLI::Range(int64_t{0}, int64_t{1} << 40));
   AddMemory(command, train.memory);
   command->add_option("--resume", train.resume, "Go on from a checkpoint: latest, or a file")->check(NotEmpty());
   command->add_option("--steps", train.steps, "Stop after so many steps of this call, with a checkpoint")->check(AtLeast(1));
@@ -203,6 +208,7 @@ void AddLaunch(CLI::App& app, Chosen& chosen, const std::vector<std::string>& af
   command->add_option("--timeout", options.timeout_seconds, "Seconds after which the job is ended; default none")->check(CLI::Range(0.0, 1e9));
   command->add_option("--hang", options.hang_seconds, "Say who is waited for when an operation takes so many seconds; default 60, 0 for never")
       ->check(CLI::Range(0.0, 1e6));
+  command->add_option("--restarts", options.restarts, "Start the job again when a rank is lost, so often at most; default 0")->check(CLI::Range(0, 1000000));
   command->add_option("--recorder", options.recorder_file, "File for the flight recorders of a job that failed")->type_name("FILE");
   command->callback([&, command] {
     options.program = command->remaining();

@@ -20,6 +20,7 @@ struct MemoryFlags {
 // Several ranks, as --ranks and --parallel say.
 struct RankFlags {
   int ranks = 1;
+  int restarts = 0;
   std::string parallel;
   std::string overlap;  // "on", "across", "off" or empty: as the run file says, or on
   std::string link;     // of exchanges
@@ -52,6 +53,7 @@ struct LaunchCommand {
   bool bind = true, prefix = true;
   double grace_seconds = 5, timeout_seconds = 0, hang_seconds = 60;
   std::string recorder_file;
+  int restarts = 0;  // how often a job that lost a rank is started again
 };
 int RunLaunch(const LaunchCommand& command);
 
@@ -110,6 +112,7 @@ struct TrainOptions {
   std::vector<std::string> settings;
   std::string resume;   // empty, "latest" or a file
   int64_t steps = 0;    // stop after so many; 0: at the run's end
+  int64_t checkpoint_memory = -1;  // steps between copies of the states in memory; -1: as the run file says
 };
 int RunTrain(const TrainOptions& options);
 

@@ -10,6 +10,8 @@
 #include <string>
 #include <utility>
 
+#include "absl/time/clock.h"
+#include "comm/keeping.h"
 #include "comm/launcher.h"
 #include "comm/recorder.h"
 #include "comm/topology.h"
@@ -66,40 +68,84 @@ class HangWatch {
 
 }  // namespace
 
+namespace {
+
+// Says why the job is started again, from where, and what is done again. False: it is not to be.
+bool MayRestart(const LaunchCommand& command, const LaunchResult& result, int restarts, const std::vector<Descriptor>& keeping, bool& resume) {
+  if (result.lost < 0 || result.stop_asked || command.restarts == 0) return false;
+  if (restarts == command.restarts) {
+    std::fprintf(stderr, "gantry run: %s; the job was started again %d times, as --restarts allows, and is not once more\n", result.lost_reason.c_str(),
+                 restarts);
+    return false;
+  }
+  const KeptProgress first = Keeping::ReadProgress(keeping[0].get());
+  resume = first.begun;
+  int64_t done = first.first_step;
+  for (const Descriptor& piece : keeping) done = std::max(done, Keeping::ReadProgress(piece.get()).step);
+  std::string from = "from its beginning";
+  if (resume && first.checkpoint_step < 0) from = Format("from its beginning; step %lld was done, and no checkpoint was written", static_cast<long long>(done));
+  if (resume && first.checkpoint_step >= 0) {
+    from = Format("; step %lld was done, the newest checkpoint is of step %lld", static_cast<long long>(done), static_cast<long long>(first.checkpoint_step));
+  }
+  std::fprintf(stderr, "gantry run: %s; restart %d of %d%s%s\n", result.lost_reason.c_str(), restarts + 1, command.restarts,
+               from.starts_with(";") ? "" : ", ", from.c_str());
+  return true;
+}
+
+}  // namespace
+
 int RunLaunch(const LaunchCommand& command) {
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 16);  // whole lines, as they come
   const Descriptor signals = TakeSignals();
-  LaunchOptions options;
-  options.program = command.program;
-  options.ranks = command.ranks;
-  options.bind = command.bind;
-  options.grace = absl::Seconds(command.grace_seconds);
-  if (command.timeout_seconds > 0) options.timeout = absl::Seconds(command.timeout_seconds);
-  options.reap_orphans = true;
-  options.signals = signals.get();
+  std::vector<Descriptor> keeping;
+  std::vector<std::string> environment;
+  if (command.restarts > 0) {
+    absl::StatusOr<std::vector<Descriptor>> made = Keeping::Make(command.ranks);
+    if (!made.ok()) throw FailureOf(made.status());
+    keeping = *std::move(made);
+    std::string numbers;
+    for (const Descriptor& piece : keeping) numbers += (numbers.empty() ? "" : ",") + std::to_string(piece.get());
+    environment.push_back("GANTRY_KEEPING_FDS=" + numbers);
+  }
+  const absl::Time end = command.timeout_seconds > 0 ? absl::Now() + absl::Seconds(command.timeout_seconds) : absl::InfiniteFuture();
   const int width = static_cast<int>(std::to_string(command.ranks - 1).size());
-  options.on_line = [&](int rank, bool is_error, std::string_view line) {
-    std::FILE* stream = is_error ? stderr : stdout;
-    std::string text = command.prefix ? Format("[%*d] ", width, rank) : std::string();
-    text.append(line).append("\n");
-    std::fwrite(text.data(), 1, text.size(), stream);
-  };
-  absl::StatusOr<std::unique_ptr<Launcher>> launcher = Launcher::Start(std::move(options));
-  if (!launcher.ok()) throw FailureOf(launcher.status());
-  HangWatch hang(command.hang_seconds);
-  const LaunchResult result = (*launcher)->Wait([&] { hang.Look(**launcher); }, absl::Seconds(5));
-  std::fflush(stdout);
-  if (result.reason.empty()) return kExitOk;
-  std::fprintf(stderr, "gantry run: %s\n", result.reason.c_str());
-  if (!result.recorders.empty()) {
-    std::fputs(FormatRecorders(result.recorders).c_str(), stderr);
-    if (!command.recorder_file.empty()) {
-      if (const absl::Status status = WriteRecorders(command.recorder_file, result.recorders); !status.ok()) {
-        std::fprintf(stderr, "gantry run: %s\n", std::string(Message(status)).c_str());
+  for (int restarts = 0;; ++restarts) {
+    LaunchOptions options;
+    options.program = command.program;
+    options.ranks = command.ranks;
+    options.environment = environment;
+    for (const Descriptor& piece : keeping) options.inherited.push_back(piece.get());
+    options.bind = command.bind;
+    options.grace = absl::Seconds(command.grace_seconds);
+    options.timeout = end - absl::Now();
+    options.reap_orphans = true;
+    options.signals = signals.get();
+    options.on_line = [&](int rank, bool is_error, std::string_view line) {
+      std::FILE* stream = is_error ? stderr : stdout;
+      std::string text = command.prefix ? Format("[%*d] ", width, rank) : std::string();
+      text.append(line).append("\n");
+      std::fwrite(text.data(), 1, text.size(), stream);
+    };
+    absl::StatusOr<std::unique_ptr<Launcher>> launcher = Launcher::Start(std::move(options));
+    if (!launcher.ok()) throw FailureOf(launcher.status());
+    HangWatch hang(command.hang_seconds);
+    const LaunchResult result = (*launcher)->Wait([&] { hang.Look(**launcher); }, absl::Seconds(5));
+    std::fflush(stdout);
+    if (result.reason.empty()) return kExitOk;
+    std::fprintf(stderr, "gantry run: %s\n", result.reason.c_str());
+    if (!result.recorders.empty()) {
+      std::fputs(FormatRecorders(result.recorders).c_str(), stderr);
+      if (!command.recorder_file.empty()) {
+        if (const absl::Status status = WriteRecorders(command.recorder_file, result.recorders); !status.ok()) {
+          std::fprintf(stderr, "gantry run: %s\n", std::string(Message(status)).c_str());
+        }
       }
     }
+    bool resume = false;
+    if (!MayRestart(command, result, restarts, keeping, resume)) return result.exit_code;
+    environment = {environment[0], "GANTRY_RESTART=" + std::to_string(restarts + 1)};
+    if (resume) environment.push_back("GANTRY_RESUME=1");
   }
-  return result.exit_code;
 }
 
 int RunTopology(bool json) {

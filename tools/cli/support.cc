@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -88,19 +89,24 @@ Context JoinRanks(int thread_count) {
   return context;
 }
 
-void StartRanks(int ranks) {
-  if (ranks <= 1) return;
+void StartRanks(int ranks, int restarts) {
+  if (ranks <= 1 && restarts == 0) return;
+  if (restarts > 0 && std::getenv("GANTRY_RANK") != nullptr) {
+    throw Failure(kExitUsage, "--restarts: this is a rank of a job already; give it to the gantry run that started it");
+  }
   std::ifstream file("/proc/self/cmdline", std::ios::binary);
   std::vector<std::string> given;
   for (std::string argument; std::getline(file, argument, '\0');) given.push_back(argument);
   std::error_code unknown;
   const std::string program = std::filesystem::read_symlink("/proc/self/exe", unknown).string();
   if (given.empty() || program.empty()) throw Failure(kExitUnavailable, "--ranks needs /proc");
-  std::vector<std::string> arguments = {given[0], "run", "-n", std::to_string(ranks), "--", program};
+  std::vector<std::string> arguments = {given[0], "run", "-n", std::to_string(ranks)};
+  if (restarts > 0) arguments.insert(arguments.end(), {"--restarts", std::to_string(restarts)});
+  arguments.insert(arguments.end(), {"--", program});
   for (size_t i = 1; i < given.size(); ++i) {
-    if (given[i] == "--ranks") {
+    if (given[i] == "--ranks" || given[i] == "--restarts") {
       ++i;
-    } else if (!given[i].starts_with("--ranks=")) {
+    } else if (!given[i].starts_with("--ranks=") && !given[i].starts_with("--restarts=")) {
       arguments.push_back(given[i]);
     }
   }

@@ -44,9 +44,9 @@ using Gan = std::unique_ptr<gantry_gan, Destroy<gantry_gan_destroy>>;
 
 // A context on the CPU whose messages up to `log_level` go to stderr. 0 threads: one for each core.
 Context MakeContext(int thread_count, int32_t log_level = GANTRY_LOG_WARNING);
-// Starts this program anew, `ranks` times, as the ranks of a job (gantry run), with the same arguments less --ranks. Returns only where
-// there is nothing to start: `ranks` is 1.
-void StartRanks(int ranks);
+// Starts this program anew, `ranks` times, as the ranks of a job (gantry run --restarts), with the same arguments less --ranks and
+// --restarts. Returns only where there is nothing to start: one rank, and no restarts.
+void StartRanks(int ranks, int restarts = 0);
 // The context of a rank of the job that the environment describes, or of the only one. Ranks but the first print nothing to stdout and
 // no warnings: all say the same.
 Context JoinRanks(int thread_count);

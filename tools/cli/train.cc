@@ -158,15 +158,18 @@ Planning OpenPlanning(gantry_context* context, const std::string& path, const st
 }
 
 int RunTrain(const TrainOptions& options) {
-  StartRanks(options.ranks.ranks);
+  StartRanks(options.ranks.ranks, options.ranks.restarts);
   const Context context = JoinRanks(0);
   const bool first_rank = gantry_context_rank(context.get()) == 0;
   std::vector<std::string> given = WithMemory(options.settings, options.memory);
   if (!options.ranks.parallel.empty()) given.push_back("parallel.split=" + options.ranks.parallel);
   if (!options.ranks.overlap.empty()) given.push_back("parallel.overlap=" + options.ranks.overlap);
   if (!options.ranks.link.empty()) given.push_back("parallel.link=" + options.ranks.link);
+  if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
   const Run run = OpenRun(context.get(), options.run_file, given);
-  if (!options.resume.empty()) Require(gantry_run_resume(run.get(), options.resume.c_str()));
+  const char* going_on = "";
+  Require(gantry_run_restart(run.get(), options.resume.c_str(), &going_on));
+  if (first_rank && going_on[0] != '\0') std::fprintf(stderr, "gantry: %s\n", going_on);
   gantry_plan_info plan = GANTRY_PLAN_INFO_INIT;
   Require(gantry_run_plan_info(run.get(), &plan));
   const char* text = nullptr;
@@ -194,7 +197,7 @@ int RunTrain(const TrainOptions& options) {
                 BytesText(info.in_bytes).c_str());
   }
   FlushOutput();
-  const int64_t first_step = gantry_run_step_count(run.get());
+  const int64_t first_step = gantry_run_first_step(run.get());
   const int64_t last_step = options.steps > 0 && options.steps < INT64_MAX - first_step ? first_step + options.steps : INT64_MAX;
   CatchSignals();
   Progress progress;

@@ -640,6 +640,11 @@ GANTRY_API void gantry_run_destroy(gantry_run* run);
 /* Goes on from a checkpoint, bit for bit: `checkpoint` is a file, or "latest" for the newest good one of the run's folder.
  * Before the first step only. Errors: GANTRY_NOT_FOUND, GANTRY_BAD_DATA; the run is as before. */
 GANTRY_API gantry_status gantry_run_resume(gantry_run* run, const char* checkpoint);
+/* What a program that `gantry run --restarts` may start again calls in place of gantry_run_resume. In a job that was started again and
+ * had begun before: goes on from the newest state that is whole, in memory or in the run's folder, or from the beginning where there is
+ * none, and `text` says so. Otherwise as gantry_run_resume, or nothing where `checkpoint` is "" or NULL; `text` is then "". It is valid until
+ * the next call on the run. A call of all ranks. Errors: those of gantry_run_resume. */
+GANTRY_API gantry_status gantry_run_restart(gantry_run* run, const char* checkpoint, const char** text);
 
 GANTRY_API gantry_status gantry_run_plan_info(const gantry_run* run, gantry_plan_info* info);
 GANTRY_API gantry_status gantry_run_plan_text(gantry_run* run, const char** text);
@@ -657,6 +662,8 @@ GANTRY_API const char* gantry_run_folder(const gantry_run* run);
 /* 1 once train.steps, train.images or train.minutes are done. */
 GANTRY_API int32_t gantry_run_finished(const gantry_run* run);
 GANTRY_API int64_t gantry_run_step_count(const gantry_run* run);
+/* Steps that were done before this job: its first start, where it was started again. */
+GANTRY_API int64_t gantry_run_first_step(const gantry_run* run);
 /* Of the whole run; 0 where only train.minutes ends it. */
 GANTRY_API int64_t gantry_run_total_steps(const gantry_run* run);
 

@@ -248,5 +248,79 @@ TEST_F(CheckpointTest, UnwritableFolderIsSaid) {
   EXPECT_EQ(WEXITSTATUS(how), static_cast<int>(absl::StatusCode::kPermissionDenied));
 }
 
+// Six weights in 2 and 4, four moments all on the second.
+class CheckpointPartsTest : public CheckpointTest {
+ protected:
+  std::vector<CheckpointPart> Part(int part) const {
+    const auto weights = std::as_bytes(std::span(weights_));
+    if (part == 0) return {{"w", HostType::kF32, {2, 3}, 0, weights.first(8)}};
+    return {{"w", HostType::kF32, {2, 3}, 2, weights.subspan(8)}, {"m", HostType::kF64, {4}, 0, std::as_bytes(std::span(moments_))}};
+  }
+  std::string WriteAll() {
+    const std::string path = Path(CheckpointFileName(7));
+    std::vector<uint32_t> seals;
+    for (int part = 0; part < 2; ++part) seals.push_back(*WriteCheckpointPart(path, part, 2, Part(part), {}));
+    EXPECT_TRUE(WriteCheckpointOfParts(path, seals, {{"steps", "7"}}).ok());
+    return path;
+  }
+};
+
+TEST_F(CheckpointPartsTest, AreOneCheckpoint) {
+  const std::string path = WriteAll();
+  const auto checkpoint = Checkpoint::Open(path);
+  ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
+  EXPECT_EQ(checkpoint->part_count(), 2);
+  EXPECT_TRUE(checkpoint->Verify().ok());
+  EXPECT_EQ(*checkpoint->Integer("steps"), 7);
+  std::array<float, 6> weights{};
+  std::array<double, 4> moments{};
+  const CheckpointTarget targets[] = {{"m", HostType::kF64, {4}, std::as_writable_bytes(std::span(moments))},
+                                      {"w", HostType::kF32, {2, 3}, std::as_writable_bytes(std::span(weights))}};
+  ASSERT_TRUE(checkpoint->Read(targets).ok());
+  EXPECT_EQ(weights, weights_);
+  EXPECT_EQ(moments, moments_);
+  std::array<float, 3> some{};
+  ASSERT_TRUE(checkpoint->ReadElements(*checkpoint->Find("w"), 1, std::as_writable_bytes(std::span(some))).ok());
+  EXPECT_THAT(some, testing::ElementsAre(weights_[1], weights_[2], weights_[3]));
+  EXPECT_THAT(std::string(checkpoint->CheckFit({{{"w", HostType::kF32, {3, 2}, {}}}}).message()), AllOf(HasSubstr("m"), HasSubstr("[2,3]")));
+}
+
+TEST_F(CheckpointPartsTest, PartsThatDoNotFitTogetherAreRefused) {
+  const std::string path = WriteAll();
+  const uint32_t seal = *WriteCheckpointPart(path, 0, 2, Part(0), {});
+  // The second part twice, or with a gap.
+  std::vector<CheckpointPart> shifted = Part(1);
+  for (const int64_t begin : {1, 3}) {
+    shifted[0].begin = begin;
+    shifted[0].bytes = std::as_bytes(std::span(weights_)).first(static_cast<size_t>(6 - begin) * 4);
+    const uint32_t seals[] = {seal, *WriteCheckpointPart(path, 1, 2, shifted, {})};
+    ASSERT_TRUE(WriteCheckpointOfParts(path, seals, {}).ok());
+    EXPECT_THAT(std::string(Checkpoint::Open(path).status().message()), HasSubstr("every element of 'w' once"));
+  }
+  // Without the file that names them they are nothing.
+  ASSERT_EQ(unlink(path.c_str()), 0);
+  EXPECT_EQ(FindLatestCheckpoint(folder_).status().code(), absl::StatusCode::kNotFound);
+  EXPECT_EQ(Files().size(), 2u);
+  const auto folder = CheckpointFolder::Open(folder_);
+  ASSERT_TRUE(folder.ok()) << folder.status();
+  EXPECT_THAT(Files(), testing::IsEmpty());
+}
+
+TEST_F(CheckpointPartsTest, GoWithTheirCheckpoint) {
+  WriteAll();
+  const auto folder = CheckpointFolder::Open(folder_);
+  ASSERT_TRUE(folder.ok()) << folder.status();
+  EXPECT_EQ(Files().size(), 3u);
+  const absl::StatusOr<std::vector<std::string>> aside = (*folder)->SetAsideAfter(6);
+  ASSERT_TRUE(aside.ok()) << aside.status();
+  ASSERT_EQ(aside->size(), 1u);
+  EXPECT_TRUE(Checkpoint::Open((*aside)[0]).ok());
+  WriteAll();
+  ASSERT_TRUE((*folder)->Save(8, Tensors(), {}, 1).ok());
+  std::vector<std::string> left = Files();
+  std::erase_if(left, [](const std::string& name) { return name.starts_with("set-aside-"); });
+  EXPECT_THAT(left, testing::ElementsAre(CheckpointFileName(8)));
+}
+
 }  // namespace
 }  // namespace gantry

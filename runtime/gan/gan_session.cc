@@ -132,13 +132,6 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
 absl::Status GanSession::Connect() {
   if (options_.ranks == nullptr) return absl::OkStatus();
   gathered_bytes_.resize(static_cast<size_t>(rank_count()));
-  size_t place = 0;  // views have none
-  for (const PlannedOp& step : plan().schedule) {
-    const OpDefinition& definition = *executor_->program().ops()[step.op].definition;
-    if (definition.communicates) exchange_places_.push_back(place);
-    place += definition.is_view ? 0 : 1;
-  }
-  executor_->SetProfiling(true);  // for exchange_seconds
   const Slab& arena = executor_->arena();
   const PoolRegion mine[] = {{.name = "arena", .data = arena.data(), .bytes = arena.size_bytes(), .descriptor = arena.descriptor()}};
   GANTRY_ASSIGN_OR_RETURN(fabric_, Fabric::Open(options_.ranks->links(), options_.ranks->liveness(), mine, {}));
@@ -187,7 +180,7 @@ absl::Status GanSession::GatherNumbers(std::span<const double> mine, std::span<d
 
 double GanSession::exchange_seconds() const {
   double seconds = 0.0;
-  for (const size_t place : exchange_places_) seconds += executor_->op_seconds()[place];
+  for (const ExposedWait& wait : executor_->exposed()) seconds += wait.kind == "copies" ? 0.0 : wait.seconds;
   return seconds;
 }
 

@@ -74,7 +74,7 @@ class GanSession {
   absl::StatusOr<std::vector<double>> GatherNumbers(double mine);
   // The same of several numbers each, one behind the other in `all`. Allocates nothing.
   absl::Status GatherNumbers(std::span<const double> mine, std::span<double> all);
-  // Seconds that this rank's steps stood in exchanges since the session was made; 0 for one rank.
+  // Seconds that this rank's compute stood still for exchanges since the session was made; 0 for one rank.
   double exchange_seconds() const;
   // How ranks wait and reach each other, a line each; empty for one rank.
   std::vector<std::string> DescribeRanks() const;
@@ -166,7 +166,6 @@ class GanSession {
   std::vector<int> updates_per_step_;
   std::vector<BoundInput> inputs_;
   std::vector<int64_t> gathered_bytes_;  // of GatherNumbers, one a rank
-  std::vector<size_t> exchange_places_;  // in Executor::op_seconds
   std::vector<double> whole_input_;  // of the largest input that this rank has a part of
   GanProgress progress_;
   ValueId tail_flag_ = kNoValue;

@@ -86,12 +86,13 @@ absl::StatusOr<int> LockstepRunner::Exchange() {
       for (size_t operand = 0; operand < first.inputs.size(); ++operand) {
         std::vector<double> sum;
         for (const size_t member : members) {
-          const std::vector<double> addend = Get(static_cast<int>(member), ranks_[member].program->ops()[id].inputs[operand]);
+          const std::vector<double> addend = Get(static_cast<int>(member), NextOp(member).inputs[operand]);
           sum.resize(addend.size());
           for (size_t e = 0; e < sum.size(); ++e) sum[e] += addend[e];
         }
-        for (const size_t member : members) Set(static_cast<int>(member), ranks_[member].program->ops()[id].outputs[operand], sum);
+        for (const size_t member : members) Set(static_cast<int>(member), NextOp(member).outputs[operand], sum);
       }
+      count += static_cast<int>(members.size());
       continue;
     }
     std::vector<std::vector<double>> inputs;

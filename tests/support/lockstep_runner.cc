@@ -49,8 +49,14 @@ void LockstepRunner::Set(int rank, ValueId value, std::span<const double> conten
 }
 
 std::vector<double> LockstepRunner::Get(int rank, ValueId value) const {
-  const auto* data = reinterpret_cast<const double*>(ranks_[rank].memory[value].data());
-  return {data, data + ranks_[rank].program->TypeOf(value).element_count()};
+  const void* const data = ranks_[rank].memory[value].data();
+  const TensorType& type = ranks_[rank].program->TypeOf(value);
+  if (type.dtype == DataType::kI64) {
+    const auto* const numbers = static_cast<const int64_t*>(data);
+    return {numbers, numbers + type.element_count()};
+  }
+  const auto* const numbers = static_cast<const double*>(data);
+  return {numbers, numbers + type.element_count()};
 }
 
 // By the definition in ops/exchange.cc: the whole tensor is put together, then everyone takes a part. Groups whose ranks are all there; how

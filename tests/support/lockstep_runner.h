@@ -12,7 +12,7 @@
 
 namespace gantry::test {
 
-// f64 only. The ranks of a group must come to the same exchanges in the same order. Programs outlive the runner.
+// f64 and i64 only. The ranks of a group must come to the same exchanges in the same order. Programs outlive the runner.
 class LockstepRunner {
  public:
   static absl::StatusOr<LockstepRunner> Create(std::vector<const Program*> programs);

@@ -16,12 +16,13 @@
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/parallel.h"
 #include "runtime/partition/partition.h"
-#include "tests/support/lockstep_runner.h"
+#include "tests/support/partition_check.h"
 
 namespace gantry {
 namespace {
 
-using test::LockstepRunner;
+using test::RunRanks;
+using test::Scalars;
 
 class Draw {
  public:
@@ -310,55 +311,6 @@ double NumberAt(const std::string& name, int64_t element) {
   return static_cast<double>(mixed % 100003) / 50001.5 - 1.0;
 }
 
-std::vector<int64_t> Elements(const Shape& whole, const std::vector<int64_t>& begins, const Shape& part) {
-  std::vector<int64_t> elements;
-  const std::vector<int64_t> strides = whole.Strides();
-  std::vector<int64_t> place(part.rank(), 0);
-  for (int64_t count = part.element_count(); count > 0; --count) {
-    int64_t element = 0;
-    for (int axis = 0; axis < part.rank(); ++axis) element += (begins[axis] + place[axis]) * strides[axis];
-    elements.push_back(element);
-    for (int axis = part.rank() - 1; axis >= 0 && ++place[axis] == part[axis]; --axis) place[axis] = 0;
-  }
-  return elements;
-}
-
-using Scalars = std::map<std::string, double>;
-
-absl::StatusOr<std::vector<Scalars>> RunAll(const std::vector<RankProgram>& ranks) {
-  std::vector<const Program*> programs;
-  for (const RankProgram& rank : ranks) programs.push_back(&rank.program);
-  GANTRY_ASSIGN_OR_RETURN(LockstepRunner runner, LockstepRunner::Create(programs));
-  for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
-    for (const State& state : programs[r]->states()) {
-      std::vector<double> content(programs[r]->TypeOf(state.first).element_count());
-      for (size_t e = 0; e < content.size(); ++e) {
-        content[e] = NumberAt(state.whole.empty() ? state.name : state.whole, state.begin + static_cast<int64_t>(e));
-      }
-      runner.Set(r, state.first, content);
-    }
-    for (const ValueId input : programs[r]->inputs()) {
-      const Value& value = programs[r]->values()[input];
-      Shape whole = value.type.shape;
-      std::vector<int64_t> begins(whole.rank(), 0);
-      for (const InputPart& part : ranks[r].input_parts) {
-        if (part.name != value.name) continue;
-        whole = part.whole;
-        begins = part.begins;
-      }
-      std::vector<double> content;
-      for (const int64_t element : Elements(whole, begins, value.type.shape)) content.push_back(NumberAt(value.name, element));
-      runner.Set(r, input, content);
-    }
-  }
-  GANTRY_RETURN_IF_ERROR(runner.Run());
-  std::vector<Scalars> results(ranks.size());
-  for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
-    for (const NamedValue& output : programs[r]->outputs()) results[r][output.name] = runner.Get(r, output.value)[0];
-  }
-  return results;
-}
-
 // Ops that a case partitioned without gathering their operands, by kind: so that the test shows what it has tested.
 using Coverage = std::map<std::string, int>;
 
@@ -369,7 +321,7 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
   if (testing::Test::HasFailure()) return false;
   std::vector<RankProgram> one(1);
   one[0].program = program;
-  const absl::StatusOr<std::vector<Scalars>> expected = RunAll(one);
+  const absl::StatusOr<std::vector<Scalars>> expected = RunRanks(one, NumberAt);
   EXPECT_TRUE(expected.ok()) << expected.status() << "\n" << text;
   if (!expected.ok()) return false;
   for (const char* split : {"batch", "space", "shard", "batch+shard", "space+shard", "batch+space"}) {
@@ -405,7 +357,7 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
       ++gathered["mesh_refused"];
       continue;
     }
-    const absl::StatusOr<std::vector<Scalars>> actual = RunAll(ranks);
+    const absl::StatusOr<std::vector<Scalars>> actual = RunRanks(ranks, NumberAt);
     EXPECT_TRUE(actual.ok()) << actual.status() << "\nseed " << seed << ", " << split << " over " << count << "\n" << text;
     if (!actual.ok()) return false;
     for (const std::string& op : ranks[0].gathered) ++gathered[op];

@@ -89,7 +89,7 @@ class Restart(GantryTestCase):
         generator = random.Random(11)
         for split, ranks, how, memory in (("batch", 2, "train", ""), ("batch+shard", 3, "run", ""), ("space", 2, "run", ""),
                                           ("batch+shard", 3, "train", "--checkpoint-memory"), ("batch", 2, "run", "--checkpoint-memory=3"),
-                                          ("batch+space+shard", 4, "train", "--checkpoint-memory")):
+                                          ("batch+space+shard", 4, "train", "--checkpoint-memory"), ("batch", 1, "train", "--checkpoint-memory")):
             with self.subTest(split=split, ranks=ranks, how=how, memory=memory):
                 steps, kills = 120, 4
                 flags = ["--parallel", split]

@@ -70,26 +70,29 @@ class HangWatch {
 
 namespace {
 
-// Says why the job is started again, from where, and what is done again. False: it is not to be.
-bool MayRestart(const LaunchCommand& command, const LaunchResult& result, int restarts, const std::vector<Descriptor>& keeping, bool& resume) {
-  if (result.lost < 0 || result.stop_asked || command.restarts == 0) return false;
+// What follows from a job's end: whether it is started again, whether that start may go on from what this one left, and why, in words.
+struct Next {
+  bool again = false, resume = false;
+  std::string text;
+};
+
+Next AfterEnd(const LaunchCommand& command, const LaunchResult& result, int restarts, const std::vector<Descriptor>& keeping) {
+  if (result.lost < 0 || result.stop_asked || command.restarts == 0) return {.text = result.reason};
   if (restarts == command.restarts) {
-    std::fprintf(stderr, "gantry run: %s; the job was started again %d times, as --restarts allows, and is not once more\n", result.lost_reason.c_str(),
-                 restarts);
-    return false;
+    return {.text = Format("%s; the job was started again %d times, as --restarts allows, and is not once more", result.lost_reason.c_str(), restarts)};
   }
   const KeptProgress first = Keeping::ReadProgress(keeping[0].get());
-  resume = first.begun;
-  int64_t done = first.first_step;
-  for (const Descriptor& piece : keeping) done = std::max(done, Keeping::ReadProgress(piece.get()).step);
-  std::string from = "from its beginning";
-  if (resume && first.checkpoint_step < 0) from = Format("from its beginning; step %lld was done, and no checkpoint was written", static_cast<long long>(done));
-  if (resume && first.checkpoint_step >= 0) {
-    from = Format("; step %lld was done, the newest checkpoint is of step %lld", static_cast<long long>(done), static_cast<long long>(first.checkpoint_step));
+  long long done = first.first_step;
+  for (const Descriptor& piece : keeping) done = std::max<long long>(done, Keeping::ReadProgress(piece.get()).step);
+  Next next{.again = true, .resume = first.begun, .text = Format("%s; restart %d of %d", result.lost_reason.c_str(), restarts + 1, command.restarts)};
+  if (!first.begun) {
+    next.text += ", from its beginning";
+  } else if (first.checkpoint_step < 0) {
+    next.text += Format("; step %lld was done, there is no checkpoint in files", done);
+  } else {
+    next.text += Format("; step %lld was done, the newest checkpoint in files is of step %lld", done, static_cast<long long>(first.checkpoint_step));
   }
-  std::fprintf(stderr, "gantry run: %s; restart %d of %d%s%s\n", result.lost_reason.c_str(), restarts + 1, command.restarts,
-               from.starts_with(";") ? "" : ", ", from.c_str());
-  return true;
+  return next;
 }
 
 }  // namespace
@@ -132,7 +135,8 @@ int RunLaunch(const LaunchCommand& command) {
     const LaunchResult result = (*launcher)->Wait([&] { hang.Look(**launcher); }, absl::Seconds(5));
     std::fflush(stdout);
     if (result.reason.empty()) return kExitOk;
-    std::fprintf(stderr, "gantry run: %s\n", result.reason.c_str());
+    const Next next = AfterEnd(command, result, restarts, keeping);
+    std::fprintf(stderr, "gantry run: %s\n", next.text.c_str());
     if (!result.recorders.empty()) {
       std::fputs(FormatRecorders(result.recorders).c_str(), stderr);
       if (!command.recorder_file.empty()) {
@@ -141,10 +145,9 @@ int RunLaunch(const LaunchCommand& command) {
         }
       }
     }
-    bool resume = false;
-    if (!MayRestart(command, result, restarts, keeping, resume)) return result.exit_code;
+    if (!next.again) return result.exit_code;
     environment = {environment[0], "GANTRY_RESTART=" + std::to_string(restarts + 1)};
-    if (resume) environment.push_back("GANTRY_RESUME=1");
+    if (next.resume) environment.push_back("GANTRY_RESUME=1");
   }
 }
 

@@ -120,7 +120,7 @@ int RunLaunch(const LaunchCommand& command) {
     for (const Descriptor& piece : keeping) options.inherited.push_back(piece.get());
     options.bind = command.bind;
     options.grace = absl::Seconds(command.grace_seconds);
-    options.timeout = end - absl::Now();
+    options.timeout = restarts > 0 || end == absl::InfiniteFuture() ? end - absl::Now() : absl::Seconds(command.timeout_seconds);
     options.reap_orphans = true;
     options.signals = signals.get();
     options.on_line = [&](int rank, bool is_error, std::string_view line) {

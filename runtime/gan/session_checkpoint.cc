@@ -52,7 +52,8 @@ SafetensorsMetadata SessionMetadata(const GanSession& session) {
 }
 
 absl::Status WriteSessionParts(GanSession& session, const std::string& path, const SafetensorsMetadata& metadata) {
-  PartReader reader = PartReader::Create(session, PartsOf(session));
+  GANTRY_ASSIGN_OR_RETURN(std::vector<StatePart> mine_of_all, PartsOf(session));
+  PartReader reader = PartReader::Create(session, std::move(mine_of_all));
   std::vector<std::byte> bytes(static_cast<size_t>(reader.size_bytes()));
   absl::Status mine = reader.Read(bytes);
   std::vector<CheckpointPart> parts;

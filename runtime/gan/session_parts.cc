@@ -29,8 +29,9 @@ uint64_t Checksum(std::span<const std::byte> kept) {
   return HashBytes(kept.first(offsetof(KeptHeader, checksum))) * 31 + HashBytes(kept.subspan(sizeof(KeptHeader)));
 }
 
-// The elements that this rank holds of a state: one run.
+// The elements that this rank holds of a state: one run, or none, where another role has it.
 std::pair<int64_t, int64_t> Held(const GanSession& session, const GanSession::SessionState& state) {
+  if (state.pieces.empty()) return {0, 0};
   const Program& program = session.executor().program();
   const State& last = *state.pieces.back();
   return {state.pieces.front()->begin, last.begin + program.TypeOf(last.first).element_count()};
@@ -60,20 +61,25 @@ std::optional<KeptView> View(const GanSession& session, std::span<const std::byt
 
 }  // namespace
 
-std::vector<StatePart> PartsOf(const GanSession& session) {
-  const Parallel& parallel = session.options().parallel;
-  const int rank = session.rank(), ranks = session.rank_count();
-  const int half = parallel.roles ? ranks / 2 : ranks;
-  const int shards = static_cast<int>(ShardGroup(parallel, rank, ranks).size()) * half / ranks;
-  std::vector<StatePart> parts;
-  for (size_t i = 0; i < session.states().size(); ++i) {
-    const GanSession::SessionState& state = session.states()[i];
-    if (state.pieces.empty()) continue;  // the other role has it
+absl::StatusOr<std::vector<StatePart>> PartsOf(GanSession& session) {
+  const size_t states = session.states().size(), ranks = static_cast<size_t>(session.rank_count());
+  std::vector<double> mine, all(2 * states * ranks);
+  for (const GanSession::SessionState& state : session.states()) {
     const auto [begin, end] = Held(session, state);
-    // As many ranks hold the same: all of them, all of a role, or one of each group.
-    const bool whole = end - begin == state.type.element_count(), of_a_role = parallel.roles && !state.network.empty();
-    const int64_t copies = !whole ? half / shards : of_a_role ? half : ranks;
-    const int64_t copy = !whole ? rank % half / shards : of_a_role ? rank % half : rank;
+    mine.insert(mine.end(), {static_cast<double>(begin), static_cast<double>(end)});
+  }
+  GANTRY_RETURN_IF_ERROR(session.GatherNumbers(mine, all));
+  std::vector<StatePart> parts;
+  for (size_t i = 0; i < states; ++i) {
+    const double* const held = &mine[2 * i];
+    int64_t copies = 0, copy = 0;  // how many ranks hold the same, and how many of them come before this one
+    for (size_t rank = 0; rank < ranks; ++rank) {
+      const double* const theirs = &all[2 * (rank * states + i)];
+      if (theirs[0] != held[0] || theirs[1] != held[1]) continue;
+      copy += rank < static_cast<size_t>(session.rank()) ? 1 : 0;
+      ++copies;
+    }
+    const auto begin = static_cast<int64_t>(held[0]), end = static_cast<int64_t>(held[1]);
     const int64_t first = begin + (end - begin) * copy / copies, last = begin + (end - begin) * (copy + 1) / copies;
     if (first < last) parts.push_back({static_cast<int>(i), first, last - first});
   }
@@ -138,7 +144,8 @@ absl::Status FillStates(GanSession& session, const ReadElements& read) {
 }
 
 absl::StatusOr<std::unique_ptr<MemoryCheckpoint>> MemoryCheckpoint::Create(GanSession& session, Keeping& keeping) {
-  std::unique_ptr<MemoryCheckpoint> result(new MemoryCheckpoint(keeping, PartReader::Create(session, PartsOf(session))));
+  GANTRY_ASSIGN_OR_RETURN(std::vector<StatePart> parts, PartsOf(session));
+  std::unique_ptr<MemoryCheckpoint> result(new MemoryCheckpoint(keeping, PartReader::Create(session, std::move(parts))));
   result->bytes_ = HeadBytes(result->reader_.parts().size()) + result->reader_.size_bytes();
   result->fingerprint_ = Fingerprint(session);
   GANTRY_RETURN_IF_ERROR(keeping.Reserve(result->bytes_));

@@ -19,8 +19,8 @@ struct StatePart {
 };
 
 // What this rank answers for: a share of what it and others hold alike, and all of what it holds alone. The parts of all ranks are every
-// element of every state once.
-std::vector<StatePart> PartsOf(const GanSession& session);
+// element of every state once. A call of all ranks.
+absl::StatusOr<std::vector<StatePart>> PartsOf(GanSession& session);
 int64_t BytesOf(const GanSession& session, std::span<const StatePart> parts);
 
 // Copies the parts out, one behind the other. Allocates in Create only.
@@ -52,7 +52,7 @@ struct KeptCounts {
 // States in memory that outlives the ranks: each keeps its parts, and after a start anew every rank reads those of all.
 class MemoryCheckpoint {
  public:
-  // Reserves the memory. kResourceExhausted where it is short.
+  // Reserves the memory. kResourceExhausted where it is short. A call of all ranks.
   static absl::StatusOr<std::unique_ptr<MemoryCheckpoint>> Create(GanSession& session, Keeping& keeping);
   int64_t size_bytes() const { return bytes_; }  // of one copy of this rank's parts
   // Copies what the states are now. A kill at any moment leaves this copy or the one before whole. Allocates nothing.

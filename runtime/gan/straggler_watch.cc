@@ -39,7 +39,9 @@ std::optional<std::string> StragglerWatch::Add(int64_t steps, std::span<const Ti
   const auto count = static_cast<double>(steps_);
   std::optional<std::string> line;
   if (slow.busy < kFactor * busy || waiting < kWaitShare * (busy + waiting)) {
-    named_ = -1;
+    named_ = suspect_ = -1;
+  } else if (suspect_ != static_cast<int>(slowest)) {
+    suspect_ = static_cast<int>(slowest);
   } else if (named_ != static_cast<int>(slowest)) {
     named_ = static_cast<int>(slowest);
     line = absl::StrFormat("rank %d keeps the others waiting: in the last %d steps it computed %.3g ms a step, the others %.3g ms, and these stood in exchanges "

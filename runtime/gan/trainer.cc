@@ -509,6 +509,11 @@ SafetensorsMetadata Trainer::CheckpointMetadata() const {
   return metadata;
 }
 
+bool Trainer::writes_parts() const {
+  const auto states = session_->states();
+  return std::any_of(states.begin(), states.end(), [](const GanSession::SessionState& state) { return state.in_parts; });
+}
+
 // All ranks write at the same time, each its parts.
 absl::StatusOr<std::string> Trainer::SaveParts(const SafetensorsMetadata& metadata) {
   // The lines up to a checkpoint must not be younger on the disk than it is.

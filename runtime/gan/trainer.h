@@ -139,7 +139,7 @@ class Trainer {
   absl::Status GoOn(int64_t samples_drawn, int64_t low_diversity_steps, const std::function<absl::Status()>& read);
   // True: the states are those that were kept in memory. False: there are none, or none as new as the checkpoint of step `filed`.
   absl::StatusOr<bool> GoOnFromMemory(int64_t filed);
-  bool writes_parts() const { return session_->rank_count() > 1 && session_->options().parallel.shard; }
+  bool writes_parts() const;  // as all ranks do: no rank has all of every state
   absl::StatusOr<std::string> SaveParts(const SafetensorsMetadata& metadata);
   SafetensorsMetadata CheckpointMetadata() const;
   void WatchDiversity();

@@ -89,7 +89,7 @@ class Restart(GantryTestCase):
         generator = random.Random(11)
         for split, ranks, how, memory in (("batch", 2, "train", ""), ("batch+shard", 3, "run", ""), ("space", 2, "run", ""),
                                           ("batch+shard", 3, "train", "--checkpoint-memory"), ("batch", 2, "run", "--checkpoint-memory=3"),
-                                          ("batch+space+shard", 4, "train", "--checkpoint-memory"), ("batch", 1, "train", "--checkpoint-memory")):
+                                          ("batch+space+shard", 4, "train", "--checkpoint-memory"), ("batch", 1, "train", "--checkpoint-memory"), ("roles", 2, "train", "--checkpoint-memory")):
             with self.subTest(split=split, ranks=ranks, how=how, memory=memory):
                 steps, kills = 120, 4
                 flags = ["--parallel", split]
@@ -200,7 +200,7 @@ class Restart(GantryTestCase):
         run = self.write_steps("alone", 6, 0)
         self.run_gantry("train", run, *f64)
         for before, split, after, then in ((2, "batch+shard", 3, "batch+shard"), (4, "space+shard", 1, ""), (4, "batch+space+shard", 2, "space"),
-                                           (3, "shard", 4, "batch+space+shard")):
+                                           (3, "shard", 4, "batch+space+shard"), (4, "roles+batch", 3, "batch+shard"), (2, "batch+shard", 4, "roles+shard")):
             with self.subTest(before=before, split=split, after=after):
                 folder = f"out-{before}-{after}"
                 flags = [*f64, "--set", f"output.directory={self.path(folder)}"]
@@ -240,13 +240,13 @@ class Restart(GantryTestCase):
         self.run_gantry("train", run, "--resume", older, expect=65, words=["is part 1 of 2 of a checkpoint; give the checkpoint itself"])
 
     def test_a_straggler_is_named(self):
-        """One that gets its core half of the time, and nobody where all do."""
+        """One that gets its core a quarter of the time. That nobody is named without a reason: straggler_watch_test."""
         # Steps that compute for some time: a rank that is stopped while it waits for others does not count as slow.
         large = ["--ranks", 2, "--set", "model.width=32", "--set", "train.batch=32"]
         process = self.start("train", self.write_steps("out", 1000000, 0), *large)
         self.wait_for(lambda: self.rows_written("out") > 10, process)
         slow = processes(self.marker)[1]
-        end = time.monotonic() + 12
+        end = time.monotonic() + 20
         while time.monotonic() < end:
             os.kill(slow, signal.SIGSTOP)
             time.sleep(0.03)
@@ -255,13 +255,6 @@ class Restart(GantryTestCase):
         process.send_signal(signal.SIGTERM)
         _, error = self.ended(process, expect=75)
         self.assertRegex(error, r"warning: rank 1 keeps the others waiting: in the last \d+ steps it computed \S+ ms a step, the others \S+ ms, and these stood")
-        self.assertNotIn("rank 0 keeps", error)
-        process = self.start("train", self.write_steps("even", 1000000, 0), *large)
-        self.wait_for(lambda: self.rows_written("even") > 10, process)
-        time.sleep(12)
-        process.send_signal(signal.SIGTERM)
-        _, error = self.ended(process, expect=75)
-        self.assertNotIn("keeps the others waiting", error)
 
     def test_how_often(self):
         """The count is kept to, the code is that of the rank that was lost, and other programs are started again, too."""

@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <memory>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -45,56 +47,82 @@ double Quartile(std::vector<double> values) {
   return values[values.size() / 4];
 }
 
-absl::StatusOr<Measured> Measure(const Options& options, JobRanks& ranks, bool overlap, int64_t bucket_bytes, const Throttle& link, bool across = false) {
-  GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(options.family, {.image_size = options.size, .channels = 3, .width = options.width,
-                                                                      .latent_size = 100, .batch = options.batch}));
-  GANTRY_ASSIGN_OR_RETURN(const FamilyDefaults defaults, DefaultsOf(options.family));
-  std::vector<GanRole> generators, discriminators;
-  generators.push_back({.name = "generator", .model = std::move(family.generator)});
-  discriminators.push_back({.name = "discriminator", .model = std::move(family.discriminator)});
-  GanSessionOptions session_options{.step = {.loss = defaults.loss, .ema = 0.999}, .plan = {.thread_count = 1, .overlap = overlap, .link = link},
-                                    .seed = 1, .ranks = &ranks};
-  GANTRY_ASSIGN_OR_RETURN(session_options.parallel, Parallel::Parse(options.split));
-  session_options.parallel.exchanges.bucket_bytes = bucket_bytes;
-  MachineRates& rates = session_options.plan.rates;
-  rates.flops_per_second *= options.speed;
-  rates.bytes_per_second *= options.speed;
-  rates.op_seconds /= options.speed;
-  session_options.parallel.across_steps = across;
-  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 1});
-  GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<GanSession> session,
-                          GanSession::Create(session_options, std::move(generators), std::move(discriminators), *device));
-  Measured result;
-  result.arena_bytes = session->plan().arena_bytes;
-  result.predicted = EstimateOverlap(session->plan());
-  for (const StepCost& cost : session->plan().costs) {
-    result.exchanges += !cost.purpose.empty();
-    if (cost.purpose == "gradient") result.gradient_bytes += cost.bytes;
+// A session and what its steps took. Several are stepped in turn, so that what else the machine does meets all of them alike.
+class Candidate {
+ public:
+  static absl::StatusOr<std::unique_ptr<Candidate>> Create(const Options& options, JobRanks& ranks, bool overlap, int64_t bucket_bytes, const Throttle& link,
+                                                           bool across = false) {
+    GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(options.family, {.image_size = options.size, .channels = 3, .width = options.width,
+                                                                        .latent_size = 100, .batch = options.batch}));
+    GANTRY_ASSIGN_OR_RETURN(const FamilyDefaults defaults, DefaultsOf(options.family));
+    std::vector<GanRole> generators, discriminators;
+    generators.push_back({.name = "generator", .model = std::move(family.generator)});
+    discriminators.push_back({.name = "discriminator", .model = std::move(family.discriminator)});
+    GanSessionOptions session{.step = {.loss = defaults.loss, .ema = 0.999}, .plan = {.thread_count = 1, .overlap = overlap, .link = link}, .seed = 1, .ranks = &ranks};
+    GANTRY_ASSIGN_OR_RETURN(session.parallel, Parallel::Parse(options.split));
+    session.parallel.exchanges.bucket_bytes = bucket_bytes;
+    session.parallel.across_steps = across;
+    MachineRates& rates = session.plan.rates;
+    rates.flops_per_second *= options.speed;
+    rates.bytes_per_second *= options.speed;
+    rates.op_seconds /= options.speed;
+    std::unique_ptr<Candidate> candidate(new Candidate());
+    candidate->device_ = MakeCpuDevice({.thread_count = 1});
+    GANTRY_ASSIGN_OR_RETURN(candidate->session_, GanSession::Create(session, std::move(generators), std::move(discriminators), *candidate->device_));
+    candidate->real_.resize(candidate->session_->real_elements() * candidate->session_->draws_per_step());
+    for (size_t i = 0; i < candidate->real_.size(); ++i) candidate->real_[i] = static_cast<float>(std::sin(0.01 * static_cast<double>(i)));
+    candidate->exposed_.resize(candidate->session_->executor().exposed().size());
+    return candidate;
   }
-  std::vector<float> real(session->real_elements() * session->draws_per_step());
-  for (size_t i = 0; i < real.size(); ++i) real[i] = static_cast<float>(std::sin(0.01 * static_cast<double>(i)));
-  std::vector<double> seconds;
-  std::vector<std::vector<double>> exposed(session->executor().exposed().size());
-  std::vector<double> before(exposed.size());
-  constexpr int kWarmUps = 2;
-  for (int step = -kWarmUps; step < options.steps; ++step) {
-    for (size_t kind = 0; kind < before.size(); ++kind) before[kind] = session->executor().exposed()[kind].seconds;
-    GANTRY_RETURN_IF_ERROR(session->AgreeOn(0.0).status());  // all begin together
+
+  absl::Status Step(bool counts) {
+    const std::span<const ExposedWait> waits = session_->executor().exposed();
+    std::vector<double> before;
+    for (const ExposedWait& wait : waits) before.push_back(wait.seconds);
+    GANTRY_RETURN_IF_ERROR(session_->AgreeOn(0.0).status());  // all begin together
     const auto begin = std::chrono::steady_clock::now();
-    GANTRY_RETURN_IF_ERROR(session->Step({.real = real}));
-    if (step < 0) continue;
-    seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
-    for (size_t kind = 0; kind < before.size(); ++kind) exposed[kind].push_back(session->executor().exposed()[kind].seconds - before[kind]);
+    GANTRY_RETURN_IF_ERROR(session_->Step({.real = real_}));
+    if (!counts) return absl::OkStatus();
+    seconds_.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+    for (size_t kind = 0; kind < before.size(); ++kind) exposed_[kind].push_back(waits[kind].seconds - before[kind]);
+    return absl::OkStatus();
   }
-  result.step = Quartile(seconds);
-  for (size_t kind = 0; kind < before.size(); ++kind) {
-    GANTRY_ASSIGN_OR_RETURN(const double longest, session->AgreeOn(Quartile(exposed[kind])));  // kinds are the same on all ranks
-    result.exposed[session->executor().exposed()[kind].kind] = longest;
-    result.sum += longest;
+
+  // A call of all ranks.
+  absl::StatusOr<Measured> Result() {
+    Measured result;
+    result.arena_bytes = session_->plan().arena_bytes;
+    result.predicted = EstimateOverlap(session_->plan());
+    for (const StepCost& cost : session_->plan().costs) {
+      result.exchanges += !cost.purpose.empty();
+      if (cost.purpose == "gradient") result.gradient_bytes += cost.bytes;
+    }
+    for (size_t kind = 0; kind < exposed_.size(); ++kind) {
+      GANTRY_ASSIGN_OR_RETURN(const double longest, session_->AgreeOn(Quartile(exposed_[kind])));  // kinds are the same on all ranks
+      result.exposed[session_->executor().exposed()[kind].kind] = longest;
+      result.sum += longest;
+    }
+    GANTRY_ASSIGN_OR_RETURN(result.loss, session_->Scalar("generator_loss"));
+    GANTRY_ASSIGN_OR_RETURN(result.step, session_->AgreeOn(Quartile(seconds_)));
+    return result;
   }
-  GANTRY_ASSIGN_OR_RETURN(result.loss, session->Scalar("generator_loss"));
-  GANTRY_ASSIGN_OR_RETURN(result.step, session->AgreeOn(result.step));
-  return result;
+
+ private:
+  Candidate() = default;
+
+  std::unique_ptr<Device> device_;
+  std::unique_ptr<GanSession> session_;
+  std::vector<float> real_;
+  std::vector<double> seconds_;
+  std::vector<std::vector<double>> exposed_;  // by kind
+};
+
+absl::Status StepInTurn(std::span<const std::unique_ptr<Candidate>> candidates, int steps) {
+  constexpr int kWarmUps = 2;
+  for (int step = -kWarmUps; step < steps; ++step) {
+    for (const std::unique_ptr<Candidate>& candidate : candidates) GANTRY_RETURN_IF_ERROR(candidate->Step(step >= 0));
+  }
+  return absl::OkStatus();
 }
 
 void Print(const char* name, const Measured& measured) {
@@ -112,20 +140,30 @@ absl::Status Run(Options options) {
   GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<JobRanks> ranks, JobRanks::Join());
   if (ranks == nullptr) return absl::InvalidArgumentError("run it as ranks of a job: gantry run -n 2 -- overlap_bench");
   constexpr int64_t kFlat = int64_t{1} << 40;
-  GANTRY_ASSIGN_OR_RETURN(const Measured flat_free, Measure(options, *ranks, false, kFlat, {}));
-  double computes = flat_free.step;
-  for (const auto& [kind, seconds] : flat_free.exposed) computes -= seconds;
-  options.speed = std::max(0.1, (flat_free.predicted.seconds - flat_free.predicted.exposed_seconds) / computes);
-  GANTRY_ASSIGN_OR_RETURN(const Measured free, Measure(options, *ranks, true, options.bucket, {}));
-  const double compute = flat_free.step - flat_free.exposed.at("gradient");
+  std::vector<std::unique_ptr<Candidate>> candidates(1);
+  GANTRY_ASSIGN_OR_RETURN(candidates[0], Candidate::Create(options, *ranks, false, kFlat, {}));
+  GANTRY_RETURN_IF_ERROR(StepInTurn(candidates, options.steps));
+  GANTRY_ASSIGN_OR_RETURN(const Measured alone, candidates[0]->Result());
+  double computes = alone.step;
+  for (const auto& [kind, seconds] : alone.exposed) computes -= seconds;
+  options.speed = std::max(0.1, (alone.predicted.seconds - alone.predicted.exposed_seconds) / computes);
   // The same on all ranks, for they agreed on what it is made of.
-  double rate = static_cast<double>(flat_free.gradient_bytes) / (compute * options.share / (1 - options.share));
-  rate = std::round(rate / 1e3) * 1e3;
+  const double without = alone.step - alone.exposed.at("gradient");
+  const double rate = std::round(static_cast<double>(alone.gradient_bytes) / (without * options.share / (1 - options.share)) / 1e3) * 1e3;
   const Throttle link{.bytes_per_second = rate, .latency_seconds = 50e-6};
-  GANTRY_ASSIGN_OR_RETURN(const Measured flat, Measure(options, *ranks, false, kFlat, link));
-  GANTRY_ASSIGN_OR_RETURN(const Measured overlapped, Measure(options, *ranks, true, options.bucket, link));
-  GANTRY_ASSIGN_OR_RETURN(const Measured across_free, Measure(options, *ranks, true, options.bucket, {}, true));
-  GANTRY_ASSIGN_OR_RETURN(const Measured across, Measure(options, *ranks, true, options.bucket, link, true));
+  candidates.resize(6);
+  GANTRY_ASSIGN_OR_RETURN(candidates[0], Candidate::Create(options, *ranks, false, kFlat, {}));
+  GANTRY_ASSIGN_OR_RETURN(candidates[1], Candidate::Create(options, *ranks, true, options.bucket, {}));
+  GANTRY_ASSIGN_OR_RETURN(candidates[2], Candidate::Create(options, *ranks, true, options.bucket, {}, true));
+  GANTRY_ASSIGN_OR_RETURN(candidates[3], Candidate::Create(options, *ranks, false, kFlat, link));
+  GANTRY_ASSIGN_OR_RETURN(candidates[4], Candidate::Create(options, *ranks, true, options.bucket, link));
+  GANTRY_ASSIGN_OR_RETURN(candidates[5], Candidate::Create(options, *ranks, true, options.bucket, link, true));
+  GANTRY_RETURN_IF_ERROR(StepInTurn(candidates, options.steps));
+  std::vector<Measured> results;
+  for (const std::unique_ptr<Candidate>& candidate : candidates) {
+    GANTRY_ASSIGN_OR_RETURN(results.emplace_back(), candidate->Result());
+  }
+  const Measured &flat_free = results[0], &free = results[1], &across_free = results[2], &flat = results[3], &overlapped = results[4], &across = results[5];
   if (ranks->rank() != 0) return absl::OkStatus();
   std::printf("%s %ldx%ld, width %ld, batch %ld over %d ranks (%s), %.1f MB of gradients a step on a link of %.1f MB/s, 50 us\n", options.family.c_str(),
               options.size, options.size, options.width, options.batch, ranks->size(), options.split.c_str(),
@@ -137,9 +175,9 @@ absl::Status Run(Options options) {
   Print("across, free link", across_free);
   Print("across, slow link", across);
   std::printf("flat exchange          %.1f %% of the step\n", 100 * flat.exposed.at("gradient") / flat.step);
-  for (const auto& [name, slow, fast] : {std::tuple("overlapped", overlapped, free), std::tuple("across", across, across_free)}) {
+  for (const auto& [name, slow, fast] : {std::tuple("overlapped", &overlapped, &free), std::tuple("across", &across, &across_free)}) {
     std::printf("%-22s gradients exposed %.1f %% of the flat exchange's, step %.3f of that on a free link\n", name,
-                100 * slow.exposed.at("gradient") / flat.exposed.at("gradient"), slow.step / fast.step);
+                100 * slow->exposed.at("gradient") / flat.exposed.at("gradient"), slow->step / fast->step);
   }
   bool same = true;
   for (const Measured* measured : {&flat, &free, &overlapped, &across_free, &across}) same = same && measured->loss == flat_free.loss;

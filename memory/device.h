@@ -40,9 +40,11 @@ class Device {
 struct CpuDeviceOptions {
   int64_t capacity_bytes = INT64_MAX;
   int thread_count = 0;  // 0: one for each core that the process may run on
+  // Whether slabs have a descriptor. Memory that is this process's alone gets huge pages on more machines: see BackedMemory.
+  bool shared = true;
 };
 
-// Memory is an anonymous memfd, so that it can be mapped by other ranks and nothing is left behind when a process dies.
+// Nothing is left behind when a process dies.
 std::unique_ptr<Device> MakeCpuDevice(const CpuDeviceOptions& options);
 
 }  // namespace gantry

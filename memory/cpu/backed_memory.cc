@@ -37,15 +37,19 @@ int64_t AvailableBytes() {
   return available;
 }
 
-// 0, or the error. Every page of `file`, mapped at `data`, is there afterwards.
+// 0, or the error. Every page of `file`, mapped at `data`, is there afterwards. `file` is -1 for private memory.
 int Populate(int file, void* data, size_t bytes) {
 #if defined(MADV_POPULATE_WRITE)
-  // Only faults make huge pages of shared memory, and only where asked for; a lack of memory is an error here too, not a signal.
+  // Only faults make huge pages, and only where asked for; a lack of memory is an error here too, not a signal.
   madvise(data, bytes, MADV_HUGEPAGE);
   if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) return 0;
   if (errno != EINVAL) return errno == EFAULT ? ENOMEM : errno;
 #endif
-  int error = 0;  // kernels before 5.14
+  if (file < 0) {  // kernels before 5.14
+    for (size_t at = 0; at < bytes; at += BackedMemory::kPageBytes) static_cast<volatile char*>(data)[at] = 0;
+    return 0;
+  }
+  int error = 0;
   do {
     error = posix_fallocate(file, 0, static_cast<off_t>(bytes));
   } while (error == EINTR);
@@ -55,7 +59,7 @@ int Populate(int file, void* data, size_t bytes) {
 
 }  // namespace
 
-absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t bytes, std::string_view advice) {
+absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t bytes, std::string_view advice, bool shared) {
   if (bytes == 0) return BackedMemory();
   if (bytes < 0 || bytes > std::numeric_limits<int64_t>::max() - kPageBytes) {
     return absl::InvalidArgumentError(absl::StrFormat("%s: cannot map %d bytes", owner, bytes));
@@ -66,6 +70,16 @@ absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t b
         absl::StrFormat("%s: %d bytes asked for, the machine has %d available: %d short; %s", owner, mapped, available,
                         mapped - available, advice));
   }
+  const size_t size = static_cast<size_t>(mapped);
+  if (!shared) {
+    void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED) return SystemError(owner, "mmap", mapped, errno, advice);
+    if (const int error = Populate(-1, data, size); error != 0) {
+      munmap(data, size);
+      return SystemError(owner, "backing with memory", mapped, error, advice);
+    }
+    return BackedMemory(static_cast<std::byte*>(data), mapped, -1);
+  }
   const int file = memfd_create("gantry-arena", MFD_CLOEXEC | MFD_ALLOW_SEALING);
   if (file < 0) return SystemError(owner, "memfd_create", mapped, errno, advice);
   if (ftruncate(file, mapped) != 0) {
@@ -73,7 +87,6 @@ absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t b
     close(file);
     return SystemError(owner, "ftruncate", mapped, error, advice);
   }
-  const size_t size = static_cast<size_t>(mapped);
   void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (data == MAP_FAILED) {
     const int error = errno;
@@ -110,7 +123,7 @@ BackedMemory& BackedMemory::operator=(BackedMemory&& from) noexcept {
 BackedMemory::~BackedMemory() {
   if (data_ == nullptr) return;
   munmap(data_, static_cast<size_t>(mapped_bytes_));
-  close(descriptor_);
+  if (descriptor_ >= 0) close(descriptor_);
 }
 
 }  // namespace gantry

@@ -10,16 +10,17 @@
 
 namespace gantry {
 
-// Owns an anonymous shared mapping (memfd, sealed against changes of its size), so that it can be mapped by other ranks and nothing is
-// left when a process dies. Huge pages where the machine gives them to shared memory on request. Move-only; zero-filled, 4096-byte
-// aligned, data() is null for 0 bytes.
+// Owns a mapping of memory, of which nothing is left when a process dies. Shared: a memfd, sealed against changes of its size, that
+// other ranks can map; huge pages where the machine gives them to shared memory on request, which Linux does not unless told to
+// (/sys/kernel/mm/transparent_hugepage/shmem_enabled). Private: huge pages where the machine gives them on request, as most do.
+// Move-only; zero-filled, 4096-byte aligned, data() is null for 0 bytes.
 class BackedMemory {
  public:
   static constexpr int64_t kPageBytes = 4096;
 
   // `bytes` (>= 0), rounded up to whole pages. kResourceExhausted where the machine does not have them: `owner`
   // ("cpu:0", "tier host") says who asked, `advice` what to do about it.
-  static absl::StatusOr<BackedMemory> Map(std::string_view owner, int64_t bytes, std::string_view advice);
+  static absl::StatusOr<BackedMemory> Map(std::string_view owner, int64_t bytes, std::string_view advice, bool shared = true);
 
   BackedMemory() = default;
   BackedMemory(BackedMemory&& from) noexcept;
@@ -28,7 +29,7 @@ class BackedMemory {
 
   std::byte* data() const { return data_; }
   int64_t mapped_bytes() const { return mapped_bytes_; }
-  // The memfd, of mapped_bytes() bytes, open as long as this object; -1 for 0 bytes.
+  // The memfd, of mapped_bytes() bytes, open as long as this object; -1 for private memory and for 0 bytes.
   int descriptor() const { return descriptor_; }
 
  private:

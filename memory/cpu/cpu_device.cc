@@ -44,7 +44,8 @@ class CpuSlab final : public Slab {
 class CpuDevice final : public Device {
  public:
   explicit CpuDevice(const CpuDeviceOptions& options)
-      : capacity_(options.capacity_bytes), threads_(options.thread_count > 0 ? options.thread_count : UsableCores()) {}
+      : capacity_(options.capacity_bytes), threads_(options.thread_count > 0 ? options.thread_count : UsableCores()),
+        shared_(options.shared) {}
   std::string_view name() const override { return "cpu:0"; }
   int64_t capacity_bytes() const override { return capacity_; }
   int64_t reserved_bytes() const override {
@@ -65,7 +66,7 @@ class CpuDevice final : public Device {
       account_->reserved += bytes;
     }
     absl::StatusOr<BackedMemory> memory =
-        BackedMemory::Map("cpu:0", bytes, "the machine has no room for the arena, ask for a smaller model or batch");
+        BackedMemory::Map("cpu:0", bytes, "the machine has no room for the arena, ask for a smaller model or batch", shared_);
     if (!memory.ok()) {
       const std::lock_guard lock(account_->mutex);
       account_->reserved -= bytes;
@@ -77,6 +78,7 @@ class CpuDevice final : public Device {
  private:
   const int64_t capacity_;
   const int threads_;
+  const bool shared_;
   const std::shared_ptr<Account> account_ = std::make_shared<Account>();
 };
 

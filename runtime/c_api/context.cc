@@ -38,8 +38,6 @@ gantry_status gantry_context_create(const gantry_context_config* config, gantry_
       options.capacity_bytes = static_cast<int64_t>(given.memory_bytes);
     }
     options.thread_count = given.thread_count;
-    shared->device = MakeCpuDevice(options);
-    shared->Log(GANTRY_LOG_DEBUG, absl::StrFormat("device %s, %d threads", shared->device->name(), shared->device->thread_count()));
     if (given.join_job != 0) {
       GANTRY_ASSIGN_OR_RETURN(shared->ranks, JobRanks::Join());
       if (shared->ranks != nullptr) {
@@ -47,6 +45,9 @@ gantry_status gantry_context_create(const gantry_context_config* config, gantry_
                                                      shared->ranks->links().job().found_by));
       }
     }
+    options.shared = shared->ranks != nullptr;
+    shared->device = MakeCpuDevice(options);
+    shared->Log(GANTRY_LOG_DEBUG, absl::StrFormat("device %s, %d threads", shared->device->name(), shared->device->thread_count()));
     *context = new gantry_context{std::move(shared)};
     return absl::OkStatus();
   });

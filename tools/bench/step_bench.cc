@@ -52,7 +52,7 @@ struct Bench {
 
 absl::StatusOr<Bench> Make(const Options& options, Model generator, Model discriminator) {
   Bench bench;
-  bench.device = MakeCpuDevice({.thread_count = options.threads});
+  bench.device = MakeCpuDevice({.thread_count = options.threads, .shared = false});
   std::vector<GanRole> generators, discriminators;
   generators.push_back({"generator", std::move(generator), {}});
   discriminators.push_back({"discriminator", std::move(discriminator), {}});

@@ -40,12 +40,12 @@ struct ImageProduct {
   float* result;
 };
 
-// The bias of one panel: the caller's where all 16 channels exist, else a copy with a zero tail.
-const float* PanelBias(const Epilogue& epilogue, int64_t panel, int64_t channels, float (&tail)[16]) {
+// The bias of `panels` panels (1 or 2): the caller's where all channels exist, else a copy with a zero tail.
+const float* PanelBias(const Epilogue& epilogue, int64_t panel, int64_t panels, int64_t channels, float (&tail)[32]) {
   if (epilogue.bias == nullptr) return nullptr;
   const int64_t count = channels - panel * 16;
-  if (count >= 16) return epilogue.bias + panel * 16;
-  for (int64_t c = 0; c < 16; ++c) tail[c] = c < count ? epilogue.bias[panel * 16 + c] : 0.0f;
+  if (count >= panels * 16) return epilogue.bias + panel * 16;
+  for (int64_t c = 0; c < panels * 16; ++c) tail[c] = c < count ? epilogue.bias[panel * 16 + c] : 0.0f;
   return tail;
 }
 
@@ -85,15 +85,23 @@ void RunImageProduct(const ImageProduct& p, const PanelKernels& kernels, const S
     int64_t chunk_index = 0, seen = 0;
     const auto flush = [&] {
       const bool last = chunk_index == chunk_count - 1;
-      for (int64_t panel = first_panel; panel < last_panel; ++panel) {
-        float tail[16];
-        const float* bias = last ? PanelBias(*p.epilogue, panel, p.result_channels, tail) : nullptr;
-        kernels.gemm(p.batch, chunk.count, chunk.sources, p.packed + panel * result_panel_stride, chunk.weight_offsets,
-                     k_count, p.result + (pixel * p.result_panels + panel) * panel_floats, chunk_index > 0, bias,
-                     last ? p.epilogue->slope : 1.0f,
-                     panel + 1 < last_panel && chunk.count > 0
-                         ? p.packed + (panel + 1) * result_panel_stride + chunk.weight_offsets[0]
-                         : nullptr);
+      for (int64_t panel = first_panel; panel < last_panel;) {
+        const int64_t width = kernels.gemm_pair != nullptr && panel + 1 < last_panel ? 2 : 1;
+        float tail[32];
+        const float* bias = last ? PanelBias(*p.epilogue, panel, width, p.result_channels, tail) : nullptr;
+        const float slope = last ? p.epilogue->slope : 1.0f;
+        const float* b = p.packed + panel * result_panel_stride;
+        const float* next_b =
+            panel + width < last_panel && chunk.count > 0 ? b + width * result_panel_stride + chunk.weight_offsets[0] : nullptr;
+        float* c = p.result + (pixel * p.result_panels + panel) * panel_floats;
+        if (width == 2) {
+          kernels.gemm_pair(p.batch, chunk.count, chunk.sources, b, result_panel_stride, chunk.weight_offsets, k_count, c,
+                            panel_floats, chunk_index > 0, bias, slope, next_b);
+        } else {
+          kernels.gemm(p.batch, chunk.count, chunk.sources, b, chunk.weight_offsets, k_count, c, chunk_index > 0, bias, slope,
+                       next_b);
+        }
+        panel += width;
       }
       chunk.count = 0;
       ++chunk_index;
@@ -288,18 +296,26 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const fl
     int64_t count = 0;
     bool first = true;
     const auto flush = [&] {
-      for (int64_t o = first_out; o < last_out; ++o) {
+      for (int64_t o = first_out; o < last_out;) {
+        const int64_t width = kernels.gemm_transposed_pair != nullptr && o + 1 < last_out ? 2 : 1;
         const float* gradients[kChunkPanels];
         const float* next[kChunkPanels];
         for (int64_t i = 0; i < count; ++i) gradients[i] = outputs[i] + o * panel_floats;
-        for (int64_t i = 0; i < count; ++i) next[i] = gradients[i] + panel_floats;
+        for (int64_t i = 0; i < count; ++i) next[i] = gradients[i] + width * panel_floats;
         for (int64_t c = 0; c < in_panels; ++c) {
           const float* sources[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) sources[i] = inputs[i] + c * panel_floats;
-          kernels.gemm_transposed(std::min<int64_t>(16, g.in_channels - c * 16), count, sources, gradients, g.batch,
-                                  sums + (o * in_panels + c) * 256, !first,
-                                  c == 0 && o + 1 < last_out ? next : nullptr);
+          const int64_t rows = std::min<int64_t>(16, g.in_channels - c * 16);
+          float* sum = sums + (o * in_panels + c) * 256;
+          const float* const* fetched = c == 0 && o + width < last_out ? next : nullptr;
+          if (width == 2) {
+            kernels.gemm_transposed_pair(rows, count, sources, gradients, panel_floats, g.batch, sum, in_panels * 256, !first,
+                                         fetched);
+          } else {
+            kernels.gemm_transposed(rows, count, sources, gradients, g.batch, sum, !first, fetched);
+          }
         }
+        o += width;
       }
       first = false;
       count = 0;

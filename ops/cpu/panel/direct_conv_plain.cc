@@ -141,21 +141,32 @@ void ForEachRun(const ConvGeometry& g, int64_t begin, int64_t end, const Run& ru
   }
 }
 
-// gemm over any number of panels: `a` and `b` give the operands of panel i.
-template <typename A, typename B>
-void ChunkedGemm(const PanelKernels& kernels, int64_t rows, int64_t panels, int64_t k_count, const A& a, const B& b,
-                 float* c, const float* bias, float slope) {
+// Every result panel r < result_panels at c + r * c_step is the product of all `panels` panels at `a`, a_step apart, and of the
+// blocks b + (r * panels + i) * 256; then bias[r * 16 ...] and the activation.
+void ProductOfPanels(const PanelKernels& kernels, int64_t rows, int64_t panels, int64_t k_count, const float* a, int64_t a_step,
+                     const float* b, int64_t result_panels, float* c, int64_t c_step, const float* bias, float slope) {
   for (int64_t first = 0; first < panels; first += kChunkPanels) {
     const int64_t count = std::min(kChunkPanels, panels - first);
     const float* sources[kChunkPanels];
     int64_t offsets[kChunkPanels];
     for (int64_t i = 0; i < count; ++i) {
-      sources[i] = a(first + i);
-      offsets[i] = b(first + i) - b(0);
+      sources[i] = a + (first + i) * a_step;
+      offsets[i] = (first + i) * 256;
     }
     const bool last = first + count == panels;
-    kernels.gemm(rows, count, sources, b(0), offsets, k_count, c, first > 0, last ? bias : nullptr, last ? slope : 1.0f,
-                 nullptr);
+    for (int64_t r = 0; r < result_panels;) {
+      const int64_t width = kernels.gemm_pair != nullptr && r + 1 < result_panels ? 2 : 1;
+      const float* shift = last && bias != nullptr ? bias + r * 16 : nullptr;
+      const float* weights = b + r * panels * 256;
+      if (width == 2) {
+        kernels.gemm_pair(rows, count, sources, weights, panels * 256, offsets, k_count, c + r * c_step, c_step, first > 0, shift,
+                          last ? slope : 1.0f, nullptr);
+      } else {
+        kernels.gemm(rows, count, sources, weights, offsets, k_count, c + r * c_step, first > 0, shift, last ? slope : 1.0f,
+                     nullptr);
+      }
+      r += width;
+    }
   }
 }
 
@@ -199,22 +210,20 @@ void PlainForward(const ConvGeometry& g, const PanelKernels& kernels, const floa
   const int64_t tap_panels = TapPanels(g), out_panels = PanelCount(g.out_channels), pixels = g.out_h * g.out_w;
   const int64_t k_count = std::min<int64_t>(16, TapCount(g));
   const int64_t shares = std::max(thread_count, 1);
+  const int64_t full = g.out_channels / 16;  // panels of 16 channels; there may be one of fewer
+  float tail[16] = {};                       // its bias
+  if (epilogue.bias != nullptr) std::copy_n(epilogue.bias + full * 16, g.out_channels - full * 16, tail);
   ParallelFor(thread_count, shares, [&](int64_t share) {
     float* taps = scratch + share * kBlockPixels * TapFloats(g);
     ForEachRun(g, pixels * share / shares, pixels * (share + 1) / shares, [&](int64_t first, int64_t count) {
       GatherTaps(g, input_nchw, first / g.out_w, first % g.out_w, count, taps);
       for (int64_t i = 0; i < count; ++i) {
-        for (int64_t o = 0; o < out_panels; ++o) {
-          float bias[16] = {};
-          const int64_t channels = std::min<int64_t>(16, g.out_channels - o * 16);
-          if (epilogue.bias != nullptr) std::copy_n(epilogue.bias + o * 16, channels, bias);
-          ChunkedGemm(
-              kernels, g.batch, tap_panels, k_count,
-              [&](int64_t k) { return taps + i * TapFloats(g) + k * g.batch * 16; },
-              [&](int64_t k) { return packed + (o * tap_panels + k) * 256; },
-              output + ((first + i) * out_panels + o) * g.batch * 16, epilogue.bias != nullptr ? bias : nullptr,
-              epilogue.slope);
-        }
+        ProductOfPanels(kernels, g.batch, tap_panels, k_count, taps + i * TapFloats(g), g.batch * 16, packed, full,
+                        output + (first + i) * out_panels * g.batch * 16, g.batch * 16, epilogue.bias, epilogue.slope);
+        if (full == out_panels) continue;
+        ProductOfPanels(kernels, g.batch, tap_panels, k_count, taps + i * TapFloats(g), g.batch * 16,
+                        packed + full * tap_panels * 256, 1, output + ((first + i) * out_panels + full) * g.batch * 16, 0,
+                        epilogue.bias != nullptr ? tail : nullptr, epilogue.slope);
       }
     });
   });
@@ -245,12 +254,8 @@ void PlainInputGradient(const ConvGeometry& g, const PanelKernels& kernels, cons
       ForEachRun(g, 0, g.out_h * g.out_w, [&](int64_t pixel, int64_t run) {
         for (int64_t i = 0; i < run; ++i) {
           const float* source = output_gradient + ((pixel + i) * out_panels * g.batch + first) * 16;
-          for (int64_t k = 0; k < tap_panels; ++k) {
-            ChunkedGemm(
-                kernels, count, out_panels, k_count, [&](int64_t o) { return source + o * g.batch * 16; },
-                [&](int64_t o) { return packed + (k * out_panels + o) * 256; },
-                taps + (i * tap_panels + k) * count * 16, nullptr, 1.0f);
-          }
+          ProductOfPanels(kernels, count, out_panels, k_count, source, g.batch * 16, packed, tap_panels,
+                          taps + i * tap_panels * count * 16, count * 16, nullptr, 1.0f);
         }
         ScatterTaps(g, taps, pixel / g.out_w, pixel % g.out_w, run, first, count, input_gradient_nchw);
       });
@@ -285,18 +290,28 @@ void PlainWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, con
       for (int64_t chunk = 0; chunk < run; chunk += chunk_pixels) {
         const int64_t count = std::min(chunk_pixels, run - chunk);
         for (int64_t o = 0; o < out_panels; ++o) {
-          for (int64_t k = 0; k < tap_panels; ++k) {
+          for (int64_t k = 0; k < tap_panels;) {
+            const int64_t width = kernels.gemm_transposed_pair != nullptr && k + 1 < tap_panels ? 2 : 1;
             const float* gradients[kChunkPanels];
             const float* sources[kChunkPanels];
-            const float* next[kChunkPanels];
             for (int64_t i = 0; i < count; ++i) {
               gradients[i] = output_gradient + ((first + chunk + i) * out_panels + o) * g.batch * 16;
               sources[i] = taps + (chunk + i) * TapFloats(g) + k * g.batch * 16;
-              next[i] = gradients[i] + (o + 1 < out_panels ? 1 : (count - 1) * out_panels + 1) * g.batch * 16;
             }
-            kernels.gemm_transposed(std::min<int64_t>(16, g.out_channels - o * 16), count, gradients, sources, g.batch,
-                                    sums + (o * tap_panels + k) * 256, first > begin || chunk > 0,
-                                    k == 0 ? next : nullptr);
+            const int64_t rows = std::min<int64_t>(16, g.out_channels - o * 16);
+            float* sum = sums + (o * tap_panels + k) * 256;
+            const bool more = first > begin || chunk > 0;
+            if (width == 2) {
+              kernels.gemm_transposed_pair(rows, count, gradients, sources, g.batch * 16, g.batch, sum, 256, more, nullptr);
+            } else {
+              // The gradients are what comes from afar: the next ones are fetched.
+              const float* next[kChunkPanels];
+              for (int64_t i = 0; i < count; ++i) {
+                next[i] = gradients[i] + (o + 1 < out_panels ? 1 : (count - 1) * out_panels + 1) * g.batch * 16;
+              }
+              kernels.gemm_transposed(rows, count, gradients, sources, g.batch, sum, more, k + 1 == tap_panels ? next : nullptr);
+            }
+            k += width;
           }
         }
       }

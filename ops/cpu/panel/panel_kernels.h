@@ -61,15 +61,20 @@ struct PanelKernels {
   // the cache.
   void (*gemm)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, const int64_t* b_offsets,
                int64_t k_count, float* c, bool accumulate, const float* bias, float slope, const float* next_b);
-  // Two neighbouring panels of results at once, each to the bit as gemm makes it: panel q < 2 at c + q * c_step from the
-  // weights b + q * b_step + i * 256 of panel i. `next_b` are 512 * panel_count floats. Null where it is no faster than
-  // two calls of gemm.
+  // Two panels of results at once, each to the bit as gemm makes it: panel q < 2 at c + q * c_step from the weights b + q * b_step and
+  // bias[q * 16 ...]. `next_b` are two such runs of weights, b_step apart. Null, as the other pair is, where it is no faster than two
+  // calls.
   void (*gemm_pair)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, int64_t b_step,
-                    int64_t k_count, float* c, int64_t c_step, bool accumulate, const float* next_b);
+                    const int64_t* b_offsets, int64_t k_count, float* c, int64_t c_step, bool accumulate, const float* bias,
+                    float slope, const float* next_b);
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16),
   // rows <= 16. `next`, if not null, are panel_count operands of a later call, to be fetched into the cache.
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
                           int64_t k_count, float* c, bool accumulate, const float* const* next);
+  // Two panels of results at once, each to the bit as gemm_transposed makes it: panel q < 2 at c + q * c_step from b[i] + q * b_step;
+  // `next` are such pairs.
+  void (*gemm_transposed_pair)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b, int64_t b_step,
+                               int64_t k_count, float* c, int64_t c_step, bool accumulate, const float* const* next);
   // to[c * to_stride + r] = (accumulate ? itself : 0) + from[r * from_stride + c], 16 rows and columns, any alignment.
   void (*transpose)(const float* from, int64_t from_stride, float* to, int64_t to_stride, bool accumulate);
   WinogradKernels winograd[2][3];  // [taps 2, 3][outputs 2, 3, 4]

@@ -18,6 +18,7 @@ const PanelKernels kAvx512Kernels = {
     .gemm = Gemm,
     .gemm_pair = GemmPair,
     .gemm_transposed = GemmTransposed,
+    .gemm_transposed_pair = GemmTransposedPair,
     .transpose = Transpose,
     .winograd = {{MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM3R2>(), MakeWinogradKernels<FormM4R2>()},
                  {MakeWinogradKernels<FormM2R3>(), MakeWinogradKernels<FormM3R3>(), MakeWinogradKernels<FormM4R3>()}},

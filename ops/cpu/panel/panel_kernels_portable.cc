@@ -16,6 +16,7 @@ const PanelKernels kPortableKernels = {
     .gemm = Gemm,
     .gemm_pair = nullptr,
     .gemm_transposed = GemmTransposed,
+    .gemm_transposed_pair = nullptr,
     .transpose = Transpose,
     .winograd = {{MakeWinogradKernels<FormM2R2>(), MakeWinogradKernels<FormM3R2>(), MakeWinogradKernels<FormM4R2>()},
                  {MakeWinogradKernels<FormM2R3>(), MakeWinogradKernels<FormM3R3>(), MakeWinogradKernels<FormM4R3>()}},

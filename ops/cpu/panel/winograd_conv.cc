@@ -127,43 +127,62 @@ struct PointProducts {
   int64_t result_point_stride;
 };
 
-void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int thread_count) {
+// The products of `point` for result panels [first, last).
+void RunPoint(const PointProducts& p, const PanelKernels& kernels, int64_t point, int64_t first, int64_t last) {
   const int64_t panel_floats = p.tiling.panel_floats;
-  const int64_t points = p.tiling.all_points;
-  int64_t groups = 1;
-  while (thread_count > 1 && groups < p.result_panels && points * groups % thread_count != 0 &&
-         points * groups < 8 * thread_count) {
-    ++groups;
-  }
-  ParallelFor(thread_count, points * groups, [&](int64_t task) {
-    const int64_t point = task / groups;
-    const int64_t first = p.result_panels * (task % groups) / groups;
-    const int64_t last = p.result_panels * (task % groups + 1) / groups;
-    const float* sources = p.sources + point * p.source_point_stride;
-    const float* weights = p.weights + point * p.result_panels * p.source_panels * 256;
-    float* results = p.results + point * p.result_point_stride;
-    int64_t offsets[kChunkPanels];
-    for (int64_t i = 0; i < kChunkPanels; ++i) offsets[i] = i * 256;
-    for (int64_t chunk = 0; chunk < p.source_panels; chunk += kChunkPanels) {
-      const int64_t count = std::min(kChunkPanels, p.source_panels - chunk);
-      for (int64_t panel = first; panel < last;) {
-        const bool pair = kernels.gemm_pair != nullptr && panel + 1 < last;
-        const float* b = weights + PackedPanel(chunk, panel, p.source_panels, p.result_panels) * 256;
-        const float* next_b = b + (pair ? 2 : 1) * count * 256;
-        for (int64_t tile = 0; tile < p.tiles; ++tile) {
-          if (!p.tiling.Needs(p.first_tile + tile, point)) continue;
-          const float* panels[kChunkPanels];
-          for (int64_t i = 0; i < count; ++i) panels[i] = sources + (tile * p.source_panels + chunk + i) * panel_floats;
-          float* c = results + (tile * p.result_panels + panel) * panel_floats;
-          if (pair) {
-            kernels.gemm_pair(p.tiling.g.batch, count, panels, b, count * 256, p.k_count, c, panel_floats, chunk > 0, next_b);
-          } else {
-            kernels.gemm(p.tiling.g.batch, count, panels, b, offsets, p.k_count, c, chunk > 0, nullptr, 1.0f, next_b);
-          }
-          next_b = nullptr;
+  const float* sources = p.sources + point * p.source_point_stride;
+  const float* weights = p.weights + point * p.result_panels * p.source_panels * 256;
+  float* results = p.results + point * p.result_point_stride;
+  int64_t offsets[kChunkPanels];
+  for (int64_t i = 0; i < kChunkPanels; ++i) offsets[i] = i * 256;
+  for (int64_t chunk = 0; chunk < p.source_panels; chunk += kChunkPanels) {
+    const int64_t count = std::min(kChunkPanels, p.source_panels - chunk);
+    for (int64_t panel = first; panel < last;) {
+      const bool pair = kernels.gemm_pair != nullptr && panel + 1 < last;
+      const float* b = weights + PackedPanel(chunk, panel, p.source_panels, p.result_panels) * 256;
+      const float* next_b = b + (pair ? 2 : 1) * count * 256;
+      for (int64_t tile = 0; tile < p.tiles; ++tile) {
+        if (!p.tiling.Needs(p.first_tile + tile, point)) continue;
+        const float* panels[kChunkPanels];
+        for (int64_t i = 0; i < count; ++i) panels[i] = sources + (tile * p.source_panels + chunk + i) * panel_floats;
+        float* c = results + (tile * p.result_panels + panel) * panel_floats;
+        if (pair) {
+          kernels.gemm_pair(p.tiling.g.batch, count, panels, b, count * 256, offsets, p.k_count, c, panel_floats, chunk > 0,
+                            nullptr, 1.0f, next_b);
+        } else {
+          kernels.gemm(p.tiling.g.batch, count, panels, b, offsets, p.k_count, c, chunk > 0, nullptr, 1.0f, next_b);
         }
-        panel += pair ? 2 : 1;
+        next_b = nullptr;
       }
+      panel += pair ? 2 : 1;
+    }
+  }
+}
+
+// Each thread has a run of (point, two result panels) of the same work: the points differ in the tiles that need them.
+void RunPointProducts(const PointProducts& p, const PanelKernels& kernels, int thread_count) {
+  const int64_t points = p.tiling.all_points;
+  int64_t tiles[kMostPoints];
+  int64_t work = 0;
+  for (int64_t point = 0; point < points; ++point) {
+    tiles[point] = 0;
+    for (int64_t tile = 0; tile < p.tiles; ++tile) tiles[point] += p.tiling.Needs(p.first_tile + tile, point) ? 1 : 0;
+    work += tiles[point] * p.result_panels;
+  }
+  const int64_t shares = std::max(thread_count, 1);
+  ParallelFor(thread_count, shares, [&](int64_t share) {
+    // What begins in [begin, end) of all work, in order.
+    const int64_t begin = work * share / shares, end = work * (share + 1) / shares;
+    const auto first_from = [&](int64_t before, int64_t point, int64_t limit) {
+      if (limit <= before) return int64_t{0};
+      const int64_t per_pair = 2 * tiles[point];
+      return std::min((limit - before + per_pair - 1) / per_pair * 2, p.result_panels);
+    };
+    int64_t before = 0;  // the work of earlier points
+    for (int64_t point = 0; point < points; ++point) {
+      if (tiles[point] == 0) continue;
+      RunPoint(p, kernels, point, first_from(before, point, begin), first_from(before, point, end));
+      before += tiles[point] * p.result_panels;
     }
   });
 }
@@ -425,22 +444,30 @@ void AddProducts(const GradientProducts& p, int64_t first_tile, int64_t tiles, i
     if (count == 0 && !accumulate) std::memset(sums, 0, static_cast<size_t>(p.blocking.sum_stride()) * sizeof(float));
     while (count > 0) {
       const int64_t later_count = TakeTiles(t, first_tile, point, p.blocking.chunk_tiles, tiles, tile, later);
-      for (int64_t o = 0; o < out_count; ++o) {
+      for (int64_t o = 0; o < out_count;) {
+        const bool pair = p.kernels.gemm_transposed_pair != nullptr && o + 1 < out_count;
+        const int64_t width = pair ? 2 : 1;
         const float* b[kChunkPanels];
         const float* next[kChunkPanels];
         for (int64_t i = 0; i < count; ++i) {
           b[i] = gradients + (now[i] * t.out_panels + o) * t.panel_floats;
           // Behind the last panel of this block come those of the next chunk or point.
-          if (o + 1 < out_count) next[i] = b[i] + t.panel_floats;
+          if (o + width < out_count) next[i] = b[i] + width * t.panel_floats;
           else if (i < later_count) next[i] = gradients + later[i] * t.out_panels * t.panel_floats;
           else next[i] = gradients + p.gradient_stride + i * t.out_panels * t.panel_floats;
         }
         for (int64_t c = 0; c < in_count; ++c) {
           const float* a[kChunkPanels];
           for (int64_t i = 0; i < count; ++i) a[i] = inputs + (now[i] * group + c) * t.panel_floats;
-          p.kernels.gemm_transposed(16, count, a, b, t.g.batch, sums + (o * group + c) * 256, accumulate,
-                                    c == 0 ? next : nullptr);
+          float* sum = sums + (o * group + c) * 256;
+          const float* const* fetched = c == 0 ? next : nullptr;
+          if (pair) {
+            p.kernels.gemm_transposed_pair(16, count, a, b, t.panel_floats, t.g.batch, sum, group * 256, accumulate, fetched);
+          } else {
+            p.kernels.gemm_transposed(16, count, a, b, t.g.batch, sum, accumulate, fetched);
+          }
         }
+        o += width;
       }
       accumulate = true;
       std::copy_n(later, later_count, now);

@@ -147,9 +147,11 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
     const WinogradKernels& transforms = TransformsFor(Isa::kPortable, g, algorithm);
     if (!winograd::Supports(g, transforms)) continue;
     if (direction != Direction::kWeightGradient && transforms.amplification > kMostAmplification) continue;
-    // Per dimension: a last tile that is not full needs no product of the last point.
+    // Per dimension: a last tile that is not full needs no product of the last point, one of a single output and two taps needs two.
     const auto positions = [&](int64_t size) {
-      return static_cast<double>((size + outputs - 1) / outputs * transforms.points() - (size % outputs != 0 ? 1 : 0));
+      const int64_t rest = size % outputs;
+      const int64_t last = rest == 0 ? 0 : rest == 1 && transforms.taps == 2 ? 2 : transforms.points() - 1;
+      return static_cast<double>(size / outputs * transforms.points() + last);
     };
     const double products = positions(g.out_h) * positions(g.out_w);
     const double points = static_cast<double>(transforms.points() * transforms.points());

@@ -41,10 +41,13 @@ struct WinogradKernels {
   // How much larger a result's rounding error is than that of the products and sums in the transformed domain: with random data and
   // products off by e of their own size each, a result is off by `amplification` x e of its size.
   double amplification;
-  Function input;           // n x n -> n x n
-  Function input_adjoint;   // n x n -> n x n
-  Function output;          // n x n -> outputs x outputs
-  Function output_adjoint;  // outputs x outputs -> n x n
+  // [rows][columns]: 1 for a tile of one output in that dimension where taps == 2. y = d0 w0 + d1 w1 needs no transform: the weights
+  // of the first point are w0, those of the last one w1, so only these two points and the first two inputs take part, and the
+  // pointers to others are not looked at.
+  Function input[2][2];           // n x n -> n x n
+  Function input_adjoint[2][2];   // n x n -> n x n
+  Function output[2][2];          // n x n -> outputs x outputs
+  Function output_adjoint[2][2];  // outputs x outputs -> n x n
   Function weight;          // taps x taps -> n x n
   Function weight_adjoint;  // n x n -> taps x taps
 

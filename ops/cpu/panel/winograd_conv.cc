@@ -33,6 +33,9 @@ struct Tiling {
   int64_t tiles_y = (g.out_h + m - 1) / m;
   int64_t tiles_x = (g.out_w + m - 1) / m;
   int64_t tiles = tiles_y * tiles_x;
+  // Whether the last tile has one output in a dimension, and the input ends with what that output sees.
+  bool single_y = taps == 2 && g.out_h % m == 1 && stride * (g.out_h + 1) - g.pad_top >= g.in_h;
+  bool single_x = taps == 2 && g.out_w % m == 1 && stride * (g.out_w + 1) - g.pad_left >= g.in_w;
 
   int64_t block_tiles() const {
     const int64_t tile_floats = all_points * panel_floats * (phase_panels + out_panels);
@@ -41,11 +44,18 @@ struct Tiling {
     return (tiles + blocks - 1) / blocks;
   }
   // Whether a product of this tile and point enters any result. Only the last output of a tile, per dimension, depends on the
-  // last point, and the last tile may lack it.
+  // last point, and the last tile may lack it; a tile of a single output has the first and the last point.
   bool Needs(int64_t tile, int64_t point) const {
-    const bool row_missing = point / points == points - 1 && tile / tiles_x == tiles_y - 1 && g.out_h % m != 0;
-    const bool column_missing = point % points == points - 1 && tile % tiles_x == tiles_x - 1 && g.out_w % m != 0;
+    const int64_t row = point / points, column = point % points;
+    const bool row_missing = tile / tiles_x == tiles_y - 1 &&
+                             (single_y ? row != 0 && row != points - 1 : row == points - 1 && g.out_h % m != 0);
+    const bool column_missing = tile % tiles_x == tiles_x - 1 &&
+                                (single_x ? column != 0 && column != points - 1 : column == points - 1 && g.out_w % m != 0);
     return !row_missing && !column_missing;
+  }
+  // The one of four transforms for this tile.
+  WinogradKernels::Function Of(const WinogradKernels::Function (&functions)[2][2], int64_t tile) const {
+    return functions[single_y && tile / tiles_x == tiles_y - 1][single_x && tile % tiles_x == tiles_x - 1];
   }
   // Floats between the points of an array of `tile_count` x `panels` panels.
   int64_t point_stride(int64_t tile_count, int64_t panels) const {
@@ -95,7 +105,7 @@ void TransformInput(const Tiling& t, const WinogradKernels& transforms, const fl
   InputPatch(t, input, tile, phase, panel, sources);
   ReplaceNull(sources, t.all_points, zeros);
   for (int64_t p = 0; p < t.all_points; ++p) results[p] = result + p * point_stride;
-  transforms.input(t.panel_floats, sources, results, nullptr);
+  t.Of(transforms.input, tile)(t.panel_floats, sources, results, nullptr);
 }
 
 void TransformOutputGradient(const Tiling& t, const WinogradKernels& transforms, const float* output_gradient,
@@ -105,7 +115,7 @@ void TransformOutputGradient(const Tiling& t, const WinogradKernels& transforms,
   OutputPatch(t, output_gradient, tile, panel, sources);
   ReplaceNull(sources, t.m * t.m, zeros);
   for (int64_t p = 0; p < t.all_points; ++p) results[p] = result + p * point_stride;
-  transforms.output_adjoint(t.panel_floats, sources, results, nullptr);
+  t.Of(transforms.output_adjoint, tile)(t.panel_floats, sources, results, nullptr);
 }
 
 // Where the block (source panel, result panel) of one point's weights lies: chunk by chunk of source panels, as they
@@ -316,7 +326,7 @@ void Forward(const ConvGeometry& g, const PanelKernels& kernels, const WinogradK
       }
       OutputPatch(t, output, tile, panel, results);
       const TransformFinish last{modes, PanelBias(epilogue, panel, g.out_channels, bias), epilogue.slope};
-      transforms.output(t.panel_floats, sources, results, &last);
+      t.Of(transforms.output, tile)(t.panel_floats, sources, results, &last);
     });
   }
 }
@@ -375,7 +385,7 @@ void InputGradient(const ConvGeometry& g, const PanelKernels& kernels, const Win
         for (int64_t p = 0; p < t.all_points; ++p) {
           sources[p] = t.Needs(tile, p) ? products + p * product_stride + (i * t.phase_panels + phase_panel) * t.panel_floats : zeros;
         }
-        transforms.input_adjoint(t.panel_floats, sources, results, &finish);
+        t.Of(transforms.input_adjoint, tile)(t.panel_floats, sources, results, &finish);
       }
     });
   }

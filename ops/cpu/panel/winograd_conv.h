@@ -3,7 +3,8 @@
 // Gray, CVPR 2016, for the transforms; the phases are the polyphase form of a strided filter). All phases are summed in
 // the transformed domain, so an output tile has one inverse transform. F(2,2) needs 9 products for 16, F(3,2) 16 for 36, F(4,2) 25
 // for 64, F(2,3) 16 for 36, F(3,3) 25 for 81, F(4,3) 36 for 144. A last tile that is not full leaves out the products of the point
-// at infinity, on which only its missing outputs depend: 8 outputs need 3 + 3 + 2 of F(3,2), 11 points instead of 12.
+// at infinity, on which only its missing outputs depend: 8 outputs need 3 + 3 + 2 of F(3,2), 11 points instead of 12. A last tile of
+// one output of two taps needs only the first and the last point: 16 outputs are 5 x 4 + 2 points of F(3,2).
 //
 // The input gradient is the adjoint of the whole algorithm (not a convolution with flipped weights), the weight
 // gradient its derivative; both use the same transforms, transposed.

@@ -5,6 +5,7 @@ namespace {
 
 constexpr int kVectorFloats = 8;
 constexpr int kTileRows = 6;
+constexpr bool kDoubleSums = false;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
 #include "ops/cpu/panel/norm_kernels.inc"

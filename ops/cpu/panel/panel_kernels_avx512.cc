@@ -6,6 +6,7 @@ namespace {
 constexpr int kVectorFloats = 16;
 constexpr int kTileRows = 16;
 constexpr int kPairTileRows = 8;
+constexpr bool kDoubleSums = false;
 
 #include "ops/cpu/panel/gemm_kernels.inc"
 #include "ops/cpu/panel/gemm_pair_kernels.inc"

@@ -5,6 +5,11 @@ namespace {
 
 constexpr int kVectorFloats = 4;
 constexpr int kTileRows = 2;
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr bool kDoubleSums = false;
+#else
+constexpr bool kDoubleSums = true;
+#endif
 
 #include "ops/cpu/panel/gemm_kernels.inc"
 #include "ops/cpu/panel/norm_kernels.inc"

@@ -510,6 +510,23 @@ TEST(PanelConvTest, ThreadsDoNotChangeABit) {
   }
 }
 
+// 10 outputs: three tiles of F(3,2) and one of a single output, points that need fewer tiles than others.
+TEST(PanelConvTest, ThreadsDoNotChangeABitOfWinogradForms) {
+  std::mt19937 random(9);
+  for (const Isa isa : AvailableIsas()) {
+    for (const Algorithm algorithm : {Algorithm::kWinograd2, Algorithm::kWinograd3, Algorithm::kWinograd4}) {
+      const Problem problem({.batch = 5, .in_channels = 20, .out_channels = 70, .in_h = 20, .in_w = 18, .out_h = 10, .out_w = 9,
+                             .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1},
+                            random);
+      const ConvOptions options{.algorithm = algorithm, .isa = isa};
+      for (Direction direction : kDirections) {
+        const auto one = Compute(problem, direction, options, {}, 0.1f, 1);
+        for (int threads : {2, 3, 7}) EXPECT_EQ(one, Compute(problem, direction, options, {}, 0.1f, threads)) << threads << " threads";
+      }
+    }
+  }
+}
+
 TEST(PanelConvTest, RejectsImpossibleSizes) {
   EXPECT_EQ(PanelConv::Create({.batch = 0}, Direction::kForward, {}).status().code(),
             absl::StatusCode::kInvalidArgument);

@@ -184,7 +184,10 @@ int RunTrain(const TrainOptions& options) {
   Require(gantry_run_data_text(run.get(), &text));
   std::printf("data            %s\n", text);
   std::printf("predicted peak  %s, lower bound %s\n", BytesText(plan.arena_bytes).c_str(), BytesText(plan.lower_bound_bytes).c_str());
-  if (const int32_t ranks = gantry_context_rank_count(context.get()); ranks > 1) std::printf("ranks           %d; the bytes are those of rank 0\n", ranks);
+  if (const int32_t ranks = gantry_context_rank_count(context.get()); ranks > 1) {
+    const char* const split = gantry_run_parallel(run.get());
+    std::printf("ranks           %d, %s; the bytes are those of rank 0\n", ranks, *split == '\0' ? "batch" : split);
+  }
   if (plan.tier_count > 0 || plan.repeated_op_count > 0) {
     std::printf("budget          %s, %.1f %% of the %s that nothing offloaded takes; %" PRIu64 " ops run again\n",
                 BytesText(plan.budget_bytes).c_str(), 100.0 * static_cast<double>(plan.budget_bytes) / static_cast<double>(plan.footprint_bytes),

@@ -645,6 +645,8 @@ GANTRY_API gantry_status gantry_run_program_text(gantry_run* run, int32_t execut
 GANTRY_API gantry_status gantry_run_config_text(gantry_run* run, const char** text);
 /* What it trains on: "60000 samples [1,28,28] of ...". */
 GANTRY_API gantry_status gantry_run_data_text(gantry_run* run, const char** text);
+/* parallel.split, as rank 0 has decided it where the run says "auto"; "" for the default. Valid as long as the run. */
+GANTRY_API const char* gantry_run_parallel(const gantry_run* run);
 GANTRY_API uint64_t gantry_run_high_water_bytes(const gantry_run* run);
 GANTRY_API gantry_status gantry_run_write_plan(gantry_run* run, const char* path);
 GANTRY_API gantry_status gantry_run_tier(const gantry_run* run, size_t index, gantry_tier_info* info);

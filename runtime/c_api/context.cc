@@ -7,7 +7,8 @@ using namespace gantry::c_api;
 
 namespace gantry::c_api {
 
-absl::Status SharedContext::FromRanks(const absl::Status& status) const {
+absl::Status SharedContext::FromRanks(const absl::Status& status) {
+  failed_together = status.GetPayload(kAgreedPayload).has_value();
   return ranks != nullptr && absl::IsUnavailable(status) && !ranks->liveness().status().ok() ? WithCode(status, GANTRY_PEER_LOST) : status;
 }
 
@@ -60,6 +61,8 @@ int32_t gantry_context_rank(const gantry_context* context) {
 int32_t gantry_context_rank_count(const gantry_context* context) {
   return context == nullptr ? 0 : context->shared->ranks == nullptr ? 1 : context->shared->ranks->size();
 }
+
+int32_t gantry_context_failed_together(const gantry_context* context) { return context != nullptr && context->shared->failed_together ? 1 : 0; }
 
 void gantry_context_destroy(gantry_context* context) { delete context; }
 

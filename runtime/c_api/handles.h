@@ -29,7 +29,8 @@ struct SharedContext {
   void* log_payload = nullptr;
 
   // An error of a step that ended because a rank is gone says so.
-  absl::Status FromRanks(const absl::Status& status) const;
+  absl::Status FromRanks(const absl::Status& status);
+  bool failed_together = false;  // the last such error is one that all ranks ended with
 
   void Log(int level, std::string_view message) const {
     if (log != nullptr && level <= log_level) log(level, std::string(message).c_str(), log_payload);

@@ -15,6 +15,8 @@ struct gantry_planning {
   std::unique_ptr<RunPlanning> run;
   std::optional<Plan> plan;
   std::optional<WhatIf> what_if;
+  std::optional<JobPlan> job;
+  SplitSearch search;
   std::string text;
 };
 
@@ -80,6 +82,46 @@ gantry_status gantry_planning_write_plan(gantry_planning* planning, const char* 
     GANTRY_RETURN_IF_ERROR(RequireNonNull("path", path));
     GANTRY_RETURN_IF_ERROR(RequirePlanned(planning));
     return WritePlan(path, *planning->plan);
+  });
+}
+
+gantry_status gantry_planning_ranks(gantry_planning* planning, const gantry_ranks_config* config) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("planning", planning));
+    GANTRY_ASSIGN_OR_RETURN(const gantry_ranks_config given, ReadStruct(config, gantry_ranks_config GANTRY_RANKS_CONFIG_INIT, "gantry_ranks_config"));
+    if (given.ranks < 0 || given.nodes < 0 || given.nodes > 65536) return Error(GANTRY_INVALID_ARGUMENT, "ranks and nodes must not be negative, nodes at most 65536");
+    SplitSearch search;
+    absl::StatusOr<JobPlan> job = planning->run->PlanRanks(given.ranks, given.nodes, std::string(Text(given.parallel)), search);
+    if (!job.ok()) return FromFile(job.status());
+    planning->job = *std::move(job);
+    planning->search = std::move(search);
+    return absl::OkStatus();
+  });
+}
+
+gantry_status gantry_planning_ranks_text(gantry_planning* planning, int32_t json, const char** text) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("planning, text", planning, text));
+    if (!planning->job) return Error(GANTRY_FAILED_PRECONDITION, "call gantry_planning_ranks first");
+    planning->text = json != 0 ? ToJson(*planning->job) : Describe(*planning->job);
+    if (json == 0 && planning->search.taken >= 0) planning->text = absl::StrCat(Describe(planning->search), "\n", planning->text);
+    *text = planning->text.c_str();
+    return absl::OkStatus();
+  });
+}
+
+gantry_status gantry_planning_write_ranks(gantry_planning* planning, const char* path) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("planning, path", planning, path));
+    if (!planning->job) return Error(GANTRY_FAILED_PRECONDITION, "call gantry_planning_ranks first");
+    if (std::string_view(path).ends_with(".json")) return WritePlan(path, planning->job->ClassOf(0).plan);
+    std::error_code error;
+    std::filesystem::create_directories(path, error);
+    if (error) return Error(GANTRY_CANNOT_CREATE, absl::StrFormat("%s: cannot be made: %s", path, error.message()));
+    for (const RankClass& alike : planning->job->classes) {
+      GANTRY_RETURN_IF_ERROR(WritePlan(absl::StrFormat("%s/rank-%d.json", path, alike.ranks[0]), alike.plan));
+    }
+    return absl::OkStatus();
   });
 }
 

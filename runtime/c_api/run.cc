@@ -172,6 +172,8 @@ gantry_status gantry_run_data_text(gantry_run* run, const char** text) {
   return GiveText(run, text, [](gantry_run& of) -> absl::StatusOr<std::string> { return of.trainer->data_set().Describe(); });
 }
 
+const char* gantry_run_parallel(const gantry_run* run) { return run == nullptr ? nullptr : run->trainer->config().parallel.c_str(); }
+
 uint64_t gantry_run_high_water_bytes(const gantry_run* run) {
   return run == nullptr ? 0 : static_cast<uint64_t>(run->trainer->session().executor().high_water_bytes());
 }

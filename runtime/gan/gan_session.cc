@@ -13,6 +13,7 @@
 #include "runtime/partition/defer_tail.h"
 #include "runtime/plan/plan_file.h"
 #include "runtime/plan/verify_ranks.h"
+#include "runtime/simulate/plan_ranks.h"
 
 namespace gantry {
 namespace {
@@ -98,35 +99,62 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
   session->device_ = &device;
   GANTRY_ASSIGN_OR_RETURN(const Program program,
                           BuildGanStep(session->options_.step, session->generators_, session->discriminators_));
-  RankProgram mine{.program = program};
-  if (options.ranks != nullptr) {
-    session->exchanges_ = std::make_unique<ExchangeKernels>();
-    session->options_.plan.exchanges = session->exchanges_.get();
-    Parallel& parallel = session->options_.parallel;
-    for (const GanRole& role : session->generators_) parallel.generators.push_back(role.name);
-    // Where memory is short, or nothing runs beside compute, the order that takes the least memory stays.
-    const MemoryBudget& budget = options.plan.device_memory;
-    parallel.gradients_first = options.plan.overlap && budget.bytes == 0 && budget.fraction == 0;
-    GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, session->rank(), session->rank_count()));
-    // The same groups in the same order on all ranks, whatever each of them exchanges.
-    for (const std::vector<int>& group : GroupsOf(parallel, session->rank(), session->rank_count())) {
-      for (const PlanLane lane : {PlanLane::kCompute, PlanLane::kGradients, PlanLane::kUrgent}) session->exchanges_->Require(group, lane);
-    }
-  }
-  session->input_parts_ = std::move(mine.input_parts);
-  Plan plan;
-  if (const std::string& path = session->options_.plan_file; path.empty()) {
-    GANTRY_ASSIGN_OR_RETURN(plan, MakePlan(mine.program, session->options_.plan));
-  } else {
-    GANTRY_ASSIGN_OR_RETURN(plan, ReadPlan(path, mine.program, session->options_.plan));
-  }
-  GANTRY_ASSIGN_OR_RETURN(session->executor_, Executor::Create(std::move(plan), device));
+  absl::Status planned = session->PlanAndReserve(program);
+  if (options.ranks != nullptr) planned = options.ranks->Agree(planned);
+  GANTRY_RETURN_IF_ERROR(planned);
   GANTRY_RETURN_IF_ERROR(session->Connect());
   GANTRY_RETURN_IF_ERROR(session->CollectStates(program));
   GANTRY_RETURN_IF_ERROR(session->BindInputs());
   session->FindTail();
   GANTRY_RETURN_IF_ERROR(session->Initialize());
   return session;
+}
+
+absl::Status GanSession::ChooseSplit(const Program& program) {
+  SetSpeeds(options_.plan, rank_count(), options_.parallel);
+  if (!options_.parallel.automatic) return absl::OkStatus();
+  const auto Search = [&]() -> absl::StatusOr<std::string> {
+    GANTRY_ASSIGN_OR_RETURN(const SplitSearch search, SearchSplits(program, options_.parallel, rank_count(), options_.plan));
+    if (search.taken < 0) return absl::ResourceExhaustedError(absl::StrCat("no split of the step fits:\n", gantry::Describe(search)));
+    return search.candidates[static_cast<size_t>(search.taken)].parallel.Text();
+  };
+  GANTRY_ASSIGN_OR_RETURN(const std::string text, options_.ranks->FromFirst(rank() == 0 ? Search() : absl::StatusOr<std::string>("")));
+  GANTRY_ASSIGN_OR_RETURN(Parallel chosen, Parallel::Parse(text));
+  chosen.generators = options_.parallel.generators;
+  chosen.shares = options_.parallel.shares;
+  chosen.speeds = options_.parallel.speeds;
+  chosen.exchanges = options_.parallel.exchanges;
+  chosen.across_steps = options_.parallel.across_steps && !chosen.roles;
+  options_.parallel = std::move(chosen);
+  return absl::OkStatus();
+}
+
+absl::Status GanSession::PlanAndReserve(const Program& program) {
+  RankProgram mine{.program = program};
+  if (options_.ranks != nullptr) {
+    exchanges_ = std::make_unique<ExchangeKernels>();
+    options_.plan.exchanges = exchanges_.get();
+    Parallel& parallel = options_.parallel;
+    for (const GanRole& role : generators_) parallel.generators.push_back(role.name);
+    GANTRY_RETURN_IF_ERROR(ChooseSplit(program));
+    // Where memory is short, or nothing runs beside compute, the order that takes the least memory stays.
+    const MemoryBudget& budget = options_.plan.device_memory;
+    parallel.gradients_first = options_.plan.overlap && budget.bytes == 0 && budget.fraction == 0;
+    GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, rank(), rank_count()));
+    // The same groups in the same order on all ranks, whatever each of them exchanges.
+    for (const std::vector<int>& group : GroupsOf(parallel, rank(), rank_count())) {
+      for (const PlanLane lane : {PlanLane::kCompute, PlanLane::kGradients, PlanLane::kUrgent}) exchanges_->Require(group, lane);
+    }
+  }
+  input_parts_ = std::move(mine.input_parts);
+  Plan plan;
+  if (const std::string& path = options_.plan_file; path.empty()) {
+    GANTRY_ASSIGN_OR_RETURN(plan, MakePlan(mine.program, options_.plan));
+  } else {
+    GANTRY_ASSIGN_OR_RETURN(plan, ReadPlan(path, mine.program, options_.plan));
+  }
+  GANTRY_ASSIGN_OR_RETURN(executor_, Executor::Create(std::move(plan), *device_));
+  return absl::OkStatus();
 }
 
 absl::Status GanSession::Connect() {

@@ -147,6 +147,9 @@ class GanSession {
   void FillWhole(const BoundInput& input, const GanBatch& batch, T* to, int64_t count);
   const SessionState* Find(std::string_view name) const;
   absl::Status CollectStates(const Program& program);
+  // This rank's plan, and an arena for it: without a word with other ranks, but for the choice of a split that rank 0 makes.
+  absl::Status PlanAndReserve(const Program& program);
+  absl::Status ChooseSplit(const Program& program);
   absl::Status Connect();
   // Gives all ranks each other's exchanges and proves that they fit together.
   absl::Status VerifyExchanges();

@@ -6,9 +6,11 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <system_error>
 #include <thread>
 
+#include "absl/strings/str_join.h"
 #include "memory/hash.h"
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/data/file.h"
@@ -44,6 +46,26 @@ std::string CalibrationPath() {
   return absl::StrFormat("%s/gantry/machine-1-%016x.toml", folder, HashText(machine));
 }
 
+namespace {
+
+// "dgx-h100" or ".../dgx-h100" where there is no such file: the description of that name; else the path as it is.
+absl::StatusOr<std::string> Described(const std::string& path) {
+  std::error_code error;
+  const std::string name = std::filesystem::path(path).filename().string();
+  if (std::filesystem::exists(path, error) || name.empty() || name.find('.') != std::string::npos) return path;
+  std::set<std::string> names;
+  for (const std::string_view folder : {std::string_view(GANTRY_MACHINE_FOLDER), std::string_view(GANTRY_SOURCE_MACHINE_FOLDER)}) {
+    const std::string candidate = absl::StrCat(ToAbsl(folder), "/", name, ".toml");
+    if (std::filesystem::exists(candidate, error)) return candidate;
+    for (std::filesystem::directory_iterator entry(folder, error), end; !error && entry != end; entry.increment(error)) {
+      if (entry->path().extension() == ".toml") names.insert(entry->path().stem().string());
+    }
+  }
+  return absl::NotFoundError(absl::StrFormat("there is no machine file %s, and no description of that name; there are %s", path, absl::StrJoin(names, ", ")));
+}
+
+}  // namespace
+
 absl::StatusOr<std::shared_ptr<const Machine>> FindMachine(const std::string& given) {
   std::string path = given.empty() ? Variable("GANTRY_MACHINE") : given;
   if (path == "none") return nullptr;
@@ -53,6 +75,7 @@ absl::StatusOr<std::shared_ptr<const Machine>> FindMachine(const std::string& gi
     std::error_code error;
     if (path.empty() || !std::filesystem::exists(path, error)) return nullptr;
   }
+  GANTRY_ASSIGN_OR_RETURN(path, Described(path));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(path, kMaxMachineFileBytes));
   absl::StatusOr<Machine> machine = ParseMachine({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, path);
   if (!machine.ok()) {

@@ -13,7 +13,7 @@ namespace gantry {
 // where neither variable is set.
 std::string CalibrationPath();
 
-// The machine of `path`; "none": null. Empty: that of GANTRY_MACHINE, which may be "none", else the calibration where there is one, else
+// The machine of `path`, or of that name among the descriptions that come with Gantry ("dgx-h100"); "none": null. Empty: that of GANTRY_MACHINE, which may be "none", else the calibration where there is one, else
 // null. Errors as ReadFile and ParseMachine.
 absl::StatusOr<std::shared_ptr<const Machine>> FindMachine(const std::string& path);
 

@@ -7,6 +7,11 @@
 #include "runtime/data/file.h"
 
 namespace gantry {
+namespace {
+
+constexpr int kMostRanks = 16384;
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<DataSet>> FindSampleShape(RunConfig& config) {
   const bool clips = config.model.family == kVideoFamily;
@@ -59,6 +64,31 @@ absl::StatusOr<Plan> RunPlanning::MakePlan() const {
   absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options_);
   if (!plan.ok()) return Annotate(plan.status(), config_.plan_file);
   return plan;
+}
+
+absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::string& parallel, SplitSearch& search) const {
+  const Machine* const machine = options_.machine.get();
+  const bool described = machine != nullptr && machine->rank_count > 1;
+  const int per_node = described ? machine->ranks_per_node : std::max(1, ranks);
+  if (ranks <= 0) ranks = nodes > 0 ? nodes * per_node : described ? machine->rank_count : 1;
+  if (ranks > kMostRanks) return absl::InvalidArgumentError(absl::StrFormat("%d ranks; at most %d are planned", ranks, kMostRanks));
+  if (nodes > 0 && (ranks - 1) / per_node + 1 != nodes) {
+    return absl::InvalidArgumentError(absl::StrFormat("%d ranks at %d a node do not take %d nodes", ranks, per_node, nodes));
+  }
+  GANTRY_ASSIGN_OR_RETURN(Parallel split, Parallel::Parse(parallel.empty() ? config_.parallel : parallel));
+  for (const NetworkConfig& generator : config_.generators) split.generators.push_back(generator.name);
+  PlanOptions options = options_;
+  options.variants = {};
+  // Ranks share out the cores of this machine; of a machine that is described, a rank has what is described.
+  if (config_.threads == 0 && (machine == nullptr || !machine->kernels.empty())) options.thread_count = std::max(1, options.thread_count / ranks);
+  SetSpeeds(options, ranks, split);
+  GANTRY_ASSIGN_OR_RETURN(const Program program, Step({}));
+  if (split.automatic) {
+    GANTRY_ASSIGN_OR_RETURN(search, SearchSplits(program, split, ranks, options));
+    if (search.taken < 0) return absl::ResourceExhaustedError(absl::StrCat("no split of the step fits:\n", gantry::Describe(search)));
+    split = search.candidates[static_cast<size_t>(search.taken)].parallel;
+  }
+  return gantry::PlanRanks(program, split, ranks, options);
 }
 
 absl::StatusOr<WhatIf> RunPlanning::AskWhatIf() const {

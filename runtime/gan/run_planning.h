@@ -7,6 +7,7 @@
 #include "runtime/data/data_set.h"
 #include "runtime/gan/run_config.h"
 #include "runtime/plan/what_if.h"
+#include "runtime/simulate/plan_ranks.h"
 
 namespace gantry {
 
@@ -21,6 +22,9 @@ class RunPlanning {
   absl::StatusOr<Program> Step(const StepVariation& variation) const { return BuildStep(config_, variation); }
   absl::StatusOr<Plan> MakePlan() const;
   absl::StatusOr<WhatIf> AskWhatIf() const;
+  // The plans of all ranks (runtime/simulate). `ranks` 0: `nodes` times the machine's ranks of a node; `nodes` 0: as many as they take.
+  // `parallel` empty: what the run says. `search` is filled where that is "auto".
+  absl::StatusOr<JobPlan> PlanRanks(int ranks, int nodes, const std::string& parallel, SplitSearch& search) const;
 
   // The step program of a run, whose channels must be known.
   static absl::StatusOr<Program> BuildStep(const RunConfig& config, const StepVariation& variation);

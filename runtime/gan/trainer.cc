@@ -56,10 +56,10 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(RunConfig config, Devic
   return trainer;
 }
 
-absl::Status Trainer::Build(Device& device) {
+absl::Status Trainer::Prepare(GanSessionOptions& options, RunNetworks& networks) {
   GANTRY_ASSIGN_OR_RETURN(data_set_, FindSampleShape(config_));
-  GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config_));
-  GanSessionOptions options{.step = config_.step, .plan = config_.plan, .seed = config_.seed, .plan_file = config_.plan_file};
+  GANTRY_ASSIGN_OR_RETURN(networks, BuildRunNetworks(config_));
+  options = {.step = config_.step, .plan = config_.plan, .seed = config_.seed, .plan_file = config_.plan_file};
   options.plan.thread_count = static_cast<int>(config_.threads);
   options.ranks = options_.ranks;
   GANTRY_ASSIGN_OR_RETURN(options.parallel, Parallel::Parse(config_.parallel));
@@ -69,8 +69,17 @@ absl::Status Trainer::Build(Device& device) {
   GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config_.memory.machine));
   SetMachine(std::move(machine), options.plan);
   if (options_.ranks == nullptr) RunPlanning::SetVariants(config_, options.plan);  // of a whole step, not of one rank's
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::Build(Device& device) {
+  GanSessionOptions options;
+  RunNetworks networks;
+  if (const absl::Status prepared = Prepare(options, networks); !prepared.ok()) return options_.ranks == nullptr ? prepared : options_.ranks->Agree(prepared);
   GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
                                                        std::move(networks.discriminators), device));
+  // The run's folder records what was chosen, not that it was left open.
+  if (options.parallel.automatic && options_.ranks != nullptr) config_.parallel = session_->options().parallel.Text();
 
   const std::vector<int64_t>& batch = session_->sample_shape().dims();
   const std::vector<int64_t> sample(batch.begin() + 1, batch.end());

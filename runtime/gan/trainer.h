@@ -16,6 +16,7 @@
 #include "runtime/gan/gan_session.h"
 #include "runtime/gan/metrics_log.h"
 #include "runtime/gan/run_config.h"
+#include "runtime/gan/run_networks.h"
 #include "runtime/gan/session_parts.h"
 #include "runtime/gan/straggler_watch.h"
 
@@ -122,6 +123,7 @@ class Trainer {
 
  private:
   Trainer(RunConfig config, TrainerOptions options) : config_(std::move(config)), options_(std::move(options)) {}
+  absl::Status Prepare(GanSessionOptions& options, RunNetworks& networks);  // all that comes before planning
   absl::Status Build(Device& device);
   absl::Status CheckUsable() const;
   bool writes() const { return session_->rank() == 0; }

@@ -1,5 +1,12 @@
 #include "runtime/partition/job_ranks.h"
 
+#include <algorithm>
+#include <numeric>
+#include <vector>
+
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
+#include "comm/channels.h"
 #include "comm/job.h"
 
 namespace gantry {
@@ -16,6 +23,62 @@ absl::StatusOr<std::unique_ptr<JobRanks>> JobRanks::Join(Job job, absl::Duration
   GANTRY_ASSIGN_OR_RETURN(ranks->links_, Links::Connect(std::move(job), timeout));
   GANTRY_ASSIGN_OR_RETURN(ranks->liveness_, Liveness::Watch(*ranks->links_, options));
   return ranks;
+}
+
+namespace {
+
+// Planning may take long, and a rank that is lost meanwhile is noticed by itself.
+constexpr absl::Duration kPlanningTimeout = absl::Hours(1);
+
+std::vector<std::byte> BytesOf(const absl::Status& status) {
+  const std::string text = absl::StrCat(static_cast<int>(status.code()), " ", ToAbsl(Message(status)));
+  const auto* const data = reinterpret_cast<const std::byte*>(text.data());
+  return {data, data + text.size()};
+}
+
+absl::Status StatusOf(std::span<const std::byte> bytes) {
+  const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+  const size_t space = std::min(text.find(' '), text.size());
+  int code = 0;
+  if (!absl::SimpleAtoi(text.substr(0, space), &code) || code < 0 || code > 16) return absl::InternalError("a rank told how its planning ended in a way that is not known");
+  return {static_cast<absl::StatusCode>(code), text.substr(std::min(space + 1, text.size()))};
+}
+
+}  // namespace
+
+absl::Status JobRanks::Agree(const absl::Status& mine) {
+  std::vector<int> everyone(static_cast<size_t>(size()));
+  std::iota(everyone.begin(), everyone.end(), 0);
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<LinkMessage> told, links_->Gather(everyone, kAgreementChannel, BytesOf(mine), kPlanningTimeout));
+  for (size_t rank = 0; rank < told.size(); ++rank) {
+    const absl::Status theirs = StatusOf(told[rank].bytes);
+    if (theirs.ok()) continue;
+    absl::Status agreed(theirs.code(), absl::StrFormat("rank %d of %d: %s", rank, size(), Message(theirs)));
+    // Most often all ranks have the same error, whose payloads say more than its code.
+    if (mine.code() == theirs.code()) {
+      mine.ForEachPayload([&](absl::string_view name, const absl::Cord& content) { agreed.SetPayload(name, content); });
+    }
+    agreed.SetPayload(kAgreedPayload, absl::Cord());
+    return agreed;
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::string> JobRanks::FromFirst(const absl::StatusOr<std::string>& mine) {
+  if (rank() == 0) {
+    const std::string text = mine.ok() ? *mine : std::string();
+    std::vector<std::byte> bytes = BytesOf(mine.ok() ? absl::Status() : mine.status());
+    if (mine.ok()) {
+      const auto* const data = reinterpret_cast<const std::byte*>(text.data());
+      bytes.insert(bytes.end(), data, data + text.size());
+    }
+    for (int to = 1; to < size(); ++to) GANTRY_RETURN_IF_ERROR(links_->Send(to, kAgreementChannel, bytes));
+    return mine;
+  }
+  GANTRY_ASSIGN_OR_RETURN(const LinkMessage told, links_->Receive(0, kAgreementChannel, kPlanningTimeout));
+  const std::string text(reinterpret_cast<const char*>(told.bytes.data()), told.bytes.size());
+  if (text.starts_with("0 ")) return text.substr(2);
+  return StatusOf(told.bytes);
 }
 
 JobRanks::~JobRanks() {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 
 #include "absl/time/time.h"
 #include "comm/links.h"
@@ -10,6 +11,9 @@
 
 namespace gantry {
 
+// Payload of errors that all ranks end with: one of them need tell.
+inline constexpr char kAgreedPayload[] = "gantry/agreed";
+
 // Leaves the job in order when it goes.
 class JobRanks {
  public:
@@ -17,6 +21,12 @@ class JobRanks {
   static absl::StatusOr<std::unique_ptr<JobRanks>> Join(absl::Duration timeout = absl::Seconds(30));
   static absl::StatusOr<std::unique_ptr<JobRanks>> Join(Job job, absl::Duration timeout = absl::Seconds(30));
   ~JobRanks();
+
+  // Calls of all ranks, in the same order. Each ends as `mine` does where that is so on all ranks; else all of them end with the error of the
+  // first rank that has one, named, with kAgreedPayload. kUnavailable names a rank that is lost meanwhile.
+  absl::Status Agree(const absl::Status& mine);
+  // What rank 0 gives, or the error that it has; others give nothing.
+  absl::StatusOr<std::string> FromFirst(const absl::StatusOr<std::string>& mine);
 
   int rank() const { return links_->rank(); }
   int size() const { return links_->size(); }

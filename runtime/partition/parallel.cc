@@ -4,6 +4,7 @@
 #include <deque>
 #include <set>
 
+#include "absl/strings/numbers.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/defer_tail.h"
 #include "runtime/partition/roles.h"
@@ -102,9 +103,17 @@ absl::StatusOr<Program> GradientsFirst(const Program& program) {
 
 absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
   Parallel parallel;
+  if (text == "auto") {
+    parallel.automatic = true;
+    return parallel;
+  }
   for (std::string_view rest = text; !rest.empty();) {
     const size_t plus = std::min(rest.find('+'), rest.size());
-    const std::string_view name = rest.substr(0, plus);
+    std::string_view name = rest.substr(0, plus);
+    if (name.starts_with("batch:") && parallel.batch_ranks == 0 && absl::SimpleAtoi(ToAbsl(name.substr(6)), &parallel.batch_ranks) &&
+        parallel.batch_ranks > 0) {
+      name = "batch";
+    }
     rest = plus < rest.size() ? rest.substr(plus + 1) : std::string_view();
     bool* const part = name == "batch"   ? &parallel.batch
                        : name == "space" ? &parallel.space
@@ -113,7 +122,8 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
                                          : nullptr;
     if (part == nullptr || *part) {
       return absl::InvalidArgumentError(
-          absl::StrFormat("parallel.split is \"%s\"; it must be \"batch\", \"space\", \"shard\" or \"roles\", or several of them joined with \"+\", each once", text));
+          absl::StrFormat("parallel.split is \"%s\"; it must be \"auto\", or \"batch\", \"space\", \"shard\" or \"roles\", or several of them joined with \"+\", each once; "
+                          "\"batch:4+space\" has 4 ranks along the batch", text));
     }
     *part = true;
   }
@@ -121,9 +131,12 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
 }
 
 std::string Parallel::Text() const {
+  if (automatic) return "auto";
   std::string text;
   for (const auto& [on, name] : {std::pair(batch, "batch"), std::pair(space, "space"), std::pair(shard, "shard"), std::pair(roles, "roles")}) {
-    if (on) text += (text.empty() ? "" : "+") + std::string(name);
+    if (!on) continue;
+    absl::StrAppend(&text, text.empty() ? "" : "+", name);
+    if (name == std::string_view("batch") && batch_ranks > 0) absl::StrAppend(&text, ":", batch_ranks);
   }
   return text;
 }
@@ -132,6 +145,7 @@ MeshSize MeshOf(const Parallel& parallel, int ranks) {
   if (parallel.roles) ranks /= 2;
   if (!parallel.space) return {ranks, 1};
   if (!parallel.batch) return {1, ranks};
+  if (parallel.batch_ranks > 0) return {parallel.batch_ranks, std::max(1, ranks / parallel.batch_ranks)};
   int batch = 1;
   for (int factor = 1; factor * factor <= ranks; ++factor) {
     if (ranks % factor == 0) batch = factor;
@@ -260,11 +274,16 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
                                                       "use \"on\"", parallel.Text()));
   }
   if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.space) parallel.batch = !parallel.shard;
+  if (parallel.automatic) return absl::InvalidArgumentError("parallel.split is \"auto\", which is not decided yet");
   if (parallel.gradients_first) {
     GANTRY_ASSIGN_OR_RETURN(result.program, GradientsFirst(result.program));
   }
   GANTRY_ASSIGN_OR_RETURN(result.program, HoldNorms(result.program));
   const MeshSize mesh = MeshOf(parallel, ranks);
+  if (mesh.batch * mesh.space != (parallel.roles ? ranks / 2 : ranks)) {
+    return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\": %d ranks do not make a mesh with %d along the batch", parallel.Text(),
+                                                      parallel.roles ? ranks / 2 : ranks, parallel.batch_ranks));
+  }
   const Place place = PlaceOf(parallel, mesh, rank);
   whole = std::move(result.program);
   GANTRY_ASSIGN_OR_RETURN(result, PartitionMesh(whole, parallel, mesh, place));

@@ -20,14 +20,19 @@ struct Parallel {
   bool gradients_first = true;  // gradients as soon as they can be made, for exchanges that run beside compute; false: in the program's order
   bool across_steps = false;  // the last network's exchanges and updates run in the next step (defer_tail.h)
   std::vector<double> shares;  // of the work, one a rank, where one axis has them all; empty: equal
+  std::vector<double> speeds;  // of ranks' compute, for predictions; of fewer ranks than the job's they repeat; empty: alike
+  bool automatic = false;  // "auto": whoever plans looks for the best of the others (runtime/simulate)
+  int batch_ranks = 0;  // batch and space: ranks along the batch; 0: MeshOf's own choice
 
-  // "batch", "space", "shard", "roles", joined with "+"; "" is none. kInvalidArgument names what is allowed.
+  // "auto", or "batch", "space", "shard", "roles", joined with "+"; "batch:4" with space has 4 ranks along the batch; "" is none. kInvalidArgument
+  // names what is allowed.
   static absl::StatusOr<Parallel> Parse(std::string_view text);
   std::string Text() const;
   bool any() const { return batch || space || shard || roles; }
 };
 
-// Ranks per axis: the batch's times space's is `ranks`, with roles half of them. Space gets the larger factor of the pair nearest to a square.
+// Ranks per axis: the batch's times space's is `ranks`, with roles half of them. Space gets the larger factor of the pair nearest to a square, unless
+// Parallel::batch_ranks says otherwise.
 struct MeshSize {
   int batch = 1, space = 1;
 };

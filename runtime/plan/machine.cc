@@ -121,6 +121,20 @@ class TableReader {
       inner.Finish();
     }
   }
+  std::vector<double> Numbers(std::string_view key, double low, double high) {
+    std::vector<double> numbers;
+    const toml::node* node = Find(key);
+    if (node == nullptr) return numbers;
+    const toml::array* list = node->as_array();
+    for (size_t i = 0; list != nullptr && i < list->size() && i < kMaxTables; ++i) {
+      const double number = (*list)[i].is_number() ? (*list)[i].value<double>().value_or(NAN) : NAN;
+      if (number >= low && number <= high) numbers.push_back(number);
+    }
+    if (list == nullptr || numbers.empty() || numbers.size() != list->size()) {
+      Fail(*node, absl::StrFormat("%s must be a list of at most %d numbers from %g to %g", Path(key), kMaxTables, low, high));
+    }
+    return numbers;
+  }
   // Rows of `width` numbers each.
   std::vector<std::vector<double>> Rows(std::string_view key, size_t width) {
     std::vector<std::vector<double>> rows;
@@ -285,6 +299,7 @@ absl::StatusOr<Machine> ParseMachine(std::string_view text, std::string_view nam
     ranks.Integer("count", 1, kMaxRanks, machine.rank_count);
     machine.ranks_per_node = machine.rank_count;
     ranks.Integer("per_node", 1, machine.rank_count, machine.ranks_per_node);
+    machine.rank_speeds = ranks.Numbers("speed", 1e-3, 1e3);
   });
   reader.Tables("tiers", [&](TableReader& tier) { machine.tiers.push_back(ReadTier(tier)); });
   reader.Tables("links", [&](TableReader& link) { machine.links.push_back(ReadLink(link, machine.ranks_per_node)); });
@@ -302,6 +317,9 @@ std::string ToToml(const Machine& machine) {
   if (machine.op_seconds >= 0) absl::StrAppend(&text, "op_latency = ", Real(machine.op_seconds), "\n");
   if (machine.rank_count > 1) {
     absl::StrAppend(&text, "\n[ranks]\ncount = ", machine.rank_count, "\nper_node = ", machine.ranks_per_node, "\n");
+    if (!machine.rank_speeds.empty()) {
+      absl::StrAppend(&text, "speed = [", absl::StrJoin(machine.rank_speeds, ", ", [](std::string* out, double speed) { *out += Real(speed); }), "]\n");
+    }
   }
   for (const MachineTier& tier : machine.tiers) {
     absl::StrAppend(&text, "\n[[tiers]]\nkind = ", Quoted(tier.kind), "\nname = ", Quoted(tier.name), "\n");

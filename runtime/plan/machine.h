@@ -60,6 +60,7 @@ struct Machine {
   std::vector<MeasuredKernel> kernels;
   std::vector<MachineTier> tiers;
   int rank_count = 1, ranks_per_node = 1;
+  std::vector<double> rank_speeds;  // of compute, 1 being what `device` and `kernels` say; one a rank, then anew; empty: all 1
   std::vector<MachineLink> links;
 
   // Null where there is none of the kind.

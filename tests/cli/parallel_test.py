@@ -119,6 +119,70 @@ class Parallel(GantryTestCase):
         self.assertIn("killed by signal 9", errors)
         self.assert_nothing_is_left()
 
+    def test_a_failure_of_planning_is_told_once(self):
+        for words, code, arguments in (("does not fit", 69, ("--ranks", "3", "--device-memory", "4KiB")),
+                                       ("no split of the step fits", 69, ("--ranks", "2", "--parallel", "auto", "--device-memory", "4KiB")),
+                                       ("nowhere", 66, ("--ranks", "3", "--set", "data.path=nowhere"))):
+            with self.subTest(words):
+                done = subprocess.run([GANTRY, "train", self.write_run(), *arguments], capture_output=True, text=True, cwd=self.folder, timeout=250)
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertEqual(done.stderr.count(words), 1, done.stderr)
+                self.assertIn("rank 0 of ", done.stderr)
+                self.assertNotIn("is lost", done.stderr)
+
+    def test_a_rank_that_is_killed_while_it_plans_is_named(self):
+        process = subprocess.Popen([GANTRY, "train", self.write_run(), "--ranks", "2", "--parallel", "auto", "--set", "model.image_size=64",
+                                    "--set", "model.width=64", "--set", "data.image_size=64", "--device-memory", "1/4"],
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder,
+                                   env=dict(os.environ, GANTRY_TEST_MARKER=self.folder))
+        deadline = time.monotonic() + 20
+        while 1 not in processes(f"GANTRY_TEST_MARKER={self.folder}") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        self.assertIsNone(process.poll(), "planned too soon")
+        os.kill(processes(f"GANTRY_TEST_MARKER={self.folder}")[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+        self.assertNotEqual(process.returncode, 0)
+        self.assertIn("killed by signal 9", errors)
+        self.assertRegex(errors, r"rank 1 \(")
+        self.assert_nothing_is_left()
+
+    def test_auto_trains_as_one_rank_does(self):
+        run = self.write_run(steps=3)
+        f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
+        self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path('alone')}")
+        done = self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path('auto')}", "--ranks", "2", "--parallel", "auto")
+        chosen = re.search(r"ranks           2, (\S+);", done.stdout).group(1)
+        self.assertNotEqual(chosen, "auto")
+        with open(self.path("auto/run.toml")) as file:
+            self.assertIn(f'split = "{chosen}"', file.read())
+        for expected, actual in zip(self.rows("alone"), self.rows("auto"), strict=True):
+            for name in ("discriminator_loss", "generator_loss"):
+                self.assertAlmostEqual(expected[name], actual[name], delta=1e-9 * max(1, abs(expected[name])))
+
+    def test_plans_of_all_ranks(self):
+        run = self.write_run()
+        done = self.run_gantry("plan", run, "--ranks", "2", "--parallel", "batch+shard", "--json")
+        plan = json.loads(done.stdout)
+        self.assertEqual([rank for alike in plan["classes"] for rank in alike["ranks"]], [0, 1])
+        trained = self.run_gantry("train", run, "--ranks", "2", "--parallel", "batch+shard", "--steps", "1")
+        measured = int(re.search(r"measured peak   ([0-9,]+) bytes", trained.stdout).group(1).replace(",", ""))
+        self.assertEqual(plan["classes"][0]["device_bytes"], measured)
+        done = self.run_gantry("plan", run, "--ranks", "2", "--parallel", "auto", "--out", self.path("plans"))
+        self.assertIn("taken", done.stdout)
+        self.assertIn("rank-0.json", os.listdir(self.path("plans")))
+        self.run_gantry("plan", "verify", self.path("plans/rank-0.json"))
+
+    def test_machines_by_name(self):
+        run = self.write_run(batch=1024)
+        for name, per_node in (("cpu-2", 2), ("dgx-1", 8), ("dgx-2", 16), ("dgx-h100", 8)):
+            done = self.run_gantry("plan", run, "--machine", name, "--parallel", "batch", "--json")
+            self.assertEqual(json.loads(done.stdout)["ranks"], per_node)
+        done = self.run_gantry("plan", run, "--machine", "dgx-h100", "--nodes", "128", "--parallel", "batch", "--json")
+        self.assertEqual((json.loads(done.stdout)["ranks"], json.loads(done.stdout)["nodes"]), (1024, 128))
+        self.run_gantry("plan", run, "--machine", "dgx-9", "--nodes", "2", expect=66, words=["dgx-h100"])
+        self.run_gantry("plan", run, "--machine", "cpu-2", "--nodes", "2", expect=65, words=["network"])
+
     def test_wrong_words(self):
         self.run_gantry("train", self.write_run(), "--parallel", "bach", expect=65, words=["parallel.split", "batch"])
         self.run_gantry("train", self.write_run(), "--ranks", "0", expect=64, words=["--ranks"])

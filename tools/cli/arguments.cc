@@ -35,9 +35,9 @@ CLI::Validator NotEmpty() {
   return CLI::Validator([](const std::string& text) { return std::string(text.empty() ? "it is empty" : ""); }, "TEXT");
 }
 
-void AddRanks(CLI::App* command, RankFlags& ranks) {
-  command->add_option("--ranks", ranks.ranks, "Start so many ranks on this machine")->check(CLI::Range(1, 1024));
-  command->add_option("--parallel", ranks.parallel, "How ranks share out the step: batch, space, shard, or several joined with +")->check(NotEmpty());
+void AddRanks(CLI::App* command, RankFlags& ranks, const char* what = "Start so many ranks on this machine") {
+  command->add_option("--ranks", ranks.ranks, what)->check(CLI::Range(1, 16384));
+  command->add_option("--parallel", ranks.parallel, "How ranks share out the step: batch, space, shard, roles, or several joined with +; auto: what is predicted to be fastest")->check(NotEmpty());
   command->add_option("--overlap", ranks.overlap, "Whether exchanges run beside compute: on, across (steps, too) or off; the same bits")
       ->check(CLI::IsMember({"on", "across", "off"}))
       ->take_last();
@@ -132,7 +132,10 @@ void AddModel(CLI::App& app, Chosen& chosen) {
   CLI::App* plan = app.add_subcommand("plan", "Plan a step, and look at plans: gantry plan SOURCE --out FILE");
   plan->require_subcommand(0, 1);
   AddSource(plan, plans.model)->required(false);
-  plan->add_option("--out", plans.out, "Plan file to write")->type_name("FILE");
+  plan->add_option("--out", plans.out, "Plan file to write; of several ranks, the first one's, or a folder for all")->type_name("FILE");
+  AddRanks(plan, plans.ranks, "Plan for so many ranks, and simulate a step of them");
+  plan->add_option("--nodes", plans.nodes, "Plan for so many nodes of the machine file")->check(CLI::Range(1, 65536));
+  plan->add_flag("--json", plans.json, "Of several ranks: one line of JSON");
   CLI::App* show_plan = plan->add_subcommand("show", "Print what a step will need: peak bytes and the largest buffers");
   AddSource(show_plan, options)->description("A run file, the folder of a reference case, or a plan file");
   show_plan->callback([&] { chosen = [] { return RunPlanShow(options); }; });

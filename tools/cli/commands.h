@@ -83,6 +83,10 @@ int RunPlanShow(const ModelOptions& options);
 struct PlanOptions {
   ModelOptions model;      // of what to plan
   std::string out;         // file to write
+  RankFlags ranks{.ranks = 0};
+  int nodes = 0;
+  bool json = false;
+  bool of_ranks() const { return ranks.ranks > 0 || nodes > 0 || !ranks.parallel.empty(); }
   std::string first, second;  // plan files to look at
 };
 int RunPlanMake(const PlanOptions& options);

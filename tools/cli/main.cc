@@ -38,7 +38,7 @@ int main(int argc, char** argv) {
     return code;
   } catch (const gantry::cli::Failure& failure) {
     std::fflush(stdout);
-    std::fprintf(stderr, "gantry: %s\n", failure.what());
+    if (*failure.what() != '\0') std::fprintf(stderr, "gantry: %s\n", failure.what());
     return failure.code();
   } catch (const std::bad_alloc&) {
     std::fprintf(stderr, "gantry: out of memory; free some, or use a smaller batch\n");

@@ -78,6 +78,24 @@ class Planned {
   gantry_plan_info info_ = GANTRY_PLAN_INFO_INIT;
 };
 
+int PlanRanks(const PlanOptions& options) {
+  if (IsFolder(options.model.source)) throw Failure(kExitUsage, "--ranks, --nodes and --parallel of gantry plan are for run files");
+  RequireRunOptions(options.model);
+  if (!options.model.memory.plan.empty()) throw Failure(kExitUsage, "--plan is a plan of one rank: it does not go with --ranks");
+  const Context context = MakeContext(0);
+  const Planning planning = OpenPlanning(context.get(), options.model.source, WithMemory(options.model.settings, options.model.memory));
+  gantry_ranks_config config = GANTRY_RANKS_CONFIG_INIT;
+  config.ranks = options.ranks.ranks;
+  config.nodes = options.nodes;
+  config.parallel = options.ranks.parallel.c_str();
+  Require(gantry_planning_ranks(planning.get(), &config));
+  if (!options.out.empty()) Require(gantry_planning_write_ranks(planning.get(), options.out.c_str()));
+  const char* text = nullptr;
+  Require(gantry_planning_ranks_text(planning.get(), options.json ? 1 : 0, &text));
+  std::printf("%s%s", text, options.json ? "\n" : "");
+  return kExitOk;
+}
+
 }  // namespace
 
 int RunProgramShow(const ModelOptions& options) {
@@ -147,6 +165,8 @@ int RunCalibrate(const CalibrateOptions& options) {
 
 int RunPlanMake(const PlanOptions& options) {
   if (options.model.source.empty()) throw Failure(kExitUsage, "name a run file or the folder of a reference case");
+  if (options.of_ranks()) return PlanRanks(options);
+  if (options.json) throw Failure(kExitUsage, "--json is for plans of several ranks: name --ranks");
   if (options.out.empty()) throw Failure(kExitUsage, "name the file to write with --out, or use gantry plan show");
   const Planned planned(options.model);
   planned.Write(options.out);

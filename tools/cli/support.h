@@ -14,7 +14,7 @@
 
 namespace gantry::cli {
 
-// Ends the subcommand; main prints the message to stderr and exits with the code.
+// Ends the subcommand; main prints the message to stderr, unless it is empty, and exits with the code.
 class Failure : public std::runtime_error {
  public:
   Failure(ExitCode code, const std::string& message) : std::runtime_error(message), code_(code) {}

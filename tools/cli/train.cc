@@ -157,6 +157,20 @@ Planning OpenPlanning(gantry_context* context, const std::string& path, const st
   return Planning(OpenWith<gantry_planning>(gantry_planning_open, context, path, settings));
 }
 
+namespace {
+
+// Of an error that all ranks end with, the first one tells.
+Run OpenRunTogether(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
+  try {
+    return OpenRun(context, path, settings);
+  } catch (const Failure& failure) {
+    if (gantry_context_rank(context) == 0 || gantry_context_failed_together(context) == 0) throw;
+    throw Failure(failure.code(), "");
+  }
+}
+
+}  // namespace
+
 int RunTrain(const TrainOptions& options) {
   StartRanks(options.ranks.ranks, options.ranks.restarts);
   const Context context = JoinRanks(0);
@@ -166,7 +180,7 @@ int RunTrain(const TrainOptions& options) {
   if (!options.ranks.overlap.empty()) given.push_back("parallel.overlap=" + options.ranks.overlap);
   if (!options.ranks.link.empty()) given.push_back("parallel.link=" + options.ranks.link);
   if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
-  const Run run = OpenRun(context.get(), options.run_file, given);
+  const Run run = OpenRunTogether(context.get(), options.run_file, given);
   const char* going_on = "";
   Require(gantry_run_restart(run.get(), options.resume.c_str(), &going_on));
   if (first_rank && going_on[0] != '\0') std::fprintf(stderr, "gantry: %s\n", going_on);
@@ -176,7 +190,10 @@ int RunTrain(const TrainOptions& options) {
   Require(gantry_run_data_text(run.get(), &text));
   std::printf("data            %s\n", text);
   std::printf("predicted peak  %s, lower bound %s\n", BytesText(plan.arena_bytes).c_str(), BytesText(plan.lower_bound_bytes).c_str());
-  if (const int32_t ranks = gantry_context_rank_count(context.get()); ranks > 1) std::printf("ranks           %d; the bytes are those of rank 0\n", ranks);
+  if (const int32_t ranks = gantry_context_rank_count(context.get()); ranks > 1) {
+    const char* const split = gantry_run_parallel(run.get());
+    std::printf("ranks           %d, %s; the bytes are those of rank 0\n", ranks, *split == '\0' ? "batch" : split);
+  }
   if (plan.tier_count > 0 || plan.repeated_op_count > 0) {
     std::printf("budget          %s, %.1f %% of the %s that nothing offloaded takes; %" PRIu64 " ops run again\n",
                 BytesText(plan.budget_bytes).c_str(), 100.0 * static_cast<double>(plan.budget_bytes) / static_cast<double>(plan.footprint_bytes),

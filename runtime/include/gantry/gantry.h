@@ -160,6 +160,9 @@ GANTRY_API void gantry_context_destroy(gantry_context* context);
 /* This process in its job: 0 <= rank < rank count; 0 and 1 without a job. */
 GANTRY_API int32_t gantry_context_rank(const gantry_context* context);
 GANTRY_API int32_t gantry_context_rank_count(const gantry_context* context);
+/* 1: the last gantry_run_open or gantry_gan_plan of this context ended on all ranks with the same error, that of the rank which its message
+ * names: one rank need tell it. */
+GANTRY_API int32_t gantry_context_failed_together(const gantry_context* context);
 /* Threads that a step may use. */
 GANTRY_API int32_t gantry_context_thread_count(const gantry_context* context);
 /* Bytes that the context's sessions hold reserved now. Thread-safe. */
@@ -654,6 +657,8 @@ GANTRY_API gantry_status gantry_run_program_text(gantry_run* run, int32_t execut
 GANTRY_API gantry_status gantry_run_config_text(gantry_run* run, const char** text);
 /* What it trains on: "60000 samples [1,28,28] of ...". */
 GANTRY_API gantry_status gantry_run_data_text(gantry_run* run, const char** text);
+/* parallel.split, as rank 0 has decided it where the run says "auto"; "" for the default. Valid as long as the run. */
+GANTRY_API const char* gantry_run_parallel(const gantry_run* run);
 GANTRY_API uint64_t gantry_run_high_water_bytes(const gantry_run* run);
 GANTRY_API gantry_status gantry_run_write_plan(gantry_run* run, const char* path);
 GANTRY_API gantry_status gantry_run_tier(const gantry_run* run, size_t index, gantry_tier_info* info);
@@ -727,6 +732,21 @@ GANTRY_API gantry_status gantry_planning_plan(gantry_planning* planning, gantry_
 /* As gantry_gan_plan_text and gantry_gan_write_plan. Errors: GANTRY_FAILED_PRECONDITION  not planned. */
 GANTRY_API gantry_status gantry_planning_plan_text(gantry_planning* planning, const char** text);
 GANTRY_API gantry_status gantry_planning_write_plan(gantry_planning* planning, const char* path);
+
+typedef struct gantry_ranks_config {
+  size_t struct_size;
+  int32_t ranks;        /* of the job; 0: `nodes` times the machine's ranks of a node */
+  int32_t nodes;        /* 0: as many as `ranks` take */
+  const char* parallel; /* as parallel.split; NULL: what the run says */
+} gantry_ranks_config;
+#define GANTRY_RANKS_CONFIG_INIT {sizeof(gantry_ranks_config), 0, 0, 0}
+/* Plans the step of every rank of a job and simulates one on the machine of memory.machine: bytes a rank and tier, seconds, exposed waits, what
+ * limits, what was assumed. With "auto" all splits are tried. Errors: GANTRY_OUT_OF_MEMORY  a rank's plan, or every split's, does not fit. */
+GANTRY_API gantry_status gantry_planning_ranks(gantry_planning* planning, const gantry_ranks_config* config);
+/* As text, or with `json` 1 as one line of JSON. Errors, here and below: GANTRY_FAILED_PRECONDITION  no call of gantry_planning_ranks before. */
+GANTRY_API gantry_status gantry_planning_ranks_text(gantry_planning* planning, int32_t json, const char** text);
+/* The plan of rank 0 to a file whose name ends in .json; else into a folder, rank-<R>.json for the first of the ranks that share it. */
+GANTRY_API gantry_status gantry_planning_write_ranks(gantry_planning* planning, const char* path);
 
 /* One case of gantry_planning_what_if. Text is valid until its next call. */
 typedef struct gantry_what_if {

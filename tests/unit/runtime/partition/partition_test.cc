@@ -12,6 +12,7 @@
 #include "runtime/gan/gan_step.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/exchange_kernels.h"
+#include "runtime/partition/parallel.h"
 #include "runtime/plan/plan.h"
 #include "tests/support/lockstep_runner.h"
 
@@ -303,6 +304,27 @@ TEST_P(PartitionFamilyTest, BatchOverTwoAndStatesOverTwo) {
 }
 TEST_P(PartitionFamilyTest, BatchOverTwoAndSpaceWithStatesOverTwo) {
   CheckMesh({.split = SplitKind::kSpace, .shard_states = true, .least_elements = 8});
+}
+
+// Ranks of speeds 1 : 0.5 : 0.25, as PartitionFor takes them.
+TEST_P(PartitionFamilyTest, SharesByTheSpeedOfRanks) {
+  const Case setup = Cases()[GetParam()];
+  const Program program = Build(setup);
+  std::vector<RankProgram> one(1);
+  one[0].program = Build(setup);
+  const Outcome expected = Train(one, 3);
+  for (const char* split : {"batch", "space", "batch+shard"}) {
+    SCOPED_TRACE(split);
+    Parallel parallel = *Parallel::Parse(split);
+    parallel.shares = {1.0, 0.5, 0.25};
+    std::vector<RankProgram> ranks;
+    for (int rank = 0; rank < 3; ++rank) {
+      absl::StatusOr<RankProgram> mine = PartitionFor(program, parallel, rank, 3);
+      ASSERT_TRUE(mine.ok()) << mine.status();
+      ranks.push_back(*std::move(mine));
+    }
+    ExpectSame(expected, Train(ranks, 3), 1e-9);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Families, PartitionFamilyTest, testing::Values(0, 1, 2, 3),

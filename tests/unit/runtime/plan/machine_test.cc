@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <sstream>
 
 #include "runtime/plan/cost_model.h"
@@ -47,6 +49,33 @@ TEST(MachineTest, RanksAndLinksAreRead) {
   EXPECT_TRUE(machine->links[2].shared);
 }
 
+TEST(MachineTest, SpeedsOfRanksAreReadAndWritten) {
+  const auto machine = ParseMachine("format = \"gantry-machine-1\"\n[ranks]\ncount = 3\nspeed = [1, 0.5, 0.25]");
+  ASSERT_TRUE(machine.ok()) << machine.status();
+  EXPECT_EQ(machine->rank_speeds, (std::vector<double>{1.0, 0.5, 0.25}));
+  const auto again = ParseMachine(ToToml(*machine));
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->rank_speeds, machine->rank_speeds);
+}
+
+TEST(MachineTest, DescriptionsThatComeWithGantryAreWhole) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(GANTRY_TEST_DATA).parent_path() / "tools/machines")) {
+    if (entry.path().extension() != ".toml") continue;
+    ++count;
+    std::ifstream file(entry.path());
+    const std::string text{std::istreambuf_iterator<char>(file), {}};
+    const auto machine = ParseMachine(text, entry.path().string());
+    ASSERT_TRUE(machine.ok()) << machine.status();
+    EXPECT_GT(machine->flops_per_second, 0) << entry.path();
+    EXPECT_GT(machine->rank_count, 1) << entry.path();
+    EXPECT_NE(machine->FindTier("host"), nullptr) << entry.path();
+    EXPECT_FALSE(machine->links.empty()) << entry.path();
+    EXPECT_TRUE(machine->kernels.empty()) << "nothing in it is measured: " << entry.path();
+  }
+  EXPECT_EQ(count, 4);
+}
+
 TEST(MachineTest, WhatIsWrittenIsReadAgain) {
   for (const char* name : {"described.toml", "measured.toml", "ranks.toml"}) {
     const auto machine = ParseMachine(Corpus(name));
@@ -74,6 +103,7 @@ TEST(MachineTest, WhatIsWrongIsNamed) {
       {head + "[[kernels]]\nfamily = \"x\"\nsamples = [[1.0, 2.0]]", "lists of 3 numbers"},
       {head + "[[kernels]]\nfamily = \"x\"\nsamples = [[1.0, 2.0, -1.0]]", "lists of 3 numbers"},
       {head + "[ranks]\ncount = 4\nper_node = 8", "from 1 to 4"},
+      {head + "[ranks]\ncount = 2\nspeed = [1.0, 0.0]", "ranks.speed"},
       {head + "[[links]]\npairs = [[0, 1]]", "two different ranks of a node"},
       {head + "[[links]]\nbetween = \"pairs\"", "which needs some"},
       {head + "x = ", "is not TOML"},

@@ -1,0 +1,147 @@
+#include "runtime/simulate/plan_ranks.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <cmath>
+
+#include "runtime/gan/families.h"
+#include "runtime/gan/gan_step.h"
+#include "runtime/simulate/link_model.h"
+
+namespace gantry {
+namespace {
+
+using ::testing::HasSubstr;
+
+Program Build(int64_t batch, const std::string& name = "dcgan") {
+  absl::StatusOr<Family> family = BuildFamily(name, {.image_size = 16, .channels = 3, .width = 8, .latent_size = 8, .batch = batch});
+  EXPECT_TRUE(family.ok()) << family.status();
+  std::vector<GanRole> generators, discriminators;
+  generators.push_back({"generator", std::move(family->generator), {}});
+  discriminators.push_back({"discriminator", std::move(family->discriminator), {}});
+  absl::StatusOr<Program> program = BuildGanStep({}, generators, discriminators);
+  EXPECT_TRUE(program.ok()) << program.status();
+  return *std::move(program);
+}
+
+Parallel Split(std::string_view text) {
+  Parallel parallel = *Parallel::Parse(text);
+  parallel.generators = {"generator"};
+  return parallel;
+}
+
+std::shared_ptr<Machine> Described(int ranks, int per_node) {
+  auto machine = std::make_shared<Machine>();
+  machine->flops_per_second = 1e11;
+  machine->bytes_per_second = 1e11;
+  machine->op_seconds = 1e-6;
+  machine->rank_count = ranks;
+  machine->ranks_per_node = per_node;
+  machine->links = {{.between = "node", .bytes_per_second = 1e11, .latency_seconds = 1e-6}, {.between = "network", .bytes_per_second = 1e10, .latency_seconds = 5e-6}};
+  return machine;
+}
+
+// A plan that is shared is the plan that each of its ranks would make.
+TEST(PlanRanksTest, RanksOfAClassHaveTheirOwnPlansBytesAndSeconds) {
+  const Program program = Build(12);
+  for (const char* split : {"batch", "batch+shard", "space", "space+shard", "batch+space", "roles", "batch+roles"}) {
+    for (const int ranks : {2, 4, 6}) {
+      const absl::StatusOr<JobPlan> job = PlanRanks(program, Split(split), ranks, {});
+      ASSERT_TRUE(job.ok()) << split << " " << ranks << ": " << job.status();
+      size_t counted = 0;
+      for (const RankClass& alike : job->classes) {
+        counted += alike.ranks.size();
+        const int rank = alike.ranks.back();
+        ExchangeKernels exchanges;
+        PlanOptions options;
+        options.exchanges = &exchanges;
+        const absl::StatusOr<Plan> own = MakePlan(PartitionFor(program, Split(split), rank, ranks)->program, options);
+        ASSERT_TRUE(own.ok()) << own.status();
+        EXPECT_EQ(own->arena_bytes, alike.plan.arena_bytes) << split << ", rank " << rank << " of " << ranks;
+        EXPECT_EQ(own->schedule.size(), alike.plan.schedule.size());
+        EXPECT_NEAR(own->residency.seconds, alike.plan.residency.seconds, 1e-12);
+      }
+      EXPECT_EQ(counted, static_cast<size_t>(ranks));
+    }
+  }
+}
+
+TEST(PlanRanksTest, ManyRanksArePlannedByTheirPlace) {
+  const auto begin = std::chrono::steady_clock::now();
+  PlanOptions options;
+  options.machine = Described(1024, 8);
+  const absl::StatusOr<JobPlan> job = PlanRanks(Build(1024), Split("batch"), 1024, options);
+  ASSERT_TRUE(job.ok()) << job.status();
+  EXPECT_EQ(job->classes.size(), 1u);
+  EXPECT_EQ(job->node_count, 128);
+  EXPECT_GT(job->simulation.seconds, 0);
+  EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 60);  // 10 s where nothing else runs
+}
+
+TEST(PlanRanksTest, UnequalRanksTakeSharesByTheirSpeed) {
+  PlanOptions options;
+  auto machine = Described(3, 3);
+  machine->rank_speeds = {1.0, 0.5, 0.25};
+  options.machine = machine;
+  const Program program = Build(14);
+  Parallel equal = Split("batch");
+  equal.speeds = machine->rank_speeds;
+  Parallel by_speed = Split("batch");
+  SetSpeeds(options, 3, by_speed);
+  EXPECT_EQ(by_speed.shares, machine->rank_speeds);
+  const absl::StatusOr<JobPlan> even = PlanRanks(program, equal, 3, options), uneven = PlanRanks(program, by_speed, 3, options);
+  ASSERT_TRUE(even.ok() && uneven.ok());
+  EXPECT_LT(uneven->simulation.seconds, 0.75 * even->simulation.seconds);
+  EXPECT_EQ(uneven->classes.size(), 3u);
+}
+
+TEST(PlanRanksTest, SeveralNodesNeedANetwork) {
+  PlanOptions options;
+  auto machine = Described(4, 2);
+  machine->links.pop_back();
+  options.machine = machine;
+  const absl::StatusOr<JobPlan> job = PlanRanks(Build(8), Split("batch"), 4, options);
+  EXPECT_THAT(std::string(job.status().message()), HasSubstr("network"));
+}
+
+TEST(SearchSplitsTest, TakesTheFastestThatFitsAndSaysWhyNotTheOthers) {
+  const Program program = Build(8);
+  const absl::StatusOr<SplitSearch> search = SearchSplits(program, Split("auto"), 4, {});
+  ASSERT_TRUE(search.ok()) << search.status();
+  ASSERT_GE(search->taken, 0);
+  const SplitCandidate& taken = search->candidates[static_cast<size_t>(search->taken)];
+  int64_t least_bytes = INT64_MAX;
+  for (const SplitCandidate& candidate : search->candidates) {
+    EXPECT_EQ(candidate.why.empty(), &candidate == &taken);
+    if (!candidate.fits) continue;
+    EXPECT_LE(taken.seconds, 1.005 * candidate.seconds);
+    least_bytes = std::min(least_bytes, candidate.peak_bytes);
+    const absl::StatusOr<Parallel> again = Parallel::Parse(candidate.parallel.Text());  // what rank 0 sends is what others read
+    ASSERT_TRUE(again.ok()) << again.status();
+    EXPECT_EQ(MeshOf(*again, 4).batch, MeshOf(candidate.parallel, 4).batch) << candidate.parallel.Text();
+  }
+  ASSERT_LT(least_bytes, taken.peak_bytes);
+  // A budget that the fastest does not fit without offload: another one may be taken, and it fits.
+  PlanOptions options;
+  options.device_memory.bytes = least_bytes;
+  const absl::StatusOr<SplitSearch> tight = SearchSplits(program, Split("auto"), 4, options);
+  ASSERT_TRUE(tight.ok() && tight->taken >= 0) << Describe(*tight);
+  EXPECT_LE(tight->candidates[static_cast<size_t>(tight->taken)].peak_bytes, least_bytes);
+}
+
+TEST(LinkModelTest, ClosedFormsAreThoseOfTheirSources) {
+  const auto machine = Described(16, 4);
+  const LinkModel links(machine.get());
+  const std::vector<int> node = {0, 1, 2, 3}, all = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, apart = {0, 4, 8, 12};
+  const double bytes = 1e9;
+  EXPECT_NEAR(links.AllReduce(bytes, node), 6 * (1e-6 + bytes / 4 / 1e11), 1e-12);
+  EXPECT_NEAR(links.AllReduce(8, node), 2 * (1e-6 + 8 / 1e11), 1e-15);  // doubling
+  EXPECT_NEAR(links.AllReduce(bytes, apart), 6 * (5e-6 + bytes / 4 / 1e10), 1e-9);
+  EXPECT_NEAR(links.AllReduce(bytes, all), 2 * (2e-6 + 0.75 * bytes / 1e11) + 6 * (5e-6 + bytes / 16 / 2.5e9), 1e-9);
+  EXPECT_NEAR(links.AllGather(bytes, node), 2e-6 + 0.75 * bytes / 1e11, 1e-12);
+}
+
+}  // namespace
+}  // namespace gantry

@@ -37,7 +37,7 @@ class ExchangeLanes::Lane {
       return absl::ResourceExhaustedError(
           absl::StrFormat("no thread for exchanges of %s: %s; raise the limit of processes", Name(lane_), error.what()));
     }
-    pthread_setname_np(thread_.native_handle(), lane_ == PlanLane::kUrgent ? "gantry-gathers" : "gantry-grads");
+    pthread_setname_np(thread_.native_handle(), lane_ == PlanLane::kUrgent ? "gantry-urgent" : "gantry-grads");
     return absl::OkStatus();
   }
 
@@ -101,9 +101,9 @@ class ExchangeLanes::Lane {
 ExchangeLanes::ExchangeLanes(const Throttle& link) : link_(link) {}
 ExchangeLanes::~ExchangeLanes() = default;
 
-absl::StatusOr<std::unique_ptr<ExchangeLanes>> ExchangeLanes::Create(const Throttle& link, int max_gradients, int max_gathers) {
+absl::StatusOr<std::unique_ptr<ExchangeLanes>> ExchangeLanes::Create(const Throttle& link, int max_gradients, int max_urgent) {
   std::unique_ptr<ExchangeLanes> lanes(new ExchangeLanes(link));
-  for (const auto& [lane, room] : {std::pair(PlanLane::kGradients, max_gradients), std::pair(PlanLane::kUrgent, max_gathers)}) {
+  for (const auto& [lane, room] : {std::pair(PlanLane::kGradients, max_gradients), std::pair(PlanLane::kUrgent, max_urgent)}) {
     if (room <= 0) continue;
     lanes->lanes_[Index(lane)] = std::make_unique<Lane>(*lanes, lane, room);
     GANTRY_RETURN_IF_ERROR(lanes->lanes_[Index(lane)]->Begin());

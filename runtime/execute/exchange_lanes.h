@@ -1,4 +1,4 @@
-// Exchanges between ranks beside compute: a lane (a thread with a queue) for gradients and one for gathers, and the link that they share.
+// Exchanges between ranks beside compute: a lane (a thread with a queue) for large gradients and one for what is urgent, and the link that they share.
 #pragma once
 
 #include <atomic>
@@ -24,13 +24,13 @@ struct LaneExchange {
 // carries out no further one: they count as finished and Wait says why. Thread-safe for one thread that starts and waits.
 //
 // On a throttled link an exchange ends no earlier than latency + link_bytes / bytes_per_second after all ranks have met, and whoever carries it
-// out sleeps meanwhile. Exchanges of a lane follow one another on the link. What something waits for at once goes first: gathers and
+// out sleeps meanwhile. Exchanges of a lane follow one another on the link. What something waits for sooner goes first: the urgent lane and
 // Run take their time from that of gradients under way.
 class ExchangeLanes {
  public:
   // Room for so many exchanges under way in each lane: what one step begins. 0: no thread. kResourceExhausted where the machine has no
   // threads for it.
-  static absl::StatusOr<std::unique_ptr<ExchangeLanes>> Create(const Throttle& link, int max_gradients, int max_gathers);
+  static absl::StatusOr<std::unique_ptr<ExchangeLanes>> Create(const Throttle& link, int max_gradients, int max_urgent);
   // Waits for what is under way: until its communicator's deadline at the latest.
   ~ExchangeLanes();
   ExchangeLanes(const ExchangeLanes&) = delete;
@@ -57,7 +57,7 @@ class ExchangeLanes {
 
   const Throttle link_;
   std::atomic<int64_t> urgent_ns_{0};      // of the link, by exchanges that go before gradients
-  std::unique_ptr<Lane> lanes_[2];         // gradients, gathers; null without room
+  std::unique_ptr<Lane> lanes_[2];         // gradients, urgent; null without room
 };
 
 }  // namespace gantry

@@ -205,12 +205,12 @@ int Executor::KindOf(std::string_view kind) {
 
 absl::Status Executor::StartLanes() {
   if (exchanges_.empty()) return absl::OkStatus();
-  int gradients = 0, gathers = 0;
+  int gradients = 0, urgent = 0;
   for (const BoundExchange& exchange : exchanges_) {
     gradients += exchange.lane == PlanLane::kGradients;
-    gathers += exchange.lane == PlanLane::kUrgent;
+    urgent += exchange.lane == PlanLane::kUrgent;
   }
-  GANTRY_ASSIGN_OR_RETURN(exchange_lanes_, ExchangeLanes::Create(plan_.link, gradients, gathers));
+  GANTRY_ASSIGN_OR_RETURN(exchange_lanes_, ExchangeLanes::Create(plan_.link, gradients, urgent));
   return absl::OkStatus();
 }
 

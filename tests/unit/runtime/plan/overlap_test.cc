@@ -74,6 +74,7 @@ TEST(VerifyRanksTest, PlansMadeApartFitTogether) {
   for (const char* const family : {"dcgan", "wgan-gp", "sngan", "r3gan"}) {
     for (const char* const split : {"batch", "space", "shard", "batch+shard", "space+shard", "batch+space"}) {
       for (const int size : {2, 3, 4}) {
+        if (size == 4 && family != std::string_view("dcgan")) continue;
         for (const double budget : {0.0, 0.85}) {
           if (budget > 0 && (size != 2 || family != std::string_view("dcgan"))) continue;  // planning takes seconds
           GanCase setup = Small(family);

@@ -48,7 +48,11 @@ absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel&
       candidate.peak_bytes = job->peak_bytes();
       best = std::min(best, candidate.seconds);
     } else {
-      const std::string_view message = Message(job.status());
+      // The split is in the line anyway.
+      std::string_view message = Message(job.status());
+      if (const size_t split = message.find(absl::StrCat("--parallel ", candidate.parallel.Text(), ": ")); split != std::string_view::npos) {
+        message.remove_prefix(message.find(": ", split) + 2);
+      }
       candidate.why = std::string(message.substr(0, message.find('\n')));
     }
     search.candidates.push_back(std::move(candidate));

@@ -156,27 +156,13 @@ Planning OpenPlanning(gantry_context* context, const std::string& path, const st
   return Planning(OpenWith<gantry_planning>(gantry_planning_open, context, path, settings));
 }
 
-namespace {
-
-// Of an error that all ranks end with, the first one tells.
-Run OpenRunTogether(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
-  try {
-    return OpenRun(context, path, settings);
-  } catch (const Failure& failure) {
-    if (gantry_context_rank(context) == 0 || gantry_context_failed_together(context) == 0) throw;
-    throw Failure(failure.code(), "");
-  }
-}
-
-}  // namespace
-
 int RunTrain(const TrainOptions& options) {
   StartRanks(options.ranks.ranks);
   const Context context = JoinRanks(0);
   const bool first_rank = gantry_context_rank(context.get()) == 0;
   std::vector<std::string> given = WithMemory(options.settings, options.memory);
   if (!options.ranks.parallel.empty()) given.push_back("parallel.split=" + options.ranks.parallel);
-  const Run run = OpenRunTogether(context.get(), options.run_file, given);
+  const Run run = Together(context.get(), [&] { return OpenRun(context.get(), options.run_file, given); });
   if (!options.resume.empty()) Require(gantry_run_resume(run.get(), options.resume.c_str()));
   gantry_plan_info plan = GANTRY_PLAN_INFO_INIT;
   Require(gantry_run_plan_info(run.get(), &plan));

@@ -41,8 +41,9 @@ LinkModel::LinkModel(const Machine* machine) {
 
 absl::Status LinkModel::Check(int ranks) const {
   if (ranks <= ranks_per_node_ || has_network_) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrFormat(
-      "%d ranks take %d nodes of %d, but the machine file has no [[links]] with between = \"network\"", ranks, (ranks - 1) / ranks_per_node_ + 1, ranks_per_node_));
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%d ranks take %d nodes of %d, but the machine file has no [[links]] with between = \"network\"",
+                      ranks, (ranks - 1) / ranks_per_node_ + 1, ranks_per_node_));
 }
 
 LinkModel::Spread LinkModel::SpreadOf(std::span<const int> group) const {
@@ -72,7 +73,8 @@ LinkModel::Link LinkModel::InNode(std::span<const int> group) const {
     slowest = found.bandwidth;
     link = found;
   }
-  if (link.shared) link.bandwidth /= static_cast<double>(std::min<size_t>(group.size(), static_cast<size_t>(ranks_per_node_)));
+  if (link.shared)
+    link.bandwidth /= static_cast<double>(std::min<size_t>(group.size(), static_cast<size_t>(ranks_per_node_)));
   return link;
 }
 
@@ -91,7 +93,8 @@ double LinkModel::AllGather(double bytes, std::span<const int> group) const {
   const Link node = InNode(group);
   if (spread.nodes == 1) return Gather(bytes, spread.per_node, node.bandwidth, node.latency);
   const double network = network_.bandwidth / spread.per_node;
-  return Gather(bytes / spread.per_node, spread.nodes, network, network_.latency) + Gather(bytes, spread.per_node, node.bandwidth, node.latency);
+  return Gather(bytes / spread.per_node, spread.nodes, network, network_.latency) +
+         Gather(bytes, spread.per_node, node.bandwidth, node.latency);
 }
 
 namespace {
@@ -105,17 +108,21 @@ struct Traffic {
 Traffic TrafficOf(const Program& program, OpId id) {
   const Op& op = program.ops()[id];
   const auto index = static_cast<size_t>(op.attributes.Int("index"));
-  const std::vector<int64_t> from_begins = op.attributes.Ints("from_begins"), from_ends = op.attributes.Ints("from_ends");
+  const std::vector<int64_t> from_begins = op.attributes.Ints("from_begins"),
+                             from_ends = op.attributes.Ints("from_ends");
   const std::vector<int64_t> to_begins = op.attributes.Ints("to_begins"), to_ends = op.attributes.Ints("to_ends");
   const int64_t held = from_ends[index] - from_begins[index], wanted = to_ends[index] - to_begins[index];
-  const double place = held > 0     ? static_cast<double>(program.TypeOf(op.inputs[0]).size_bytes()) / static_cast<double>(held)
-                       : wanted > 0 ? static_cast<double>(program.TypeOf(op.outputs[0]).size_bytes()) / static_cast<double>(wanted)
-                                    : 0.0;
+  const double place =
+      held > 0     ? static_cast<double>(program.TypeOf(op.inputs[0]).size_bytes()) / static_cast<double>(held)
+      : wanted > 0 ? static_cast<double>(program.TypeOf(op.outputs[0]).size_bytes()) / static_cast<double>(wanted)
+                   : 0.0;
   Traffic traffic;
   const auto Common = [&](size_t holder, size_t taker) {
-    return place * static_cast<double>(std::max<int64_t>(0, std::min(from_ends[holder], to_ends[taker]) - std::max(from_begins[holder], to_begins[taker])));
+    return place * static_cast<double>(std::max<int64_t>(0, std::min(from_ends[holder], to_ends[taker]) -
+                                                                std::max(from_begins[holder], to_begins[taker])));
   };
-  const int64_t first = *std::min_element(from_begins.begin(), from_begins.end()), last = *std::max_element(from_ends.begin(), from_ends.end());
+  const int64_t first = *std::min_element(from_begins.begin(), from_begins.end()),
+                last = *std::max_element(from_ends.begin(), from_ends.end());
   for (size_t other = 0; other < from_begins.size(); ++other) {
     traffic.sent.push_back(other == index ? 0.0 : Common(index, other));
     traffic.got.push_back(other == index ? 0.0 : Common(other, index));
@@ -164,7 +171,8 @@ double LinkModel::Seconds(const Program& program, OpId id, std::span<const int> 
     latency += apart ? network_.latency : node_.latency;
   }
   const Link node = InNode(group);
-  return latency + std::max(sent[0], got[0]) / node.bandwidth + std::max(sent[1], got[1]) / (network_.bandwidth / spread.per_node);
+  return latency + std::max(sent[0], got[0]) / node.bandwidth +
+         std::max(sent[1], got[1]) / (network_.bandwidth / spread.per_node);
 }
 
 }  // namespace gantry

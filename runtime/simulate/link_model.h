@@ -9,17 +9,22 @@
 
 namespace gantry {
 
-// Closed forms, after Hockney (1994): a message takes latency plus bytes over bandwidth. A group of P ranks on n nodes with m of them each,
-// B bytes:
-//   all-reduce, one node   the smaller of a ring, 2 (P - 1) (latency + B / P / bandwidth) (Patarasuk and Yuan 2009), and doubling,
+// Closed forms, after Hockney (1994): a message takes latency plus bytes over bandwidth. A group of P ranks on n nodes
+// with m of them each, B bytes:
+//   all-reduce, one node   the smaller of a ring, 2 (P - 1) (latency + B / P / bandwidth) (Patarasuk and Yuan 2009),
+//   and doubling,
 //                          ceil(log2 P) (latency + B / bandwidth) (Thakur, Rabenseifner and Gropp 2005, section 4.5)
-//   all-reduce, n nodes    reduce-scatter in each node, all-reduce of B / m between the nodes beside each other over the node's shared
-//                          network links, all-gather in each node (Cho et al. 2019, BlueConnect); m = 1: a ring or doubling on the network
-//   all-gather, reduce-scatter   the half of the ring, or ceil(log2 P) latencies and (P - 1) / P B / bandwidth (the same, sections 4.1, 4.3);
+//   all-reduce, n nodes    reduce-scatter in each node, all-reduce of B / m between the nodes beside each other over
+//   the node's shared
+//                          network links, all-gather in each node (Cho et al. 2019, BlueConnect); m = 1: a ring or
+//                          doubling on the network
+//   all-gather, reduce-scatter   the half of the ring, or ceil(log2 P) latencies and (P - 1) / P B / bandwidth (the
+//   same, sections 4.1, 4.3);
 //                                in nodes and between them likewise
-//   other exchanges        the larger of what a rank sends and gets on each kind of link, and the latency of each neighbour
-// A link that is one medium for all is shared by all ranks of the node; network links are shared by the node's ranks. Exchanges on other lanes
-// at the same time are taken as not in the way.
+//   other exchanges        the larger of what a rank sends and gets on each kind of link, and the latency of each
+//   neighbour
+// A link that is one medium for all is shared by all ranks of the node; network links are shared by the node's ranks.
+// Exchanges on other lanes at the same time are taken as not in the way.
 class LinkModel {
  public:
   // Where the machine describes no links in a node, those of kDefaultBandwidth and kDefaultLatency.

@@ -13,7 +13,8 @@
 namespace gantry {
 namespace {
 
-// What a plan of the program depends on: ranks with the same text may share one. Places in groups, and where a part begins, do not count.
+// What a plan of the program depends on: ranks with the same text may share one. Places in groups, and where a part
+// begins, do not count.
 std::string SignatureOf(const Program& program) {
   std::string text;
   for (const State& state : program.states()) absl::StrAppend(&text, program.TypeOf(state.first).ToString(), "\n");
@@ -36,12 +37,14 @@ std::string SignatureOf(const Program& program) {
 std::vector<std::vector<int>> DistinctGroups(const Parallel& parallel, int rank, int ranks) {
   std::vector<std::vector<int>> distinct;
   for (std::vector<int>& group : GroupsOf(parallel, rank, ranks)) {
-    if (group.size() > 1 && std::find(distinct.begin(), distinct.end(), group) == distinct.end()) distinct.push_back(std::move(group));
+    if (group.size() > 1 && std::find(distinct.begin(), distinct.end(), group) == distinct.end())
+      distinct.push_back(std::move(group));
   }
   return distinct;
 }
 
-// For many ranks: which rank stands for each. Along space the first, the last, and the ones in between; along the batch all.
+// For many ranks: which rank stands for each. Along space the first, the last, and the ones in between; along the batch
+// all.
 std::vector<int> Representatives(const Parallel& parallel, int ranks) {
   const MeshSize mesh = MeshOf(parallel, ranks);
   const int half = mesh.batch * mesh.space;
@@ -69,14 +72,17 @@ absl::StatusOr<SimulatedSchedule> ScheduleOf(const Plan& plan, const PlanOptions
       const ResidencyTier& tier = tiers[static_cast<size_t>(cost.tier)];
       simulated.lane = cost.out ? SimulatedLane::kCopyOut : SimulatedLane::kCopyIn;
       simulated.tier = cost.tier;
-      simulated.compute_seconds = static_cast<double>(cost.bytes) * (cost.out ? tier.out_compute_seconds_per_byte : tier.in_compute_seconds_per_byte);
+      simulated.compute_seconds = static_cast<double>(cost.bytes) *
+                                  (cost.out ? tier.out_compute_seconds_per_byte : tier.in_compute_seconds_per_byte);
     } else if (op.definition->communicates) {
       const std::vector<int64_t> members = op.attributes.Ints("ranks");
       const auto found = std::find(groups.begin(), groups.end(), std::vector<int>(members.begin(), members.end()));
-      if (found == groups.end()) return absl::InternalError(absl::StrFormat("%s is for a group that the mesh does not have", plan.program.Describe(planned.op)));
+      if (found == groups.end())
+        return absl::InternalError(
+            absl::StrFormat("%s is for a group that the mesh does not have", plan.program.Describe(planned.op)));
       simulated.group = static_cast<int>(found - groups.begin());
       simulated.seconds = links.Seconds(plan.program, planned.op, *found);
-      simulated.lane = planned.done_by < 0                                    ? SimulatedLane::kExchange
+      simulated.lane = planned.done_by < 0                             ? SimulatedLane::kExchange
                        : op.attributes.String("purpose") == "gradient" ? SimulatedLane::kGradients
                                                                        : SimulatedLane::kGathers;
     }
@@ -97,15 +103,20 @@ std::vector<std::string> Assumptions(const JobPlan& job, const PlanOptions& opti
   std::vector<std::string> lines = {absl::StrCat("costs of ops: ", CostText(options))};
   const Machine* const machine = options.machine.get();
   if (machine == nullptr || machine->links.empty()) {
-    lines.push_back(absl::StrFormat("links are not described: %.3g bytes/s and %.3g s between any two ranks", LinkModel::kDefaultBandwidth,
-                                    LinkModel::kDefaultLatency));
+    lines.push_back(absl::StrFormat("links are not described: %.3g bytes/s and %.3g s between any two ranks",
+                                    LinkModel::kDefaultBandwidth, LinkModel::kDefaultLatency));
   }
-  lines.emplace_back("an exchange begins when the last rank of its group has come, and takes the closed form of its algorithm (docs/decisions/0015-simulation.md)");
-  lines.emplace_back("exchanges of different lanes do not slow each other down; kernels are those of the machine that plans");
+  lines.emplace_back(
+      "an exchange begins when the last rank of its group has come, and takes the closed form of its algorithm "
+      "(docs/decisions/0015-simulation.md)");
+  lines.emplace_back(
+      "exchanges of different lanes do not slow each other down; kernels are those of the machine that plans");
   if (job.rank_count > kExactRanks) {
-    lines.push_back(absl::StrFormat("of more than %d ranks, those with the same place along space (first, last, between) are taken as equal: states in parts "
-                                    "may differ by an element, and a batch that does not divide by a sample",
-                                    kExactRanks));
+    lines.push_back(
+        absl::StrFormat("of more than %d ranks, those with the same place along space (first, last, between) are taken "
+                        "as equal: states in parts "
+                        "may differ by an element, and a batch that does not divide by a sample",
+                        kExactRanks));
   }
   return lines;
 }
@@ -119,21 +130,28 @@ int64_t JobPlan::peak_bytes() const {
 }
 
 const RankClass& JobPlan::ClassOf(int rank) const {
-  return *std::find_if(classes.begin(), classes.end(), [&](const RankClass& alike) { return std::binary_search(alike.ranks.begin(), alike.ranks.end(), rank); });
+  return *std::find_if(classes.begin(), classes.end(), [&](const RankClass& alike) {
+    return std::binary_search(alike.ranks.begin(), alike.ranks.end(), rank);
+  });
 }
 
 void SetSpeeds(const PlanOptions& options, int ranks, Parallel& parallel) {
   if (options.machine == nullptr || options.machine->rank_speeds.empty()) return;
   const std::vector<double>& described = options.machine->rank_speeds;
   parallel.speeds.resize(static_cast<size_t>(ranks));
-  for (size_t rank = 0; rank < parallel.speeds.size(); ++rank) parallel.speeds[rank] = described[rank % described.size()];
+  for (size_t rank = 0; rank < parallel.speeds.size(); ++rank)
+    parallel.speeds[rank] = described[rank % described.size()];
   if (parallel.shares.empty()) parallel.shares = parallel.speeds;
 }
 
-absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parallel, int ranks, const PlanOptions& given) {
+absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parallel, int ranks,
+                                  const PlanOptions& given) {
   const LinkModel links(given.machine.get());
   GANTRY_RETURN_IF_ERROR(links.Check(ranks));
-  JobPlan job{.parallel = parallel, .rank_count = ranks, .node_count = links.NodeOf(ranks - 1) + 1, .exchanges = std::make_shared<ExchangeKernels>()};
+  JobPlan job{.parallel = parallel,
+              .rank_count = ranks,
+              .node_count = links.NodeOf(ranks - 1) + 1,
+              .exchanges = std::make_shared<ExchangeKernels>()};
   PlanOptions options = given;
   if (ranks > 1) options.exchanges = job.exchanges.get();
   std::vector<int> stands_for(static_cast<size_t>(ranks));
@@ -158,14 +176,18 @@ absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parall
       continue;
     }
     absl::StatusOr<Plan> plan = MakePlan(mine.program, options);
-    if (!plan.ok()) return Annotate(plan.status(), absl::StrFormat("rank %d of %d, --parallel %s", rank, ranks, parallel.Text()));
+    if (!plan.ok())
+      return Annotate(plan.status(), absl::StrFormat("rank %d of %d, --parallel %s", rank, ranks, parallel.Text()));
     const int64_t exchanged = ExchangedBytes(*plan);
     job.classes.push_back({*std::move(plan), {rank}, exchanged});
   }
   // The rank whose program a class was planned for knows which of its groups an exchange is of.
   std::vector<SimulatedSchedule> schedules;
   for (const RankClass& alike : job.classes) {
-    GANTRY_ASSIGN_OR_RETURN(SimulatedSchedule schedule, ScheduleOf(alike.plan, options, links, DistinctGroups(parallel, stands_for[static_cast<size_t>(alike.ranks[0])], ranks)));
+    GANTRY_ASSIGN_OR_RETURN(
+        SimulatedSchedule schedule,
+        ScheduleOf(alike.plan, options, links,
+                   DistinctGroups(parallel, stands_for[static_cast<size_t>(alike.ranks[0])], ranks)));
     schedules.push_back(std::move(schedule));
   }
   std::vector<SimulatedRank> simulated(static_cast<size_t>(ranks));
@@ -201,7 +223,8 @@ std::string RanksText(const std::vector<int>& ranks) {
 
 int64_t StateBytes(const Plan& plan) {
   int64_t bytes = 0;
-  for (const PlannedBuffer& buffer : plan.buffers) bytes += buffer.persistent && buffer.tier == kDeviceTier ? buffer.bytes : 0;
+  for (const PlannedBuffer& buffer : plan.buffers)
+    bytes += buffer.persistent && buffer.tier == kDeviceTier ? buffer.bytes : 0;
   return bytes;
 }
 
@@ -210,24 +233,34 @@ int64_t StateBytes(const Plan& plan) {
 std::string Describe(const JobPlan& job) {
   const Simulation& simulation = job.simulation;
   const MeshSize mesh = MeshOf(job.parallel, job.rank_count);
-  std::string text = absl::StrFormat("ranks          %d on %d %s, %s, a mesh of %d x %d\nstep           %.4g s\nlimit          %s: of the step's longest chain",
-                                     job.rank_count, job.node_count, job.node_count == 1 ? "node" : "nodes",
-                                     job.parallel.any() ? job.parallel.Text() : "batch", mesh.batch, mesh.space, simulation.seconds, Name(simulation.limit()));
+  std::string text = absl::StrFormat(
+      "ranks          %d on %d %s, %s, a mesh of %d x %d\nstep           %.4g s\nlimit          %s: of the step's "
+      "longest chain",
+      job.rank_count, job.node_count, job.node_count == 1 ? "node" : "nodes",
+      job.parallel.any() ? job.parallel.Text() : "batch", mesh.batch, mesh.space, simulation.seconds,
+      Name(simulation.limit()));
   for (int lane = 0; lane < kSimulatedLanes; ++lane) {
     const double seconds = simulation.critical[static_cast<size_t>(lane)];
-    if (seconds > 0) absl::StrAppend(&text, absl::StrFormat(" %.1f %% %s", 100 * seconds / simulation.seconds, Name(static_cast<SimulatedLane>(lane))));
+    if (seconds > 0)
+      absl::StrAppend(&text, absl::StrFormat(" %.1f %% %s", 100 * seconds / simulation.seconds,
+                                             Name(static_cast<SimulatedLane>(lane))));
   }
-  absl::StrAppend(&text, absl::StrFormat("\n\n%-24s %14s %14s %14s %10s %10s %10s %10s\n", "ranks", "device bytes", "of it states", "link bytes", "compute s",
-                                         "exchange s", "peers s", "copies s"));
+  absl::StrAppend(
+      &text, absl::StrFormat("\n\n%-24s %14s %14s %14s %10s %10s %10s %10s\n", "ranks", "device bytes", "of it states",
+                             "link bytes", "compute s", "exchange s", "peers s", "copies s"));
   for (const RankClass& alike : job.classes) {
     const SimulatedTimes& times = simulation.ranks[static_cast<size_t>(alike.ranks[0])];
-    absl::StrAppend(&text, absl::StrFormat("%-24s %14d %14d %14d %10.4g %10.4g %10.4g %10.4g\n", RanksText(alike.ranks), alike.plan.arena_bytes,
-                                           StateBytes(alike.plan), alike.exchanged_bytes, times.compute, times.exchange_wait, times.peer_wait, times.copy_wait));
+    absl::StrAppend(&text, absl::StrFormat("%-24s %14d %14d %14d %10.4g %10.4g %10.4g %10.4g\n", RanksText(alike.ranks),
+                                           alike.plan.arena_bytes, StateBytes(alike.plan), alike.exchanged_bytes,
+                                           times.compute, times.exchange_wait, times.peer_wait, times.copy_wait));
     for (const PlannedTier& tier : alike.plan.tiers) {
-      if (tier.bytes > 0) absl::StrAppend(&text, absl::StrFormat("  tier %-17s %14d bytes, %d out and %d in\n", tier.options.name, tier.bytes, tier.out_bytes, tier.in_bytes));
+      if (tier.bytes > 0)
+        absl::StrAppend(&text, absl::StrFormat("  tier %-17s %14d bytes, %d out and %d in\n", tier.options.name,
+                                               tier.bytes, tier.out_bytes, tier.in_bytes));
     }
   }
-  if (!job.gathered.empty()) absl::StrAppend(&text, "\ncomputed whole by every rank: ", absl::StrJoin(job.gathered, ", "), "\n");
+  if (!job.gathered.empty())
+    absl::StrAppend(&text, "\ncomputed whole by every rank: ", absl::StrJoin(job.gathered, ", "), "\n");
   absl::StrAppend(&text, "\nassumed:\n");
   for (const std::string& line : job.assumptions) absl::StrAppend(&text, "  ", line, "\n");
   return text;
@@ -241,7 +274,8 @@ std::string ToJson(const JobPlan& job) {
   json["seconds"] = job.simulation.seconds;
   json["limit"] = std::string(Name(job.simulation.limit()));
   for (int lane = 0; lane < kSimulatedLanes; ++lane) {
-    json["critical"][std::string(Name(static_cast<SimulatedLane>(lane)))] = job.simulation.critical[static_cast<size_t>(lane)];
+    json["critical"][std::string(Name(static_cast<SimulatedLane>(lane)))] =
+        job.simulation.critical[static_cast<size_t>(lane)];
   }
   for (const RankClass& alike : job.classes) {
     const SimulatedTimes& times = job.simulation.ranks[static_cast<size_t>(alike.ranks[0])];
@@ -256,7 +290,10 @@ std::string ToJson(const JobPlan& job) {
     entry["copy_wait_seconds"] = times.copy_wait;
     entry["tiers"] = nlohmann::ordered_json::array();
     for (const PlannedTier& tier : alike.plan.tiers) {
-      entry["tiers"].push_back({{"name", tier.options.name}, {"bytes", tier.bytes}, {"out_bytes", tier.out_bytes}, {"in_bytes", tier.in_bytes}});
+      entry["tiers"].push_back({{"name", tier.options.name},
+                                {"bytes", tier.bytes},
+                                {"out_bytes", tier.out_bytes},
+                                {"in_bytes", tier.in_bytes}});
     }
     json["classes"].push_back(std::move(entry));
   }

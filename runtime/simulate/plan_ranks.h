@@ -16,7 +16,7 @@ namespace gantry {
 // Ranks whose programs are equal but for their place share a plan.
 struct RankClass {
   Plan plan;
-  std::vector<int> ranks;  // ascending; the plan is that of the first
+  std::vector<int> ranks;       // ascending; the plan is that of the first
   int64_t exchanged_bytes = 0;  // of a rank in a step, by links
 };
 
@@ -33,13 +33,14 @@ struct JobPlan {
   const RankClass& ClassOf(int rank) const;
 };
 
-// Up to so many ranks each rank's program is made and compared; of more, ranks are taken as equal to one of these: the first, the last, one
-// in between, of each axis.
+// Up to so many ranks each rank's program is made and compared; of more, ranks are taken as equal to one of these: the
+// first, the last, one in between, of each axis.
 inline constexpr int kExactRanks = 16;
 
-// Partitions `program` for the ranks that differ, plans each, and simulates a step on the machine of `options`. kResourceExhausted where a
-// rank's plan does not fit names the rank. `options.exchanges` is not needed.
-absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parallel, int ranks, const PlanOptions& options);
+// Partitions `program` for the ranks that differ, plans each, and simulates a step on the machine of `options`.
+// kResourceExhausted where a rank's plan does not fit names the rank. `options.exchanges` is not needed.
+absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parallel, int ranks,
+                                  const PlanOptions& options);
 
 // A table to read, and one line of JSON (docs/reference/parallel.md).
 std::string Describe(const JobPlan& job);
@@ -60,9 +61,10 @@ struct SplitSearch {
   std::vector<SplitCandidate> candidates;
   int taken = -1;  // -1: none fits
 };
-// Every mesh of batch times space over `ranks`, with states shared out or not. The least predicted seconds that fit; among those within
-// 0.5 % of it the one with the fewest bytes, then the first. The same input gives the same answer.
-absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel& base, int ranks, const PlanOptions& options);
+// Every mesh of batch times space over `ranks`, with states shared out or not. The least predicted seconds that fit;
+// among those within 0.5 % of it the one with the fewest bytes, then the first. The same input gives the same answer.
+absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel& base, int ranks,
+                                         const PlanOptions& options);
 std::string Describe(const SplitSearch& search);
 
 }  // namespace gantry

@@ -34,7 +34,8 @@ std::vector<Parallel> AllSplits(const Parallel& base, int ranks) {
 
 }  // namespace
 
-absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel& base, int ranks, const PlanOptions& given) {
+absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel& base, int ranks,
+                                         const PlanOptions& given) {
   PlanOptions options = given;
   options.advise = false;  // what helps one split is of no use for the choice
   SplitSearch search;
@@ -48,7 +49,12 @@ absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel&
       candidate.peak_bytes = job->peak_bytes();
       best = std::min(best, candidate.seconds);
     } else {
-      const std::string_view message = Message(job.status());
+      // The split is in the line anyway.
+      std::string_view message = Message(job.status());
+      if (const size_t split = message.find(absl::StrCat("--parallel ", candidate.parallel.Text(), ": "));
+          split != std::string_view::npos) {
+        message.remove_prefix(message.find(": ", split) + 2);
+      }
       candidate.why = std::string(message.substr(0, message.find('\n')));
     }
     search.candidates.push_back(std::move(candidate));
@@ -56,13 +62,15 @@ absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel&
   for (int i = 0; i < static_cast<int>(search.candidates.size()); ++i) {
     const SplitCandidate& candidate = search.candidates[static_cast<size_t>(i)];
     if (!candidate.fits || candidate.seconds > kAlike * best) continue;
-    if (search.taken < 0 || candidate.peak_bytes < search.candidates[static_cast<size_t>(search.taken)].peak_bytes) search.taken = i;
+    if (search.taken < 0 || candidate.peak_bytes < search.candidates[static_cast<size_t>(search.taken)].peak_bytes)
+      search.taken = i;
   }
   for (int i = 0; i < static_cast<int>(search.candidates.size()); ++i) {
     SplitCandidate& candidate = search.candidates[static_cast<size_t>(i)];
     if (!candidate.fits || i == search.taken) continue;
-    candidate.why = candidate.seconds > kAlike * best ? absl::StrFormat("%.2f times the seconds of the best", candidate.seconds / best)
-                                                      : "as fast, but takes more bytes";
+    candidate.why = candidate.seconds > kAlike * best
+                        ? absl::StrFormat("%.2f times the seconds of the best", candidate.seconds / best)
+                        : "as fast, but takes more bytes";
   }
   return search;
 }
@@ -71,9 +79,11 @@ std::string Describe(const SplitSearch& search) {
   std::string text = absl::StrFormat("%-28s %10s %14s\n", "split", "seconds", "bytes a rank");
   for (size_t i = 0; i < search.candidates.size(); ++i) {
     const SplitCandidate& candidate = search.candidates[i];
-    const std::string numbers = candidate.fits ? absl::StrFormat("%10.4g %14d", candidate.seconds, candidate.peak_bytes) : absl::StrFormat("%10s %14s", "-", "-");
-    absl::StrAppend(&text, absl::StrFormat("%-28s %s  %s\n", candidate.parallel.Text().empty() ? "batch" : candidate.parallel.Text(), numbers,
-                                           static_cast<int>(i) == search.taken ? "taken" : candidate.why));
+    const std::string numbers = candidate.fits ? absl::StrFormat("%10.4g %14d", candidate.seconds, candidate.peak_bytes)
+                                               : absl::StrFormat("%10s %14s", "-", "-");
+    absl::StrAppend(&text, absl::StrFormat("%-28s %s  %s\n",
+                                           candidate.parallel.Text().empty() ? "batch" : candidate.parallel.Text(),
+                                           numbers, static_cast<int>(i) == search.taken ? "taken" : candidate.why));
   }
   return text;
 }

@@ -25,8 +25,11 @@ struct Moment {
 const Moment& Later(const Moment& a, const Moment& b) { return b.time > a.time ? b : a; }
 
 constexpr int kExchangeLanes = 3;  // each with communicators of its own
-constexpr SimulatedLane kLanes[kExchangeLanes] = {SimulatedLane::kExchange, SimulatedLane::kGradients, SimulatedLane::kGathers};
-int ExchangeLane(SimulatedLane lane) { return lane == SimulatedLane::kGradients ? 1 : lane == SimulatedLane::kGathers ? 2 : 0; }
+constexpr SimulatedLane kLanes[kExchangeLanes] = {SimulatedLane::kExchange, SimulatedLane::kGradients,
+                                                  SimulatedLane::kGathers};
+int ExchangeLane(SimulatedLane lane) {
+  return lane == SimulatedLane::kGradients ? 1 : lane == SimulatedLane::kGathers ? 2 : 0;
+}
 
 // Something that runs beside compute and that a step waits for.
 struct Transfer {
@@ -57,7 +60,8 @@ class Clock {
       for (const int group : rank.groups) ++sizes_[group];
     }
     for (size_t r = 0; r < ranks_.size(); ++r) {
-      states_[r].waits.resize(static_cast<size_t>(rounds_) * ranks_[r].schedule->size() + ranks_[r].schedule->size() + 1);
+      states_[r].waits.resize(static_cast<size_t>(rounds_) * ranks_[r].schedule->size() + ranks_[r].schedule->size() +
+                              1);
       ready_.push_back(static_cast<int>(r));
     }
     while (!ready_.empty()) {
@@ -70,7 +74,8 @@ class Clock {
       if (states_[r].done) continue;
       absl::StrAppend(&stuck, absl::StrFormat("%srank %d at step %d", stuck.empty() ? "" : ", ", r, states_[r].at));
     }
-    if (!stuck.empty()) return absl::FailedPreconditionError(absl::StrCat("ranks wait for each other for ever: ", stuck));
+    if (!stuck.empty())
+      return absl::FailedPreconditionError(absl::StrCat("ranks wait for each other for ever: ", stuck));
     return Result();
   }
 
@@ -82,15 +87,15 @@ class Clock {
     bool done = false;
     Moment now;
     std::vector<Transfer> transfers;
-    std::vector<std::vector<int>> waits;              // per step of all rounds: transfers that must be done
+    std::vector<std::vector<int>> waits;               // per step of all rounds: transfers that must be done
     std::map<std::pair<int, int>, Moment> copy_lanes;  // by tier and lane
-    std::deque<int> queues[kExchangeLanes];            // ops whose exchanges have begun to wait for their lane, as transfers
-    std::vector<int> queued_groups;                    // per transfer: the group's number
+    std::deque<int> queues[kExchangeLanes];  // ops whose exchanges have begun to wait for their lane, as transfers
+    std::vector<int> queued_groups;          // per transfer: the group's number
     std::vector<double> queued_seconds;
     std::vector<Moment> queued_at;
     Moment lane_free[kExchangeLanes];
     bool lane_busy[kExchangeLanes] = {};
-    std::map<std::pair<int, int>, int64_t> next;       // by group and lane: exchanges that this rank has come to
+    std::map<std::pair<int, int>, int64_t> next;  // by group and lane: exchanges that this rank has come to
     std::vector<SimulatedTimes> times = {};
     std::vector<Moment> round_ends;
   };
@@ -178,7 +183,8 @@ class Clock {
     state.queued_seconds.push_back(0.0);
     state.queued_at.emplace_back();
     const size_t round = static_cast<size_t>(state.round) * length;
-    // The end of a round and the begin of the next one are one place of `waits`: who waits at the end waits in this round.
+    // The end of a round and the begin of the next one are one place of `waits`: who waits at the end waits in this
+    // round.
     state.waits[round + static_cast<size_t>(std::max(op.done_by, state.at + 1))].push_back(transfer);
     return transfer;
   }
@@ -190,8 +196,8 @@ class Clock {
     const auto transfer = static_cast<size_t>(state.queues[lane].front());
     state.queues[lane].pop_front();
     state.lane_busy[lane] = true;
-    Come(r, state.queued_groups[transfer], lane, Later(state.queued_at[transfer], state.lane_free[lane]), state.queued_seconds[transfer],
-         static_cast<int>(transfer));
+    Come(r, state.queued_groups[transfer], lane, Later(state.queued_at[transfer], state.lane_free[lane]),
+         state.queued_seconds[transfer], static_cast<int>(transfer));
   }
 
   void Come(int r, int group, int lane, const Moment& at, double seconds, int transfer) {
@@ -242,7 +248,8 @@ class Clock {
     double sum = 0.0;
     for (const double seconds : last.path) sum += seconds;
     for (int lane = 0; lane < kSimulatedLanes; ++lane) {
-      result.critical[static_cast<size_t>(lane)] = sum > 0 ? last.path[static_cast<size_t>(lane)] / sum * result.seconds : 0.0;
+      result.critical[static_cast<size_t>(lane)] =
+          sum > 0 ? last.path[static_cast<size_t>(lane)] / sum * result.seconds : 0.0;
     }
     for (const State& state : states_) {
       result.ranks.push_back(state.times.back());
@@ -263,12 +270,18 @@ class Clock {
 
 std::string_view Name(SimulatedLane lane) {
   switch (lane) {
-    case SimulatedLane::kCompute: return "compute";
-    case SimulatedLane::kCopyOut: return "copy out";
-    case SimulatedLane::kCopyIn: return "copy in";
-    case SimulatedLane::kGradients: return "gradients";
-    case SimulatedLane::kExchange: return "exchanges";
-    case SimulatedLane::kGathers: return "gathers";
+    case SimulatedLane::kCompute:
+      return "compute";
+    case SimulatedLane::kCopyOut:
+      return "copy out";
+    case SimulatedLane::kCopyIn:
+      return "copy in";
+    case SimulatedLane::kGradients:
+      return "gradients";
+    case SimulatedLane::kExchange:
+      return "exchanges";
+    case SimulatedLane::kGathers:
+      return "gathers";
   }
   return "unknown";
 }
@@ -280,15 +293,20 @@ SimulatedLane Simulation::limit() const {
 absl::StatusOr<Simulation> Simulate(const std::vector<SimulatedRank>& ranks, int rounds) {
   if (ranks.empty() || rounds < 1) return absl::InvalidArgumentError("a simulation needs a rank and a round");
   for (const SimulatedRank& rank : ranks) {
-    if (!(rank.speed > 0)) return absl::InvalidArgumentError(absl::StrFormat("a rank's speed is %g; it must be above 0", rank.speed));
+    if (!(rank.speed > 0))
+      return absl::InvalidArgumentError(absl::StrFormat("a rank's speed is %g; it must be above 0", rank.speed));
     const auto length = static_cast<int>(rank.schedule->size());
     for (int at = 0; at < length; ++at) {
       const SimulatedOp& op = (*rank.schedule)[static_cast<size_t>(at)];
       const bool copy = op.lane == SimulatedLane::kCopyOut || op.lane == SimulatedLane::kCopyIn;
-      const bool exchange = op.group >= 0, in_place = op.lane == SimulatedLane::kCompute || op.lane == SimulatedLane::kExchange;
+      const bool exchange = op.group >= 0,
+                 in_place = op.lane == SimulatedLane::kCompute || op.lane == SimulatedLane::kExchange;
       const bool right = op.group < static_cast<int>(rank.groups.size()) && op.done_by <= 2 * length &&
-                         exchange == (op.lane != SimulatedLane::kCompute && !copy) && in_place == (op.done_by < 0) && (in_place || op.done_by > at);
-      if (!right) return absl::InvalidArgumentError(absl::StrFormat("step %d of a schedule of %d has no such lane, group or end", at, length));
+                         exchange == (op.lane != SimulatedLane::kCompute && !copy) && in_place == (op.done_by < 0) &&
+                         (in_place || op.done_by > at);
+      if (!right)
+        return absl::InvalidArgumentError(
+            absl::StrFormat("step %d of a schedule of %d has no such lane, group or end", at, length));
     }
   }
   return Clock(ranks, rounds).Run();

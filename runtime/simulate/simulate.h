@@ -17,13 +17,15 @@ std::string_view Name(SimulatedLane lane);
 
 // A step of a schedule. Ops of a lane follow one another; lanes of a rank run beside each other.
 struct SimulatedOp {
-  double seconds = 0.0;          // on its lane; of an exchange: once all ranks of its group have come, and the slowest one's counts
+  double seconds =
+      0.0;  // on its lane; of an exchange: once all ranks of its group have come, and the slowest one's counts
   double compute_seconds = 0.0;  // of a copy: what compute loses to it, where it begins
   SimulatedLane lane = SimulatedLane::kCompute;
-  int done_by = -1;  // beside compute: step `done_by` begins only once it is done; from the schedule's length on, that step of the next
-                     // round, or for the length itself the end of this one. -1: done before the next step begins
-  int group = -1;    // an exchange: index into SimulatedRank::groups
-  int tier = 0;      // a copy: each tier has lanes of its own
+  int done_by =
+      -1;  // beside compute: step `done_by` begins only once it is done; from the schedule's length on, that step of
+           // the next round, or for the length itself the end of this one. -1: done before the next step begins
+  int group = -1;  // an exchange: index into SimulatedRank::groups
+  int tier = 0;    // a copy: each tier has lanes of its own
 };
 using SimulatedSchedule = std::vector<SimulatedOp>;
 
@@ -35,25 +37,26 @@ struct SimulatedRank {
 
 // Seconds of one round. For each rank they add up to the round but for the wait until the last rank is done.
 struct SimulatedTimes {
-  double compute = 0.0;      // computing
-  double exchange_wait = 0.0;  // compute stands still until an exchange is done, moving
-  double peer_wait = 0.0;    // likewise, until the last rank of a group has come
-  double copy_wait = 0.0;    // likewise, for copies
-  double end = 0.0;          // of the rank's own work, counted from the begin of the round
+  double compute = 0.0;                           // computing
+  double exchange_wait = 0.0;                     // compute stands still until an exchange is done, moving
+  double peer_wait = 0.0;                         // likewise, until the last rank of a group has come
+  double copy_wait = 0.0;                         // likewise, for copies
+  double end = 0.0;                               // of the rank's own work, counted from the begin of the round
   std::array<double, kSimulatedLanes> busy = {};  // of each lane; tiers together
 };
 
 struct Simulation {
   double seconds = 0.0;  // of a round once rounds follow one another
   std::vector<SimulatedTimes> ranks;
-  // Of `seconds`, by the lane that everything waited for: the longest chain of what waits for what, traced through all ranks.
+  // Of `seconds`, by the lane that everything waited for: the longest chain of what waits for what, traced through all
+  // ranks.
   std::array<double, kSimulatedLanes> critical = {};
   SimulatedLane limit() const;
 };
 
-// Rounds follow one another, as steps of training do: the last of `rounds` is reported, without what only the first one waits for. The k-th
-// exchange of a group on a lane begins when all its ranks have come to theirs, so order is that of schedules. kFailedPrecondition names ranks
-// that wait for each other for ever.
+// Rounds follow one another, as steps of training do: the last of `rounds` is reported, without what only the first one
+// waits for. The k-th exchange of a group on a lane begins when all its ranks have come to theirs, so order is that of
+// schedules. kFailedPrecondition names ranks that wait for each other for ever.
 absl::StatusOr<Simulation> Simulate(const std::vector<SimulatedRank>& ranks, int rounds = 2);
 
 }  // namespace gantry

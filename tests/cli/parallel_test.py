@@ -130,6 +130,12 @@ class Parallel(GantryTestCase):
                 self.assertIn("rank 0 of ", done.stderr)
                 self.assertNotIn("is lost", done.stderr)
 
+    def test_a_failure_of_planning_a_check_is_told_once(self):
+        done = subprocess.run([GANTRY, "check", os.path.join(REFERENCE, "r1"), "--ranks", "2", "--device-memory", "2KiB"], capture_output=True, text=True,
+                              cwd=self.folder, timeout=250)
+        self.assertEqual(done.returncode, 69, done.stderr)
+        self.assertEqual(done.stderr.count("does not fit"), 1, done.stderr)
+
     def test_a_rank_that_is_killed_while_it_plans_is_named(self):
         process = subprocess.Popen([GANTRY, "train", self.write_run(), "--ranks", "2", "--parallel", "auto", "--set", "model.image_size=64",
                                     "--set", "model.width=64", "--set", "data.image_size=64", "--device-memory", "1/4"],

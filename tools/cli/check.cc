@@ -62,7 +62,7 @@ class Replay {
     if (gantry_gan_set_exchange(gan_.get(), options.ranks.overlap.c_str(), options.ranks.link.c_str()) != GANTRY_OK) {
       throw Failure(kExitUsage, gantry_last_error());
     }
-    Require(gantry_gan_plan(gan_.get(), &plan_), reference.folder);
+    Together(context_.get(), [&] { Require(gantry_gan_plan(gan_.get(), &plan_), reference.folder); });
     Require(gantry_gan_sizes(gan_.get(), &sizes_));
     real_ = Load("real.npy", sizes_.real_elements);
     noise_ = Load("noise.npy", sizes_.noise_elements);

@@ -51,6 +51,17 @@ void StartRanks(int ranks, int restarts = 0);
 // no warnings: all say the same.
 Context JoinRanks(int thread_count);
 
+// What all ranks do at once: of an error that all of them end with, the first one tells.
+template <typename Function>
+auto Together(const gantry_context* context, Function&& function) {
+  try {
+    return function();
+  } catch (const Failure& failure) {
+    if (gantry_context_rank(context) == 0 || gantry_context_failed_together(context) == 0) throw;
+    throw Failure(failure.code(), "");
+  }
+}
+
 // "12,345,678 bytes (11.8 MiB)".
 std::string BytesText(uint64_t bytes);
 // The entry of `names` nearest to `name`, or "" where none is near.

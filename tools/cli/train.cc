@@ -157,20 +157,6 @@ Planning OpenPlanning(gantry_context* context, const std::string& path, const st
   return Planning(OpenWith<gantry_planning>(gantry_planning_open, context, path, settings));
 }
 
-namespace {
-
-// Of an error that all ranks end with, the first one tells.
-Run OpenRunTogether(gantry_context* context, const std::string& path, const std::vector<std::string>& settings) {
-  try {
-    return OpenRun(context, path, settings);
-  } catch (const Failure& failure) {
-    if (gantry_context_rank(context) == 0 || gantry_context_failed_together(context) == 0) throw;
-    throw Failure(failure.code(), "");
-  }
-}
-
-}  // namespace
-
 int RunTrain(const TrainOptions& options) {
   StartRanks(options.ranks.ranks, options.ranks.restarts);
   const Context context = JoinRanks(0);
@@ -180,7 +166,7 @@ int RunTrain(const TrainOptions& options) {
   if (!options.ranks.overlap.empty()) given.push_back("parallel.overlap=" + options.ranks.overlap);
   if (!options.ranks.link.empty()) given.push_back("parallel.link=" + options.ranks.link);
   if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
-  const Run run = OpenRunTogether(context.get(), options.run_file, given);
+  const Run run = Together(context.get(), [&] { return OpenRun(context.get(), options.run_file, given); });
   const char* going_on = "";
   Require(gantry_run_restart(run.get(), options.resume.c_str(), &going_on));
   if (first_rank && going_on[0] != '\0') std::fprintf(stderr, "gantry: %s\n", going_on);

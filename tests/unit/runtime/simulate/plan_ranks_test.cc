@@ -16,7 +16,8 @@ namespace {
 using ::testing::HasSubstr;
 
 Program Build(int64_t batch, const std::string& name = "dcgan") {
-  absl::StatusOr<Family> family = BuildFamily(name, {.image_size = 16, .channels = 3, .width = 8, .latent_size = 8, .batch = batch});
+  absl::StatusOr<Family> family =
+      BuildFamily(name, {.image_size = 16, .channels = 3, .width = 8, .latent_size = 8, .batch = batch});
   EXPECT_TRUE(family.ok()) << family.status();
   std::vector<GanRole> generators, discriminators;
   generators.push_back({"generator", std::move(family->generator), {}});
@@ -39,7 +40,8 @@ std::shared_ptr<Machine> Described(int ranks, int per_node) {
   machine->op_seconds = 1e-6;
   machine->rank_count = ranks;
   machine->ranks_per_node = per_node;
-  machine->links = {{.between = "node", .bytes_per_second = 1e11, .latency_seconds = 1e-6}, {.between = "network", .bytes_per_second = 1e10, .latency_seconds = 5e-6}};
+  machine->links = {{.between = "node", .bytes_per_second = 1e11, .latency_seconds = 1e-6},
+                    {.between = "network", .bytes_per_second = 1e10, .latency_seconds = 5e-6}};
   return machine;
 }
 
@@ -77,7 +79,8 @@ TEST(PlanRanksTest, ManyRanksArePlannedByTheirPlace) {
   EXPECT_EQ(job->classes.size(), 1u);
   EXPECT_EQ(job->node_count, 128);
   EXPECT_GT(job->simulation.seconds, 0);
-  EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 60);  // 10 s where nothing else runs
+  EXPECT_LT(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(),
+            60);  // 10 s where nothing else runs
 }
 
 TEST(PlanRanksTest, UnequalRanksTakeSharesByTheirSpeed) {
@@ -91,7 +94,8 @@ TEST(PlanRanksTest, UnequalRanksTakeSharesByTheirSpeed) {
   Parallel by_speed = Split("batch");
   SetSpeeds(options, 3, by_speed);
   EXPECT_EQ(by_speed.shares, machine->rank_speeds);
-  const absl::StatusOr<JobPlan> even = PlanRanks(program, equal, 3, options), uneven = PlanRanks(program, by_speed, 3, options);
+  const absl::StatusOr<JobPlan> even = PlanRanks(program, equal, 3, options),
+                                uneven = PlanRanks(program, by_speed, 3, options);
   ASSERT_TRUE(even.ok() && uneven.ok());
   EXPECT_LT(uneven->simulation.seconds, 0.75 * even->simulation.seconds);
   EXPECT_EQ(uneven->classes.size(), 3u);
@@ -118,7 +122,8 @@ TEST(SearchSplitsTest, TakesTheFastestThatFitsAndSaysWhyNotTheOthers) {
     if (!candidate.fits) continue;
     EXPECT_LE(taken.seconds, 1.005 * candidate.seconds);
     least_bytes = std::min(least_bytes, candidate.peak_bytes);
-    const absl::StatusOr<Parallel> again = Parallel::Parse(candidate.parallel.Text());  // what rank 0 sends is what others read
+    const absl::StatusOr<Parallel> again =
+        Parallel::Parse(candidate.parallel.Text());  // what rank 0 sends is what others read
     ASSERT_TRUE(again.ok()) << again.status();
     EXPECT_EQ(MeshOf(*again, 4).batch, MeshOf(candidate.parallel, 4).batch) << candidate.parallel.Text();
   }
@@ -134,7 +139,8 @@ TEST(SearchSplitsTest, TakesTheFastestThatFitsAndSaysWhyNotTheOthers) {
 TEST(LinkModelTest, ClosedFormsAreThoseOfTheirSources) {
   const auto machine = Described(16, 4);
   const LinkModel links(machine.get());
-  const std::vector<int> node = {0, 1, 2, 3}, all = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, apart = {0, 4, 8, 12};
+  const std::vector<int> node = {0, 1, 2, 3}, all = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15},
+                         apart = {0, 4, 8, 12};
   const double bytes = 1e9;
   EXPECT_NEAR(links.AllReduce(bytes, node), 6 * (1e-6 + bytes / 4 / 1e11), 1e-12);
   EXPECT_NEAR(links.AllReduce(8, node), 2 * (1e-6 + 8 / 1e11), 1e-15);  // doubling

@@ -12,8 +12,8 @@ namespace {
 
 using Lane = SimulatedLane;
 
-// The same question answered another way: every begin and end is an unknown that is at least this much after others; all begin at 0 and are
-// raised again and again until nothing changes. No queues, no events.
+// The same question answered another way: every begin and end is an unknown that is at least this much after others;
+// all begin at 0 and are raised again and again until nothing changes. No queues, no events.
 double BySlowRelaxation(const std::vector<SimulatedRank>& ranks, int rounds) {
   struct Bound {
     int after, what;
@@ -25,7 +25,8 @@ double BySlowRelaxation(const std::vector<SimulatedRank>& ranks, int rounds) {
     time.push_back(0.0);
     return static_cast<int>(time.size()) - 1;
   };
-  std::map<std::tuple<int, int, int>, std::vector<std::tuple<int, int, double>>> meetings;  // begin and end of each member, and its seconds
+  std::map<std::tuple<int, int, int>, std::vector<std::tuple<int, int, double>>>
+      meetings;  // begin and end of each member, and its seconds
   std::vector<std::vector<int>> round_ends(ranks.size());
   for (size_t r = 0; r < ranks.size(); ++r) {
     const SimulatedSchedule& schedule = *ranks[r].schedule;
@@ -38,7 +39,8 @@ double BySlowRelaxation(const std::vector<SimulatedRank>& ranks, int rounds) {
     for (int round = 0; round < rounds; ++round) {
       for (int s = 0; s < length; ++s) {
         const SimulatedOp& op = schedule[static_cast<size_t>(s)];
-        const int begin = begins[static_cast<size_t>(round * length + s)], next = begins[static_cast<size_t>(round * length + s + 1)];
+        const int begin = begins[static_cast<size_t>(round * length + s)],
+                  next = begins[static_cast<size_t>(round * length + s + 1)];
         if (op.lane == Lane::kCompute) {
           bounds.push_back({begin, next, op.seconds / ranks[r].speed});
           continue;
@@ -55,10 +57,12 @@ double BySlowRelaxation(const std::vector<SimulatedRank>& ranks, int rounds) {
           bounds.push_back({transfer_begin, transfer_end, op.seconds});
         } else {
           const int group = ranks[r].groups[static_cast<size_t>(op.group)];
-          meetings[{group, static_cast<int>(op.lane), counts[{group, static_cast<int>(op.lane)}]++}].push_back({transfer_begin, transfer_end, op.seconds});
+          meetings[{group, static_cast<int>(op.lane), counts[{group, static_cast<int>(op.lane)}]++}].push_back(
+              {transfer_begin, transfer_end, op.seconds});
         }
         bounds.push_back({begin, next, copy ? op.compute_seconds / ranks[r].speed : 0.0});
-        bounds.push_back({transfer_end, op.done_by < 0 ? next : begins[static_cast<size_t>(round * length + op.done_by)], 0.0});
+        bounds.push_back(
+            {transfer_end, op.done_by < 0 ? next : begins[static_cast<size_t>(round * length + op.done_by)], 0.0});
       }
       round_ends[r].push_back(begins[static_cast<size_t>((round + 1) * length)]);
     }
@@ -88,7 +92,8 @@ double BySlowRelaxation(const std::vector<SimulatedRank>& ranks, int rounds) {
   return last - before;
 }
 
-// Schedules of ranks on a mesh of rows and columns: the same exchanges in the same order on all, everything else at random.
+// Schedules of ranks on a mesh of rows and columns: the same exchanges in the same order on all, everything else at
+// random.
 struct RandomJob {
   std::vector<SimulatedSchedule> schedules;
   std::vector<SimulatedRank> ranks;
@@ -106,7 +111,12 @@ RandomJob MakeJob(uint64_t seed) {
   std::vector<Step> steps;
   for (int s = 0; s < length; ++s) {
     const int kind = Below(8);
-    const Lane lane = kind < 3 ? Lane::kCompute : kind == 3 ? Lane::kCopyOut : kind == 4 ? Lane::kCopyIn : kind == 5 ? Lane::kExchange : kind == 6 ? Lane::kGradients : Lane::kGathers;
+    const Lane lane = kind < 3    ? Lane::kCompute
+                      : kind == 3 ? Lane::kCopyOut
+                      : kind == 4 ? Lane::kCopyIn
+                      : kind == 5 ? Lane::kExchange
+                      : kind == 6 ? Lane::kGradients
+                                  : Lane::kGathers;
     steps.push_back({lane, kind >= 5 ? Below(2) : -1});
   }
   for (int rank = 0; rank < rows * columns; ++rank) {
@@ -139,7 +149,8 @@ TEST(SimulateTest, RandomSchedulesAgreeWithTheSlowRelaxation) {
     for (const int rounds : {1, 2, 3}) {
       const absl::StatusOr<Simulation> simulation = Simulate(job.ranks, rounds);
       ASSERT_TRUE(simulation.ok()) << "seed " << seed << ": " << simulation.status();
-      ASSERT_NEAR(simulation->seconds, BySlowRelaxation(job.ranks, rounds), 1e-9) << "seed " << seed << ", " << rounds << " rounds";
+      ASSERT_NEAR(simulation->seconds, BySlowRelaxation(job.ranks, rounds), 1e-9)
+          << "seed " << seed << ", " << rounds << " rounds";
     }
   }
 }
@@ -150,7 +161,8 @@ TEST(SimulateTest, EverySecondOfARankIsAccountedFor) {
     const absl::StatusOr<Simulation> simulation = Simulate(job.ranks, 1);
     ASSERT_TRUE(simulation.ok()) << simulation.status();
     for (const SimulatedTimes& times : simulation->ranks) {
-      ASSERT_NEAR(times.compute + times.exchange_wait + times.peer_wait + times.copy_wait, times.end, 1e-9) << "seed " << seed;
+      ASSERT_NEAR(times.compute + times.exchange_wait + times.peer_wait + times.copy_wait, times.end, 1e-9)
+          << "seed " << seed;
     }
     double critical = 0.0;
     for (const double seconds : simulation->critical) critical += seconds;
@@ -159,7 +171,10 @@ TEST(SimulateTest, EverySecondOfARankIsAccountedFor) {
 }
 
 TEST(SimulateTest, AnExchangeBesideComputeHidesAndOneInPlaceDoesNot) {
-  SimulatedSchedule hidden = {{.seconds = 1}, {.seconds = 2, .lane = Lane::kGradients, .done_by = 3, .group = 0}, {.seconds = 3}, {.seconds = 1}};
+  SimulatedSchedule hidden = {{.seconds = 1},
+                              {.seconds = 2, .lane = Lane::kGradients, .done_by = 3, .group = 0},
+                              {.seconds = 3},
+                              {.seconds = 1}};
   SimulatedSchedule in_place = hidden;
   in_place[1].lane = Lane::kExchange;
   in_place[1].done_by = -1;
@@ -177,7 +192,8 @@ TEST(SimulateTest, AnExchangeBesideComputeHidesAndOneInPlaceDoesNot) {
 }
 
 TEST(SimulateTest, ACopyThatGoesOnIsWaitedForInTheNextRound) {
-  const SimulatedSchedule schedule = {{.seconds = 1}, {.seconds = 1}, {.seconds = 5, .lane = Lane::kCopyOut, .done_by = 4}};
+  const SimulatedSchedule schedule = {
+      {.seconds = 1}, {.seconds = 1}, {.seconds = 5, .lane = Lane::kCopyOut, .done_by = 4}};
   EXPECT_DOUBLE_EQ(Simulate({{.schedule = &schedule}}, 1)->seconds, 2);
   const Simulation second = *Simulate({{.schedule = &schedule}}, 2);
   EXPECT_DOUBLE_EQ(second.seconds, 6);  // step 1 of round 2 waits until 7
@@ -185,11 +201,15 @@ TEST(SimulateTest, ACopyThatGoesOnIsWaitedForInTheNextRound) {
 }
 
 TEST(SimulateTest, RanksThatWaitForEachOtherAreNamed) {
-  const SimulatedSchedule first = {{.seconds = 1, .lane = Lane::kExchange, .group = 0}, {.seconds = 1, .lane = Lane::kExchange, .group = 1}};
-  const SimulatedSchedule second = {{.seconds = 1, .lane = Lane::kExchange, .group = 1}, {.seconds = 1, .lane = Lane::kExchange, .group = 0}};
-  const absl::StatusOr<Simulation> simulation = Simulate({{.schedule = &first, .groups = {0, 1}}, {.schedule = &second, .groups = {0, 1}}});
+  const SimulatedSchedule first = {{.seconds = 1, .lane = Lane::kExchange, .group = 0},
+                                   {.seconds = 1, .lane = Lane::kExchange, .group = 1}};
+  const SimulatedSchedule second = {{.seconds = 1, .lane = Lane::kExchange, .group = 1},
+                                    {.seconds = 1, .lane = Lane::kExchange, .group = 0}};
+  const absl::StatusOr<Simulation> simulation =
+      Simulate({{.schedule = &first, .groups = {0, 1}}, {.schedule = &second, .groups = {0, 1}}});
   EXPECT_EQ(simulation.status().code(), absl::StatusCode::kFailedPrecondition);
-  EXPECT_NE(std::string(simulation.status().message()).find("rank 1 at step 0"), std::string::npos) << simulation.status();
+  EXPECT_NE(std::string(simulation.status().message()).find("rank 1 at step 0"), std::string::npos)
+      << simulation.status();
 }
 
 TEST(SimulateTest, SchedulesThatMakeNoSenseAreRefused) {

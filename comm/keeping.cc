@@ -75,23 +75,28 @@ absl::StatusOr<std::unique_ptr<Keeping>> Keeping::FromEnvironment() {
   if (const char* restart = std::getenv("GANTRY_RESTART"); restart != nullptr) {
     GANTRY_ASSIGN_OR_RETURN(keeping->restart_, Number("GANTRY_RESTART", restart));
   }
-  if (const char* resume = std::getenv("GANTRY_RESUME"); resume != nullptr) keeping->resumes_ = std::string_view(resume) == "1";
+  if (const char* resume = std::getenv("GANTRY_RESUME"); resume != nullptr)
+    keeping->resumes_ = std::string_view(resume) == "1";
   for (const absl::string_view text : absl::StrSplit(descriptors, ',')) {
     GANTRY_ASSIGN_OR_RETURN(const int inherited, Number("GANTRY_KEEPING_FDS", {text.data(), text.size()}));
     // A copy, so that it can be opened once more in the same process.
     keeping->pieces_.emplace_back(fcntl(inherited, F_DUPFD_CLOEXEC, 0));
-    struct stat facts{};
-    if (!keeping->pieces_.back().valid() || fstat(keeping->pieces_.back().get(), &facts) != 0 || !S_ISREG(facts.st_mode)) {
-      return absl::InvalidArgumentError(absl::StrFormat("GANTRY_KEEPING_FDS names descriptor %d, which is no memory of a launcher", inherited));
+    struct stat facts {};
+    if (!keeping->pieces_.back().valid() || fstat(keeping->pieces_.back().get(), &facts) != 0 ||
+        !S_ISREG(facts.st_mode)) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("GANTRY_KEEPING_FDS names descriptor %d, which is no memory of a launcher", inherited));
     }
     fcntl(inherited, F_SETFD, FD_CLOEXEC);
   }
   if (keeping->rank_ >= keeping->size() || keeping->size() > kMaxRanks) {
-    return absl::InvalidArgumentError(absl::StrFormat("GANTRY_KEEPING_FDS has %d descriptors, this is rank %d", keeping->size(), keeping->rank_));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("GANTRY_KEEPING_FDS has %d descriptors, this is rank %d", keeping->size(), keeping->rank_));
   }
   keeping->read_.resize(keeping->size());
-  struct stat facts{};
-  if (fstat(keeping->pieces_[keeping->rank_].get(), &facts) != 0) return SystemError(errno, "asking for the size of kept memory");
+  struct stat facts {};
+  if (fstat(keeping->pieces_[keeping->rank_].get(), &facts) != 0)
+    return SystemError(errno, "asking for the size of kept memory");
   GANTRY_RETURN_IF_ERROR(keeping->MapOwn(std::max<size_t>(kHeaderBytes, static_cast<size_t>(facts.st_size))));
   if (keeping->header_->magic != kMagic) {
     keeping->header_->checkpoint_step = keeping->header_->resumed_step = -1;
@@ -110,12 +115,13 @@ Keeping::~Keeping() {
 
 absl::Status Keeping::MapOwn(size_t bytes) {
   const int piece = pieces_[rank_].get();
-  struct stat facts{};
+  struct stat facts {};
   if (fstat(piece, &facts) != 0) return SystemError(errno, "asking for the size of kept memory");
   // Backed now: a page that is missing later would end this process.
   if (static_cast<size_t>(facts.st_size) < bytes) {
     if (const int error = posix_fallocate(piece, 0, static_cast<off_t>(bytes)); error != 0) {
-      return absl::ResourceExhaustedError(absl::StrFormat("%d bytes to keep states in memory: %s; keep them less often in files instead", bytes, std::strerror(error)));
+      return absl::ResourceExhaustedError(absl::StrFormat(
+          "%d bytes to keep states in memory: %s; keep them less often in files instead", bytes, std::strerror(error)));
     }
   }
   if (header_ != nullptr) munmap(header_, own_bytes_);
@@ -139,7 +145,8 @@ void Keeping::SetProgress(const KeptProgress& progress) {
 }
 
 absl::Status Keeping::Reserve(int64_t bytes) {
-  if (header_->slot_bytes.load() == bytes && own_bytes_ >= kHeaderBytes + 2 * AlignedSlot(bytes)) return absl::OkStatus();
+  if (header_->slot_bytes.load() == bytes && own_bytes_ >= kHeaderBytes + 2 * AlignedSlot(bytes))
+    return absl::OkStatus();
   for (auto& step : header_->slot_step) step.store(-1, std::memory_order_release);
   GANTRY_RETURN_IF_ERROR(MapOwn(kHeaderBytes + 2 * AlignedSlot(bytes)));
   header_->slot_bytes.store(bytes, std::memory_order_release);
@@ -151,7 +158,9 @@ std::span<std::byte> Keeping::BeginWrite() {
   header_->slot_step[writing_].store(-1, std::memory_order_release);
   std::atomic_thread_fence(std::memory_order_seq_cst);
   const auto bytes = static_cast<size_t>(header_->slot_bytes.load());
-  return {reinterpret_cast<std::byte*>(header_) + kHeaderBytes + static_cast<size_t>(writing_) * AlignedSlot(static_cast<int64_t>(bytes)), bytes};
+  return {reinterpret_cast<std::byte*>(header_) + kHeaderBytes +
+              static_cast<size_t>(writing_) * AlignedSlot(static_cast<int64_t>(bytes)),
+          bytes};
 }
 
 void Keeping::Commit(int64_t step) { header_->slot_step[writing_].store(step, std::memory_order_release); }
@@ -163,9 +172,10 @@ void Keeping::ForgetAfter(int64_t step) {
 }
 
 absl::StatusOr<std::vector<Keeping::Kept>> Keeping::Read(int rank) {
-  struct stat facts{};
+  struct stat facts {};
   const int piece = pieces_[rank].get();
-  if (fstat(piece, &facts) != 0) return SystemError(errno, absl::StrFormat("asking for the size of what rank %d has kept", rank));
+  if (fstat(piece, &facts) != 0)
+    return SystemError(errno, absl::StrFormat("asking for the size of what rank %d has kept", rank));
   std::vector<Kept> kept;
   if (static_cast<size_t>(facts.st_size) < kHeaderBytes) return kept;
   Mapping& mapping = read_[rank];
@@ -176,11 +186,15 @@ absl::StatusOr<std::vector<Keeping::Kept>> Keeping::Read(int rank) {
   }
   const Header& header = *reinterpret_cast<const Header*>(mapping.data);
   const int64_t bytes = header.slot_bytes.load();
-  if (header.magic != kMagic || bytes <= 0 || static_cast<size_t>(bytes) > mapping.bytes || kHeaderBytes + 2 * AlignedSlot(bytes) > mapping.bytes) return kept;
+  if (header.magic != kMagic || bytes <= 0 || static_cast<size_t>(bytes) > mapping.bytes ||
+      kHeaderBytes + 2 * AlignedSlot(bytes) > mapping.bytes)
+    return kept;
   for (int slot = 0; slot < 2; ++slot) {
     const int64_t step = header.slot_step[slot].load(std::memory_order_acquire);
     if (step < 0) continue;
-    kept.push_back({step, {mapping.data + kHeaderBytes + static_cast<size_t>(slot) * AlignedSlot(bytes), static_cast<size_t>(bytes)}});
+    kept.push_back(
+        {step,
+         {mapping.data + kHeaderBytes + static_cast<size_t>(slot) * AlignedSlot(bytes), static_cast<size_t>(bytes)}});
   }
   std::sort(kept.begin(), kept.end(), [](const Kept& a, const Kept& b) { return a.step > b.step; });
   return kept;

@@ -1,8 +1,10 @@
-// What a job keeps beyond the life of its ranks: a piece of memory a rank, made by the launcher, which gives all of them to every rank and
-// to the ranks of a job that it starts again. Nothing of it has a name; it goes with the launcher.
+// What a job keeps beyond the life of its ranks: a piece of memory a rank, made by the launcher, which gives all of
+// them to every rank and to the ranks of a job that it starts again. Nothing of it has a name; it goes with the
+// launcher.
 //   GANTRY_KEEPING_FDS  one memfd a rank, in the order of ranks
 //   GANTRY_RESTART      how often the job was started again; not set at first
-//   GANTRY_RESUME       1: and it had begun when it was started again, so that there is something of its own to go on from
+//   GANTRY_RESUME       1: and it had begun when it was started again, so that there is something of its own to go on
+//   from
 #pragma once
 
 #include <cstddef>
@@ -36,7 +38,8 @@ class Keeping {
   // Of another process's piece; nothing that it says is trusted. A piece that was never written has not begun.
   static KeptProgress ReadProgress(int descriptor);
 
-  // As the environment says; null where this process was not given any. kInvalidArgument where the variables are no such thing.
+  // As the environment says; null where this process was not given any. kInvalidArgument where the variables are no
+  // such thing.
   static absl::StatusOr<std::unique_ptr<Keeping>> FromEnvironment();
   ~Keeping();
   Keeping(const Keeping&) = delete;

@@ -13,14 +13,17 @@ struct KeptHeader {
   uint64_t fingerprint;  // of the states' names and types
   int64_t part_count, data_bytes;
   KeptCounts counts;
-  uint64_t checksum;     // of all behind it, and of what is before it
+  uint64_t checksum;  // of all behind it, and of what is before it
 };
 
-int64_t HeadBytes(size_t part_count) { return static_cast<int64_t>((sizeof(KeptHeader) + part_count * sizeof(StatePart) + 63) / 64 * 64); }
+int64_t HeadBytes(size_t part_count) {
+  return static_cast<int64_t>((sizeof(KeptHeader) + part_count * sizeof(StatePart) + 63) / 64 * 64);
+}
 
 uint64_t Fingerprint(const GanSession& session) {
   std::string text;
-  for (const GanSession::SessionState& state : session.states()) absl::StrAppend(&text, state.name, " ", state.type.ToString(), "\n");
+  for (const GanSession::SessionState& state : session.states())
+    absl::StrAppend(&text, state.name, " ", state.type.ToString(), "\n");
   return HashText(text);
 }
 
@@ -49,7 +52,8 @@ std::optional<KeptView> View(const GanSession& session, std::span<const std::byt
   if (kept.size() < sizeof(KeptHeader)) return std::nullopt;
   std::memcpy(&view.header, kept.data(), sizeof(KeptHeader));
   const KeptHeader& header = view.header;
-  if (header.fingerprint != fingerprint || header.part_count < 0 || header.part_count > static_cast<int64_t>(session.states().size()) || header.data_bytes < 0 ||
+  if (header.fingerprint != fingerprint || header.part_count < 0 ||
+      header.part_count > static_cast<int64_t>(session.states().size()) || header.data_bytes < 0 ||
       HeadBytes(static_cast<size_t>(header.part_count)) + header.data_bytes != static_cast<int64_t>(kept.size())) {
     return std::nullopt;
   }
@@ -88,7 +92,8 @@ absl::StatusOr<std::vector<StatePart>> PartsOf(GanSession& session) {
 
 int64_t BytesOf(const GanSession& session, std::span<const StatePart> parts) {
   int64_t bytes = 0;
-  for (const StatePart& part : parts) bytes += part.count * static_cast<int64_t>(SizeBytes(session.states()[part.state].type.dtype));
+  for (const StatePart& part : parts)
+    bytes += part.count * static_cast<int64_t>(SizeBytes(session.states()[part.state].type.dtype));
   return bytes;
 }
 
@@ -115,7 +120,8 @@ absl::Status PartReader::Read(std::span<std::byte> to) {
       const int64_t piece_end = piece->begin + program.TypeOf(piece->first).element_count();
       const int64_t first = std::max(part.begin, piece->begin), last = std::min(part.begin + part.count, piece_end);
       if (first >= last) continue;
-      const auto count = static_cast<size_t>(last - first) * element_bytes, skip = static_cast<size_t>(first - piece->begin) * element_bytes;
+      const auto count = static_cast<size_t>(last - first) * element_bytes,
+                 skip = static_cast<size_t>(first - piece->begin) * element_bytes;
       if (last - first == piece_end - piece->begin) {
         GANTRY_RETURN_IF_ERROR(session_->executor().ReadState(*piece, to.first(count)));
       } else if (const std::span<std::byte> data = session_->executor().Data(piece->last); !data.empty()) {
@@ -145,7 +151,8 @@ absl::Status FillStates(GanSession& session, const ReadElements& read) {
 
 absl::StatusOr<std::unique_ptr<MemoryCheckpoint>> MemoryCheckpoint::Create(GanSession& session, Keeping& keeping) {
   GANTRY_ASSIGN_OR_RETURN(std::vector<StatePart> parts, PartsOf(session));
-  std::unique_ptr<MemoryCheckpoint> result(new MemoryCheckpoint(keeping, PartReader::Create(session, std::move(parts))));
+  std::unique_ptr<MemoryCheckpoint> result(
+      new MemoryCheckpoint(keeping, PartReader::Create(session, std::move(parts))));
   result->bytes_ = HeadBytes(result->reader_.parts().size()) + result->reader_.size_bytes();
   result->fingerprint_ = Fingerprint(session);
   GANTRY_RETURN_IF_ERROR(keeping.Reserve(result->bytes_));
@@ -154,7 +161,10 @@ absl::StatusOr<std::unique_ptr<MemoryCheckpoint>> MemoryCheckpoint::Create(GanSe
 
 absl::Status MemoryCheckpoint::Keep(const KeptCounts& counts) {
   const std::span<std::byte> to = keeping_->BeginWrite();
-  KeptHeader header{.fingerprint = fingerprint_, .part_count = static_cast<int64_t>(reader_.parts().size()), .data_bytes = reader_.size_bytes(), .counts = counts,
+  KeptHeader header{.fingerprint = fingerprint_,
+                    .part_count = static_cast<int64_t>(reader_.parts().size()),
+                    .data_bytes = reader_.size_bytes(),
+                    .counts = counts,
                     .checksum = 0};
   std::memcpy(to.data() + sizeof(header), reader_.parts().data(), reader_.parts().size_bytes());
   GANTRY_RETURN_IF_ERROR(reader_.Read(to.subspan(static_cast<size_t>(HeadBytes(reader_.parts().size())))));
@@ -173,11 +183,14 @@ absl::StatusOr<int64_t> MemoryCheckpoint::Newest(GanSession& session, Keeping& k
     GANTRY_ASSIGN_OR_RETURN(const std::vector<Keeping::Kept> kept, keeping.Read(session.rank()));
     for (const Keeping::Kept& one : kept) {
       const std::optional<KeptView> view = View(session, one.bytes, fingerprint);
-      if (view.has_value() && view->header.counts.steps == one.step && view->header.checksum == Checksum(one.bytes)) whole.push_back(one.step);
+      if (view.has_value() && view->header.counts.steps == one.step && view->header.checksum == Checksum(one.bytes))
+        whole.push_back(one.step);
     }
   }
-  // Ranks are never more than one copy apart, so the newest of the rank that is furthest behind is the only one that all may have.
-  GANTRY_ASSIGN_OR_RETURN(const double behind, session.AgreeOn(whole.empty() ? 1.0 : -static_cast<double>(whole.front())));
+  // Ranks are never more than one copy apart, so the newest of the rank that is furthest behind is the only one that
+  // all may have.
+  GANTRY_ASSIGN_OR_RETURN(const double behind,
+                          session.AgreeOn(whole.empty() ? 1.0 : -static_cast<double>(whole.front())));
   if (behind > 0) return -1;
   const auto step = static_cast<int64_t>(-behind);
   const bool mine = std::find(whole.begin(), whole.end(), step) != whole.end();
@@ -195,31 +208,38 @@ absl::StatusOr<KeptCounts> MemoryCheckpoint::Restore(GanSession& session, Keepin
   KeptCounts counts;
   for (int rank = 0; rank < session.rank_count(); ++rank) {
     GANTRY_ASSIGN_OR_RETURN(const std::vector<Keeping::Kept> kept, keeping.Read(rank));
-    const auto found = std::find_if(kept.begin(), kept.end(), [&](const Keeping::Kept& one) { return one.step == step; });
+    const auto found =
+        std::find_if(kept.begin(), kept.end(), [&](const Keeping::Kept& one) { return one.step == step; });
     const std::optional<KeptView> view = found == kept.end() ? std::nullopt : View(session, found->bytes, fingerprint);
-    if (!view.has_value()) return absl::DataLossError(absl::StrFormat("what rank %d kept in memory of step %d is gone", rank, step));
+    if (!view.has_value())
+      return absl::DataLossError(absl::StrFormat("what rank %d kept in memory of step %d is gone", rank, step));
     counts = view->header.counts;
     const std::byte* data = view->data.data();
     for (const StatePart& part : view->parts) {
-      if (part.state < 0 || part.state >= static_cast<int>(sources.size()) || part.count < 0) return absl::DataLossError(absl::StrFormat("rank %d kept parts of other states", rank));
+      if (part.state < 0 || part.state >= static_cast<int>(sources.size()) || part.count < 0)
+        return absl::DataLossError(absl::StrFormat("rank %d kept parts of other states", rank));
       sources[part.state].push_back({part.begin, part.count, data});
       data += part.count * static_cast<int64_t>(SizeBytes(session.states()[part.state].type.dtype));
-      if (data > view->data.data() + view->data.size()) return absl::DataLossError(absl::StrFormat("rank %d kept less than it says", rank));
+      if (data > view->data.data() + view->data.size())
+        return absl::DataLossError(absl::StrFormat("rank %d kept less than it says", rank));
     }
   }
-  GANTRY_RETURN_IF_ERROR(FillStates(session, [&](const GanSession::SessionState& state, int64_t begin, std::span<std::byte> to) -> absl::Status {
-    const auto element_bytes = static_cast<int64_t>(SizeBytes(state.type.dtype));
-    const int64_t end = begin + static_cast<int64_t>(to.size()) / element_bytes;
-    int64_t filled = 0;
-    for (const Source& source : sources[static_cast<size_t>(&state - session.states().data())]) {
-      const int64_t first = std::max(begin, source.begin), last = std::min(end, source.begin + source.count);
-      if (first >= last) continue;
-      std::memcpy(to.data() + (first - begin) * element_bytes, source.data + (first - source.begin) * element_bytes, static_cast<size_t>((last - first) * element_bytes));
-      filled += last - first;
-    }
-    if (filled == end - begin) return absl::OkStatus();
-    return absl::DataLossError(absl::StrFormat("'%s' is not whole in what the ranks kept in memory of step %d", state.name, step));
-  }));
+  GANTRY_RETURN_IF_ERROR(FillStates(
+      session, [&](const GanSession::SessionState& state, int64_t begin, std::span<std::byte> to) -> absl::Status {
+        const auto element_bytes = static_cast<int64_t>(SizeBytes(state.type.dtype));
+        const int64_t end = begin + static_cast<int64_t>(to.size()) / element_bytes;
+        int64_t filled = 0;
+        for (const Source& source : sources[static_cast<size_t>(&state - session.states().data())]) {
+          const int64_t first = std::max(begin, source.begin), last = std::min(end, source.begin + source.count);
+          if (first >= last) continue;
+          std::memcpy(to.data() + (first - begin) * element_bytes, source.data + (first - source.begin) * element_bytes,
+                      static_cast<size_t>((last - first) * element_bytes));
+          filled += last - first;
+        }
+        if (filled == end - begin) return absl::OkStatus();
+        return absl::DataLossError(
+            absl::StrFormat("'%s' is not whole in what the ranks kept in memory of step %d", state.name, step));
+      }));
   return counts;
 }
 

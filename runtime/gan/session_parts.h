@@ -1,4 +1,5 @@
-// The states of a session over several ranks in parts: what each rank answers for when they are written, and what it needs when they are read.
+// The states of a session over several ranks in parts: what each rank answers for when they are written, and what it
+// needs when they are read.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +19,8 @@ struct StatePart {
   int64_t begin = 0, count = 0;
 };
 
-// What this rank answers for: a share of what it and others hold alike, and all of what it holds alone. The parts of all ranks are every
-// element of every state once. A call of all ranks.
+// What this rank answers for: a share of what it and others hold alike, and all of what it holds alone. The parts of
+// all ranks are every element of every state once. A call of all ranks.
 absl::StatusOr<std::vector<StatePart>> PartsOf(GanSession& session);
 int64_t BytesOf(const GanSession& session, std::span<const StatePart> parts);
 
@@ -40,7 +41,8 @@ class PartReader {
 };
 
 // Fills `to` with elements of a state from `begin` on.
-using ReadElements = std::function<absl::Status(const GanSession::SessionState& state, int64_t begin, std::span<std::byte> to)>;
+using ReadElements =
+    std::function<absl::Status(const GanSession::SessionState& state, int64_t begin, std::span<std::byte> to)>;
 // All that this rank holds of every state. On an error some states are written.
 absl::Status FillStates(GanSession& session, const ReadElements& read);
 

@@ -25,7 +25,8 @@ std::optional<std::string> StragglerWatch::Add(int64_t steps, std::span<const Ti
   }
   if (sums_.size() < 2 || steps_ < kLeastSteps || longest < kLeastSeconds) return std::nullopt;
   const auto slowest = static_cast<size_t>(
-      std::max_element(sums_.begin(), sums_.end(), [](const Times& a, const Times& b) { return a.busy < b.busy; }) - sums_.begin());
+      std::max_element(sums_.begin(), sums_.end(), [](const Times& a, const Times& b) { return a.busy < b.busy; }) -
+      sums_.begin());
   const auto MedianOfOthers = [&](auto value) {
     others_.clear();
     for (size_t rank = 0; rank < sums_.size(); ++rank) {
@@ -44,8 +45,11 @@ std::optional<std::string> StragglerWatch::Add(int64_t steps, std::span<const Ti
     suspect_ = static_cast<int>(slowest);
   } else if (named_ != static_cast<int>(slowest)) {
     named_ = static_cast<int>(slowest);
-    line = absl::StrFormat("rank %d keeps the others waiting: in the last %d steps it computed %.3g ms a step, the others %.3g ms, and these stood in exchanges "
-                           "for %.3g ms", slowest, steps_, 1e3 * slow.busy / count, 1e3 * busy / count, 1e3 * waiting / count);
+    line = absl::StrFormat(
+        "rank %d keeps the others waiting: in the last %d steps it computed %.3g ms a step, the others %.3g ms, and "
+        "these stood in exchanges "
+        "for %.3g ms",
+        slowest, steps_, 1e3 * slow.busy / count, 1e3 * busy / count, 1e3 * waiting / count);
   }
   std::fill(sums_.begin(), sums_.end(), Times{});
   steps_ = 0;

@@ -9,10 +9,10 @@
 
 namespace gantry {
 
-// The same on every rank, since all are given the same numbers. One thread; Add allocates only where it has something to say.
-// Rule: over kLeastSteps steps and kLeastSeconds seconds at least, a rank is a straggler that computed kFactor times as long as the median of
-// the others, where that median stood in exchanges for kWaitShare of its time at least. It is named once, where that was so two times in a row, and
-// again when it was none in between.
+// The same on every rank, since all are given the same numbers. One thread; Add allocates only where it has something
+// to say. Rule: over kLeastSteps steps and kLeastSeconds seconds at least, a rank is a straggler that computed kFactor
+// times as long as the median of the others, where that median stood in exchanges for kWaitShare of its time at least.
+// It is named once, where that was so two times in a row, and again when it was none in between.
 class StragglerWatch {
  public:
   static constexpr int64_t kLeastSteps = 20;

@@ -21,8 +21,9 @@ std::vector<int64_t> Elements(const Shape& whole, const std::vector<int64_t>& be
 
 }  // namespace
 
-absl::StatusOr<std::vector<Scalars>> RunRanks(const std::vector<RankProgram>& ranks,
-                                              const std::function<double(const std::string& name, int64_t element)>& content_of) {
+absl::StatusOr<std::vector<Scalars>> RunRanks(
+    const std::vector<RankProgram>& ranks,
+    const std::function<double(const std::string& name, int64_t element)>& content_of) {
   std::vector<const Program*> programs;
   for (const RankProgram& rank : ranks) programs.push_back(&rank.program);
   GANTRY_ASSIGN_OR_RETURN(LockstepRunner runner, LockstepRunner::Create(programs));
@@ -44,7 +45,8 @@ absl::StatusOr<std::vector<Scalars>> RunRanks(const std::vector<RankProgram>& ra
         begins = part.begins;
       }
       std::vector<double> content;
-      for (const int64_t element : Elements(whole, begins, value.type.shape)) content.push_back(content_of(value.name, element));
+      for (const int64_t element : Elements(whole, begins, value.type.shape))
+        content.push_back(content_of(value.name, element));
       runner.Set(r, input, content);
     }
   }
@@ -52,7 +54,8 @@ absl::StatusOr<std::vector<Scalars>> RunRanks(const std::vector<RankProgram>& ra
   std::vector<Scalars> results(ranks.size());
   for (int r = 0; r < static_cast<int>(ranks.size()); ++r) {
     for (const NamedValue& output : programs[r]->outputs()) {
-      if (programs[r]->TypeOf(output.value).element_count() == 1) results[r][output.name] = runner.Get(r, output.value)[0];
+      if (programs[r]->TypeOf(output.value).element_count() == 1)
+        results[r][output.name] = runner.Get(r, output.value)[0];
     }
   }
   return results;

@@ -12,9 +12,10 @@ namespace gantry::test {
 
 using Scalars = std::map<std::string, double>;
 
-// Runs the programs of all ranks side by side (lockstep_runner.h) and gives each rank's outputs of one element. `content` is element
-// `element` of the whole input or state `name`.
-absl::StatusOr<std::vector<Scalars>> RunRanks(const std::vector<RankProgram>& ranks,
-                                              const std::function<double(const std::string& name, int64_t element)>& content);
+// Runs the programs of all ranks side by side (lockstep_runner.h) and gives each rank's outputs of one element.
+// `content` is element `element` of the whole input or state `name`.
+absl::StatusOr<std::vector<Scalars>> RunRanks(
+    const std::vector<RankProgram>& ranks,
+    const std::function<double(const std::string& name, int64_t element)>& content);
 
 }  // namespace gantry::test

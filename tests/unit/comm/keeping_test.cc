@@ -18,7 +18,8 @@ class KeepingTest : public testing::Test {
     absl::StatusOr<std::vector<Descriptor>> made = Keeping::Make(2);
     ASSERT_TRUE(made.ok()) << made.status();
     pieces_ = *std::move(made);
-    setenv("GANTRY_KEEPING_FDS", (std::to_string(pieces_[0].get()) + "," + std::to_string(pieces_[1].get())).c_str(), 1);
+    setenv("GANTRY_KEEPING_FDS", (std::to_string(pieces_[0].get()) + "," + std::to_string(pieces_[1].get())).c_str(),
+           1);
   }
   void TearDown() override {
     for (const char* name : {"GANTRY_KEEPING_FDS", "GANTRY_RANK", "GANTRY_RESTART", "GANTRY_RESUME"}) unsetenv(name);
@@ -41,7 +42,8 @@ class KeepingTest : public testing::Test {
 TEST_F(KeepingTest, ProgressOutlivesTheRank) {
   EXPECT_FALSE(Keeping::ReadProgress(pieces_[1].get()).begun);
   EXPECT_EQ(Keeping::ReadProgress(pieces_[1].get()).checkpoint_step, -1);
-  Open(1)->SetProgress({.begun = true, .first_step = 3, .step = 12, .checkpoint_step = 10, .resumed_step = 5, .from_memory = true});
+  Open(1)->SetProgress(
+      {.begun = true, .first_step = 3, .step = 12, .checkpoint_step = 10, .resumed_step = 5, .from_memory = true});
   const KeptProgress read = Keeping::ReadProgress(pieces_[1].get());
   EXPECT_TRUE(read.begun);
   EXPECT_EQ(read.first_step, 3);

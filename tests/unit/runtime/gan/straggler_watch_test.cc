@@ -19,7 +19,9 @@ TEST(StragglerWatchTest, NamesWhoMakesOthersWait) {
     EXPECT_EQ(line.has_value(), i == 8);  // the second time in a row
   }
   ASSERT_TRUE(line.has_value());
-  EXPECT_EQ(*line, "rank 1 keeps the others waiting: in the last 50 steps it computed 100 ms a step, the others 55 ms, and these stood in exchanges for 50 ms");
+  EXPECT_EQ(*line,
+            "rank 1 keeps the others waiting: in the last 50 steps it computed 100 ms a step, the others 55 ms, and "
+            "these stood in exchanges for 50 ms");
   EXPECT_EQ(watch.named(), 1);
   // Once, until it was none.
   for (int i = 0; i < 10; ++i) EXPECT_EQ(watch.Add(10, times), std::nullopt);

@@ -1,4 +1,5 @@
-// Models from ONNX files over several ranks: with every operator that can be imported, also those that no partition rule covers.
+// Models from ONNX files over several ranks: with every operator that can be imported, also those that no partition
+// rule covers.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -25,7 +26,8 @@ double NumberAt(const std::string& name, int64_t element) {
   return 1.0 + 0.6 * std::sin(0.83 * static_cast<double>(element) + static_cast<double>(name.size()));
 }
 
-// The model with its inputs as samples, its outputs summed with any numbers, and the gradients of that where there are some.
+// The model with its inputs as samples, its outputs summed with any numbers, and the gradients of that where there are
+// some.
 Program WithProbes(const Model& model) {
   Program program;
   const Program& source = model.program;
@@ -37,7 +39,8 @@ Program WithProbes(const Model& model) {
     if (value.type.dtype == DataType::kF64) variables.push_back(map[input]);
   }
   for (const State& state : source.states()) {
-    map[state.first] = program.AddState(state.name, state.network, state.role, source.TypeOf(state.first), state.initializer);
+    map[state.first] =
+        program.AddState(state.name, state.network, state.role, source.TypeOf(state.first), state.initializer);
     if (state.role == StateRole::kParameter) variables.push_back(map[state.first]);
   }
   for (const Op& op : source.ops()) {
@@ -53,7 +56,8 @@ Program WithProbes(const Model& model) {
     return sum;
   };
   for (const NamedValue& output : source.outputs()) {
-    if (source.TypeOf(output.value).dtype == DataType::kF64) targets.push_back(Probe(map[output.value], "output " + output.name));
+    if (source.TypeOf(output.value).dtype == DataType::kF64)
+      targets.push_back(Probe(map[output.value], "output " + output.name));
   }
   Program differentiated = program;
   const std::vector<ValueId> ones(targets.size(), kNoValue);
@@ -71,7 +75,8 @@ TEST(PartitionOnnxTest, EveryOperatorEqualsOneRank) {
   int cases = 0;
   std::set<std::string> gathered;
   for (const char* const archive : {"operators.npz", "training.npz"}) {
-    const absl::StatusOr<std::vector<NamedArray>> arrays = ReadNpz(std::string(GANTRY_TEST_DATA) + "/data/onnx/" + archive);
+    const absl::StatusOr<std::vector<NamedArray>> arrays =
+        ReadNpz(std::string(GANTRY_TEST_DATA) + "/data/onnx/" + archive);
     ASSERT_TRUE(arrays.ok()) << arrays.status();
     for (const NamedArray& array : *arrays) {
       if (!array.name.ends_with("/model")) continue;
@@ -84,7 +89,8 @@ TEST(PartitionOnnxTest, EveryOperatorEqualsOneRank) {
           const State* const state = model->program.FindState(name);
           if (state != nullptr) return InitialContent(*model, *state)[static_cast<size_t>(element)];
           const ValueId input = name.starts_with("real.") ? model->program.FindInput(name.substr(5)) : kNoValue;
-          if (input != kNoValue && model->program.TypeOf(input).dtype == DataType::kI64) return static_cast<double>(element % 2);
+          if (input != kNoValue && model->program.TypeOf(input).dtype == DataType::kI64)
+            return static_cast<double>(element % 2);
           return NumberAt(name, element);
         };
         std::vector<RankProgram> one(1);
@@ -92,7 +98,9 @@ TEST(PartitionOnnxTest, EveryOperatorEqualsOneRank) {
         const absl::StatusOr<std::vector<Scalars>> expected = RunRanks(one, Content);
         if (absl::IsUnimplemented(expected.status())) continue;  // of element types that the runner has not
         ASSERT_TRUE(expected.ok()) << array.name << ": " << expected.status();
-        for (const auto& [parallel, count] : {std::pair(Parallel{.batch = true}, 2), {Parallel{.space = true}, 3}, {Parallel{.batch = true, .shard = true}, 3}}) {
+        for (const auto& [parallel, count] : {std::pair(Parallel{.batch = true}, 2),
+                                              {Parallel{.space = true}, 3},
+                                              {Parallel{.batch = true, .shard = true}, 3}}) {
           SCOPED_TRACE(absl::StrFormat("%s, batch %d, %s over %d", array.name, batch, parallel.Text(), count));
           std::vector<RankProgram> ranks;
           for (int rank = 0; rank < count; ++rank) {
@@ -104,7 +112,8 @@ TEST(PartitionOnnxTest, EveryOperatorEqualsOneRank) {
           const absl::StatusOr<std::vector<Scalars>> actual = RunRanks(ranks, Content);
           ASSERT_TRUE(actual.ok()) << actual.status();
           for (const auto& [name, value] : expected->front()) {
-            for (const Scalars& rank : *actual) EXPECT_NEAR(rank.at(name), value, 1e-9 * std::max(1.0, std::fabs(value))) << name;
+            for (const Scalars& rank : *actual)
+              EXPECT_NEAR(rank.at(name), value, 1e-9 * std::max(1.0, std::fabs(value))) << name;
           }
           ++cases;
         }

@@ -1,5 +1,5 @@
-// Random chains of ops with random attributes over 2 to 5 ranks: values, gradients and gradients of gradients are those of one rank.
-// What is drawn follows from the seed alone; a failure prints the program.
+// Random chains of ops with random attributes over 2 to 5 ranks: values, gradients and gradients of gradients are those
+// of one rank. What is drawn follows from the seed alone; a failure prints the program.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -27,14 +27,18 @@ using test::Scalars;
 class Draw {
  public:
   explicit Draw(uint64_t seed) : engine_(seed) {}
-  int64_t operator()(int64_t low, int64_t high) { return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1)); }
+  int64_t operator()(int64_t low, int64_t high) {
+    return low + static_cast<int64_t>(engine_() % static_cast<uint64_t>(high - low + 1));
+  }
   bool Chance(int percent) { return (*this)(1, 100) <= percent; }
   std::vector<int64_t> Many(size_t count, int64_t low, int64_t high) {
     std::vector<int64_t> values(count);
     for (int64_t& value : values) value = (*this)(low, high);
     return values;
   }
-  const char* OneOf(std::vector<const char*> texts) { return texts[(*this)(0, static_cast<int64_t>(texts.size()) - 1)]; }
+  const char* OneOf(std::vector<const char*> texts) {
+    return texts[(*this)(0, static_cast<int64_t>(texts.size()) - 1)];
+  }
 
  private:
   std::mt19937_64 engine_;
@@ -42,7 +46,8 @@ class Draw {
 
 constexpr int64_t kMostElements = 4000;
 
-// A step of a chain: emits ops that make something of `x`. It may draw what cannot be: the program's status then says so.
+// A step of a chain: emits ops that make something of `x`. It may draw what cannot be: the program's status then says
+// so.
 struct Chain {
   Program& program;
   Draw& draw;
@@ -50,7 +55,8 @@ struct Chain {
 
   const Shape& ShapeOf(ValueId value) const { return program.TypeOf(value).shape; }
   ValueId Weight(const std::vector<int64_t>& dims) {
-    return program.AddState("w" + std::to_string(weights++), "net", StateRole::kParameter, {DataType::kF64, Shape(dims)}, Initializer{});
+    return program.AddState("w" + std::to_string(weights++), "net", StateRole::kParameter,
+                            {DataType::kF64, Shape(dims)}, Initializer{});
   }
   // One that may be named from the end.
   int64_t Axis(int rank) {
@@ -88,7 +94,8 @@ struct Chain {
     if (!transposed) return ops::Conv(program, x, weight, bias, attributes);
     std::vector<int64_t> more(spatial);
     for (int axis = 0; axis < spatial; ++axis) more[axis] = draw(0, attributes.strides[axis] - 1);
-    return ops::ConvTranspose(program, x, weight, bias, attributes, ops::ConvTransposeOutput(SpatialDims(shape), kernel, attributes, more));
+    return ops::ConvTranspose(program, x, weight, bias, attributes,
+                              ops::ConvTransposeOutput(SpatialDims(shape), kernel, attributes, more));
   }
 
   ValueId Pool(ValueId x) {
@@ -108,11 +115,13 @@ struct Chain {
 
   ValueId Resize(ValueId x) {
     std::vector<int64_t> spatial;
-    for (int axis = 2; axis < ShapeOf(x).rank(); ++axis) spatial.push_back(draw.Chance(40) ? 2 * ShapeOf(x)[axis] : draw(1, 9));
-    return ops::Resize(program, x, spatial,
-                       {{"mode", std::string(draw.OneOf({"nearest", "linear"}))},
-                        {"coordinates", std::string(draw.OneOf({"asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"}))},
-                        {"rounding", std::string(draw.OneOf({"floor", "round_prefer_floor", "round_prefer_ceil", "ceil"}))}});
+    for (int axis = 2; axis < ShapeOf(x).rank(); ++axis)
+      spatial.push_back(draw.Chance(40) ? 2 * ShapeOf(x)[axis] : draw(1, 9));
+    return ops::Resize(
+        program, x, spatial,
+        {{"mode", std::string(draw.OneOf({"nearest", "linear"}))},
+         {"coordinates", std::string(draw.OneOf({"asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"}))},
+         {"rounding", std::string(draw.OneOf({"floor", "round_prefer_floor", "round_prefer_ceil", "ceil"}))}});
   }
 
   ValueId Norm(ValueId x) {
@@ -123,7 +132,8 @@ struct Chain {
       if (draw.Chance(40)) dims[axis] = shape[axis];
       if (draw.Chance(40)) other[axis] = shape[axis];
     }
-    const ops::Normalized result = ops::Normalize(program, x, Weight(dims), Weight(draw.Chance(50) ? dims : other), axes, 0.1);
+    const ops::Normalized result =
+        ops::Normalize(program, x, Weight(dims), Weight(draw.Chance(50) ? dims : other), axes, 0.1);
     return draw.Chance(80) ? result.y : ops::Add(program, result.y, ops::Mul(program, result.mean, result.variance));
   }
 
@@ -163,8 +173,9 @@ struct Chain {
     const std::vector<int64_t> axes = Axes(ShapeOf(x).rank());
     const bool keep = draw.Chance(70);
     const int64_t which = draw(0, 2);
-    const ValueId reduced = which == 0 ? ops::ReduceSum(program, x, axes, keep) : which == 1 ? ops::ReduceMean(program, x, axes, keep)
-                                                                                             : ops::ReduceMax(program, x, axes, keep);
+    const ValueId reduced = which == 0   ? ops::ReduceSum(program, x, axes, keep)
+                            : which == 1 ? ops::ReduceMean(program, x, axes, keep)
+                                         : ops::ReduceMax(program, x, axes, keep);
     return keep && draw.Chance(60) ? ops::Mul(program, x, reduced) : reduced;
   }
 
@@ -176,7 +187,8 @@ struct Chain {
     const bool swap = left == transposed;
     std::vector<int64_t> dims = swap ? std::vector<int64_t>{outer, inner} : std::vector<int64_t>{inner, outer};
     if (draw.Chance(20)) return ops::Matmul(program, x, x, false, true);
-    return left ? ops::Matmul(program, x, Weight(dims), false, transposed) : ops::Matmul(program, Weight(dims), x, transposed, false);
+    return left ? ops::Matmul(program, x, Weight(dims), false, transposed)
+                : ops::Matmul(program, Weight(dims), x, transposed, false);
   }
 
   ValueId Rearranged(ValueId x) {
@@ -204,45 +216,69 @@ struct Chain {
   ValueId Elementwise(ValueId x) {
     const Shape shape = ShapeOf(x);
     std::vector<int64_t> dims;
-    for (int axis = static_cast<int>(draw(0, shape.rank() - 1)); axis < shape.rank(); ++axis) dims.push_back(draw.Chance(50) ? shape[axis] : 1);
+    for (int axis = static_cast<int>(draw(0, shape.rank() - 1)); axis < shape.rank(); ++axis)
+      dims.push_back(draw.Chance(50) ? shape[axis] : 1);
     switch (draw(0, 6)) {
-      case 0: return ops::Mul(program, x, Weight(dims));
-      case 1: return ops::Add(program, Weight(dims), x);
-      case 2: return ops::LeakyRelu(program, x, 0.2);
-      case 3: return ops::Tanh(program, x);
-      case 4: return ops::Maximum(program, x, Weight(dims));
-      case 5: return ops::Softmax(program, x, Axis(shape.rank()));
-      default: return ops::Div(program, x, ops::Scale(program, ops::Square(program, Weight(dims)), 1.0, 1.0));
+      case 0:
+        return ops::Mul(program, x, Weight(dims));
+      case 1:
+        return ops::Add(program, Weight(dims), x);
+      case 2:
+        return ops::LeakyRelu(program, x, 0.2);
+      case 3:
+        return ops::Tanh(program, x);
+      case 4:
+        return ops::Maximum(program, x, Weight(dims));
+      case 5:
+        return ops::Softmax(program, x, Axis(shape.rank()));
+      default:
+        return ops::Div(program, x, ops::Scale(program, ops::Square(program, Weight(dims)), 1.0, 1.0));
     }
   }
 
   ValueId Rows(ValueId x) {
     const int64_t axis = Axis(ShapeOf(x).rank());
     const int at = static_cast<int>(axis < 0 ? axis + ShapeOf(x).rank() : axis);
-    const ValueId indices = program.AddInput("indices" + std::to_string(weights++) + "." + std::to_string(ShapeOf(x)[at]),
-                                             {DataType::kI64, Shape(draw.Many(draw(1, 2), 1, 4))});
+    const ValueId indices =
+        program.AddInput("indices" + std::to_string(weights++) + "." + std::to_string(ShapeOf(x)[at]),
+                         {DataType::kI64, Shape(draw.Many(draw(1, 2), 1, 4))});
     return ops::Gather(program, x, indices, axis);
   }
 
   ValueId Next(ValueId x) {
     const bool image = ShapeOf(x).rank() >= 3 && ShapeOf(x).rank() <= 5;
     switch (draw(0, 13)) {
-      case 0: case 1: case 2: return image ? Convolution(x) : Elementwise(x);
-      case 3: case 4: return image ? Pool(x) : Product(x);
-      case 5: return image ? Resize(x) : Rearranged(x);
-      case 6: return Norm(x);
-      case 7: return Slice(x);
-      case 8: return Concatenation(x);
-      case 9: return Padding(x);
-      case 10: return Reduction(x);
-      case 11: return Product(x);
-      case 12: return draw.Chance(50) ? Rearranged(x) : Rows(x);
-      default: return Elementwise(x);
+      case 0:
+      case 1:
+      case 2:
+        return image ? Convolution(x) : Elementwise(x);
+      case 3:
+      case 4:
+        return image ? Pool(x) : Product(x);
+      case 5:
+        return image ? Resize(x) : Rearranged(x);
+      case 6:
+        return Norm(x);
+      case 7:
+        return Slice(x);
+      case 8:
+        return Concatenation(x);
+      case 9:
+        return Padding(x);
+      case 10:
+        return Reduction(x);
+      case 11:
+        return Product(x);
+      case 12:
+        return draw.Chance(50) ? Rearranged(x) : Rows(x);
+      default:
+        return Elementwise(x);
     }
   }
 };
 
-// Chains end in scalars: what is compared are inner products with any numbers, of values, gradients, and gradients of a penalty on gradients.
+// Chains end in scalars: what is compared are inner products with any numbers, of values, gradients, and gradients of a
+// penalty on gradients.
 Program MakeProgram(Draw& draw, std::string& made) {
   const int rank = static_cast<int>(draw(3, 5));
   std::vector<int64_t> dims = {draw(1, 6), draw(1, 4)};
@@ -256,7 +292,8 @@ Program MakeProgram(Draw& draw, std::string& made) {
     Chain chain{trial, draw, weights};
     const ValueId next = chain.Next(y);
     if (!trial.status().ok() || next == kNoValue || trial.TypeOf(next).shape.element_count() > kMostElements ||
-        trial.TypeOf(next).shape.element_count() == 0 || trial.TypeOf(next).shape.rank() < 1 || trial.TypeOf(next).shape.rank() > 6) {
+        trial.TypeOf(next).shape.element_count() == 0 || trial.TypeOf(next).shape.rank() < 1 ||
+        trial.TypeOf(next).shape.rank() > 6) {
       continue;
     }
     program = std::move(trial);
@@ -270,7 +307,8 @@ Program MakeProgram(Draw& draw, std::string& made) {
     const ValueId numbers = program.AddInput("probe" + std::to_string(probes++), program.TypeOf(value));
     const ValueId terms = ops::Mul(program, value, numbers);
     program.AddOutput(name, ops::ReduceSum(program, terms, {}));
-    program.AddOutput("size of " + name, ops::ReduceSum(program, ops::Abs(program, terms), {}));  // what rounding is measured by
+    program.AddOutput("size of " + name,
+                      ops::ReduceSum(program, ops::Abs(program, terms), {}));  // what rounding is measured by
   };
   Probe(y, "value");
   const ValueId target = program.AddInput("target", program.TypeOf(y));
@@ -326,9 +364,12 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
   if (!expected.ok()) return false;
   for (const char* split : {"batch", "space", "shard", "batch+shard", "space+shard", "batch+space"}) {
     const int count = std::string_view(split) == "batch+space" ? 4 : static_cast<int>(draw(2, 5));
-    PartitionAxis axis{.shard_states = std::string_view(split).find("shard") != std::string_view::npos, .least_rows = draw(1, 3),
+    PartitionAxis axis{.shard_states = std::string_view(split).find("shard") != std::string_view::npos,
+                       .least_rows = draw(1, 3),
                        .least_elements = draw(1, 4)};
-    axis.split = split[0] == 'b' ? SplitKind::kBatch : std::string_view(split).starts_with("space") ? SplitKind::kSpace : SplitKind::kNone;
+    axis.split = split[0] == 'b'                                ? SplitKind::kBatch
+                 : std::string_view(split).starts_with("space") ? SplitKind::kSpace
+                                                                : SplitKind::kNone;
     for (int rank = 0; rank < count; ++rank) axis.ranks.push_back(rank);
     if (draw.Chance(40)) {
       for (int rank = 0; rank < count; ++rank) axis.shares.push_back(static_cast<double>(draw(1, 4)));
@@ -340,7 +381,8 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
       if (std::string_view(split) == "batch+space") {
         mine = PartitionFor(program, {.batch = true, .space = true}, rank, count);
         // Rows that differ in their samples may not fit together: every rank says so, or none.
-        if (absl::IsInvalidArgument(mine.status()) && mine.status().message().find("different numbers of samples") != std::string::npos) {
+        if (absl::IsInvalidArgument(mine.status()) &&
+            mine.status().message().find("different numbers of samples") != std::string::npos) {
           EXPECT_EQ(program.TypeOf(program.inputs()[0]).shape[0] % 2, 1) << text;
           ++refused;
           continue;
@@ -348,7 +390,8 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
       } else {
         mine = Partition(program, axis, rank);
       }
-      EXPECT_TRUE(mine.ok()) << mine.status() << "\nseed " << seed << ", " << split << " over " << count << "\n" << text;
+      EXPECT_TRUE(mine.ok()) << mine.status() << "\nseed " << seed << ", " << split << " over " << count << "\n"
+                             << text;
       if (!mine.ok()) return false;
       ranks.push_back(*std::move(mine));
     }
@@ -358,7 +401,8 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
       continue;
     }
     const absl::StatusOr<std::vector<Scalars>> actual = RunRanks(ranks, NumberAt);
-    EXPECT_TRUE(actual.ok()) << actual.status() << "\nseed " << seed << ", " << split << " over " << count << "\n" << text;
+    EXPECT_TRUE(actual.ok()) << actual.status() << "\nseed " << seed << ", " << split << " over " << count << "\n"
+                             << text;
     if (!actual.ok()) return false;
     for (const std::string& op : ranks[0].gathered) ++gathered[op];
     for (const Op& op : ranks[0].program.ops()) ++apart[std::string(op.definition->name)];
@@ -371,8 +415,10 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
         const double terms = std::max({1.0, std::fabs(value), size == expected->front().end() ? 0.0 : size->second});
         const bool near = std::fabs(value - other) <= 1e-10 * terms + 1e-14 * largest;
         EXPECT_TRUE(near || (std::isnan(value) && std::isnan(other)))
-            << name << " of rank " << rank << " is " << other << ", not " << value << "\nseed " << seed << ", " << split << " over " << count << "\n" << text
-            << "\nrank's program\n" << ranks[rank].program.Dump();
+            << name << " of rank " << rank << " is " << other << ", not " << value << "\nseed " << seed << ", " << split
+            << " over " << count << "\n"
+            << text << "\nrank's program\n"
+            << ranks[rank].program.Dump();
         if (!near) return false;
       }
     }
@@ -380,12 +426,14 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
   return true;
 }
 
-// The batch becomes a spatial dimension: 15 samples are 8 and 7, of which eight places are enough for two ranks, and seven are not.
+// The batch becomes a spatial dimension: 15 samples are 8 and 7, of which eight places are enough for two ranks, and
+// seven are not.
 TEST(PartitionMeshTest, RowsThatWouldNotFitTogetherAreRefused) {
   const auto Make = [](int64_t batch) {
     Program program;
     const ValueId x = program.AddInput("real.0.0", {DataType::kF64, Shape{batch, 3, 11}});
-    const ValueId weight = program.AddState("weight", "net", StateRole::kParameter, {DataType::kF64, Shape{2, 11, 2}}, Initializer{});
+    const ValueId weight =
+        program.AddState("weight", "net", StateRole::kParameter, {DataType::kF64, Shape{2, 11, 2}}, Initializer{});
     const ValueId y = ops::Conv(program, ops::Transpose(program, x, {1, 2, 0}), weight, kNoValue, {.pads = {0, 1}});
     program.AddOutput("loss", ops::ReduceSum(program, ops::Square(program, y), {}));
     return program;
@@ -393,7 +441,9 @@ TEST(PartitionMeshTest, RowsThatWouldNotFitTogetherAreRefused) {
   for (int rank = 0; rank < 4; ++rank) {
     const absl::StatusOr<RankProgram> refused = PartitionFor(Make(15), {.batch = true, .space = true}, rank, 4);
     ASSERT_FALSE(refused.ok());
-    EXPECT_NE(refused.status().message().find("rows 0 and 1 of the 2 x 2 mesh have different numbers of samples"), std::string::npos) << refused.status();
+    EXPECT_NE(refused.status().message().find("rows 0 and 1 of the 2 x 2 mesh have different numbers of samples"),
+              std::string::npos)
+        << refused.status();
     EXPECT_TRUE(PartitionFor(Make(16), {.batch = true, .space = true}, rank, 4).ok());
     EXPECT_TRUE(PartitionFor(Make(15), {.batch = true}, rank, 4).ok());
   }

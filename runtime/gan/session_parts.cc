@@ -112,6 +112,7 @@ PartReader PartReader::Create(GanSession& session, std::vector<StatePart> parts)
 }
 
 absl::Status PartReader::Read(std::span<std::byte> to) {
+  GANTRY_RETURN_IF_ERROR(session_->EndTail());
   const Program& program = session_->executor().program();
   for (const StatePart& part : parts_) {
     const GanSession::SessionState& state = session_->states()[part.state];
@@ -138,6 +139,7 @@ absl::Status PartReader::Read(std::span<std::byte> to) {
 }
 
 absl::Status FillStates(GanSession& session, const ReadElements& read) {
+  GANTRY_RETURN_IF_ERROR(session.EndTail());
   std::vector<std::byte> buffer;
   for (const GanSession::SessionState& state : session.states()) {
     for (const State* piece : state.pieces) {

@@ -71,7 +71,8 @@ static void offsets(void) {
   EXPECT(offsetof(gantry_calibrate_config, steps) == 48 && sizeof(gantry_calibrate_config) == 56);
   EXPECT(offsetof(gantry_calibration, path) == 24 && sizeof(gantry_calibration) == 1048);
   EXPECT(offsetof(gantry_tier_info, in_bytes) == 40 && sizeof(gantry_tier_info) == 48);
-  EXPECT(offsetof(gantry_step_report, logged) == 80 && sizeof(gantry_step_report) == 104);
+  EXPECT(offsetof(gantry_step_report, logged) == 80 && offsetof(gantry_step_report, exposed_seconds) == 104 &&
+         sizeof(gantry_step_report) == 120);
 }
 
 int main(void) {

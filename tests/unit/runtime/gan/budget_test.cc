@@ -251,7 +251,7 @@ TEST(BudgetCaseTest, TheVerifierFindsCopiesThatAreUsedTooEarly) {
     const absl::Status late = VerifyPlan(*plan);
     if (fetch) {
       ++fetches;
-      EXPECT_NE(Message(late).find("before its copy is done"), std::string::npos) << late;
+      EXPECT_NE(Message(late).find("is read before"), std::string::npos) << late;
     } else {
       overwritten += !late.ok();  // where its memory is used again
     }

@@ -97,7 +97,7 @@ TEST(PlanRanksTest, UnequalRanksTakeSharesByTheirSpeed) {
   const absl::StatusOr<JobPlan> even = PlanRanks(program, equal, 3, options),
                                 uneven = PlanRanks(program, by_speed, 3, options);
   ASSERT_TRUE(even.ok() && uneven.ok());
-  EXPECT_LT(uneven->simulation.seconds, 0.75 * even->simulation.seconds);
+  EXPECT_LT(uneven->simulation.seconds, 0.8 * even->simulation.seconds);  // what costs the same on any batch is not shared out
   EXPECT_EQ(uneven->classes.size(), 3u);
 }
 

@@ -21,27 +21,22 @@ HostType ToHostType(DataType type) {
   return HostType::kU8;
 }
 
+}  // namespace
+
 // A state is always laid out plainly: lowering reorders at its use. States without addresses (in a file), or in pieces, get a buffer.
-template <typename Tensor>
-SessionMemory<Tensor> Collect(GanSession& session) {
-  SessionMemory<Tensor> memory;
+absl::StatusOr<SessionMemory> SessionTensors(GanSession& session) {
+  GANTRY_RETURN_IF_ERROR(session.EndTail());
+  SessionMemory memory;
   for (const std::string& name : session.StateNames()) {
     const TensorType type = *session.StateType(name);
     std::span<std::byte> bytes = session.executor().Data(name);
     if (static_cast<int64_t>(bytes.size()) != type.size_bytes()) {
       memory.buffers.emplace_back(name, std::vector<std::byte>(type.size_bytes()));
       bytes = memory.buffers.back().second;
+      GANTRY_RETURN_IF_ERROR(session.CopyStateOut(name, bytes));
     }
     memory.tensors.push_back({name, ToHostType(type.dtype), type.shape.dims(), bytes});
   }
-  return memory;
-}
-
-}  // namespace
-
-absl::StatusOr<SessionMemory<CheckpointTensor>> SessionTensors(GanSession& session) {
-  SessionMemory<CheckpointTensor> memory = Collect<CheckpointTensor>(session);
-  for (auto& [name, buffer] : memory.buffers) GANTRY_RETURN_IF_ERROR(session.CopyStateOut(name, buffer));
   return memory;
 }
 
@@ -108,7 +103,7 @@ absl::Status ReadSession(const Checkpoint& checkpoint, GanSession& session) {
 absl::Status SaveSession(GanSession& session, const std::string& path, const SafetensorsMetadata& more) {
   SafetensorsMetadata metadata = SessionMetadata(session);
   metadata.insert(more.begin(), more.end());
-  GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(session));
+  GANTRY_ASSIGN_OR_RETURN(const SessionMemory memory, SessionTensors(session));
   return WriteCheckpoint(path, memory.tensors, metadata);
 }
 

@@ -10,13 +10,12 @@
 namespace gantry {
 
 // Tensors borrowed from a session, and buffers for those of its states that have no address.
-template <typename Tensor>
 struct SessionMemory {
-  std::vector<Tensor> tensors;
+  std::vector<CheckpointTensor> tensors;
   std::vector<std::pair<std::string, std::vector<std::byte>>> buffers;
 };
-// Every state of the session, for writing.
-absl::StatusOr<SessionMemory<CheckpointTensor>> SessionTensors(GanSession& session);
+// Every state of the session, for writing, as the last step leaves it: GanSession::EndTail, a call of all ranks, goes before.
+absl::StatusOr<SessionMemory> SessionTensors(GanSession& session);
 // "steps", "images_seen" and "seed".
 SafetensorsMetadata SessionMetadata(const GanSession& session);
 

@@ -548,10 +548,11 @@ absl::StatusOr<std::string> Trainer::Save() {
   if (writes_parts()) {
     GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, SaveParts(CheckpointMetadata()));
   } else if (!writes()) {
+    GANTRY_RETURN_IF_ERROR(session_->EndTail());  // with rank 0, which reads the states
     last_checkpoint_ = "the file of rank 0";
   } else {
     GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
-    GANTRY_ASSIGN_OR_RETURN(const SessionMemory<CheckpointTensor> memory, SessionTensors(*session_));
+    GANTRY_ASSIGN_OR_RETURN(const SessionMemory memory, SessionTensors(*session_));
     GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory.tensors, CheckpointMetadata(),
                                                                    config_.output.keep_checkpoints)));
   }

@@ -74,6 +74,19 @@ class Parallel(GantryTestCase):
             self.assertEqual(content[start:], first[8 + int.from_bytes(first[:8], "little"):])
         self.run_gantry("train", run, "--comm-link", "fast", expect=65, words=["parallel.link", "1GB/s,50us"])
 
+    def test_checkpoints_have_what_a_step_leaves_for_the_next(self):
+        run = self.write_run(steps=5)
+        tensors = {}
+        for overlap in ("on", "across"):
+            # Between two lines of the log, for which ranks would end the step.
+            self.run_gantry("train", run, "--set", f"output.directory={self.path(overlap)}", "--set", "output.log_every=5", "--set", "output.checkpoint_every=2",
+                            "--ranks", "2", "--overlap", overlap)
+            for step in (2, 4, 5):
+                with open(self.path(f"{overlap}/checkpoint-{step:012}.safetensors"), "rb") as file:
+                    content = file.read()
+                tensors[overlap, step] = content[8 + int.from_bytes(content[:8], "little"):]
+                self.assertEqual(tensors[overlap, step], tensors["on", step], f"{overlap}, step {step}")
+
     def test_budgets_do_not_change_what_ranks_exchange(self):
         run = self.write_run(steps=3)
         f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]

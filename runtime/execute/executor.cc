@@ -109,8 +109,10 @@ void Executor::Bind() {
     const Op& op = program.ops()[step.op];
     inputs += op.inputs.size();
     outputs += op.outputs.size();
-    if (op.definition->communicates && step.done_by >= 0) done_by[step.done_by].push_back(~exchanges++);
-    if (op.definition->communicates && step.done_by < 0) ++exchanges;
+    if (op.definition->communicates) {
+      if (step.done_by >= 0) done_by[step.done_by].push_back(~exchanges);
+      ++exchanges;
+    }
     if (!op.definition->moves) continue;
     const bool out = op.definition->name != "fetch";
     const ValueId on_device = out ? op.inputs.back() : op.outputs[0], in_tier = out ? op.outputs[0] : op.inputs[0];
@@ -224,8 +226,8 @@ std::span<std::byte> Executor::Data(ValueId value) {
 std::span<std::byte> Executor::Memory(ValueId value) {
   if (value < 0 || value >= static_cast<ValueId>(plan_.offsets.size()) || plan_.offsets[value] == kNoOffset) return {};
   const int tier = plan_.program.values()[value].tier;
-  // A lane that has failed says so at the next step.
-  if (tier != kDeviceTier) static_cast<void>(WaitFor(going_on_));
+  // Only states go on into the next step, and the caller fills inputs beside them. A lane that has failed says so at the next step.
+  if (tier != kDeviceTier && plan_.program.values()[value].kind != ValueKind::kInput) static_cast<void>(WaitFor(going_on_));
   std::byte* const base = tier == kDeviceTier ? arena_->data() : slabs_[tier]->data();
   if (base == nullptr) return {};
   return {base + plan_.offsets[value], static_cast<size_t>(plan_.program.TypeOf(value).size_bytes())};

@@ -1,7 +1,8 @@
 #include "runtime/plan/memory_order.h"
 
 #include <algorithm>
-#include <numeric>
+
+#include "runtime/plan/dependencies.h"
 
 namespace gantry {
 namespace {
@@ -10,44 +11,11 @@ constexpr int64_t kSmallBytes = 4096;  // what makes no more is run as soon as i
 constexpr int64_t kSmallShare = 8;     // and so is what makes less than this part of what it reads
 constexpr int64_t kPeakShare = 100;    // a peak is better by at least this part of it
 
-// Which ops must go before which, and which values share memory.
-struct Constraints {
-  explicit Constraints(const Program& program) : base(program.values().size()), before(program.ops().size()), after(program.ops().size()) {
-    std::iota(base.begin(), base.end(), 0);
-    std::vector<std::vector<OpId>> readers(program.values().size());
-    OpId exchange = -1;
-    for (OpId id = 0; id < static_cast<OpId>(program.ops().size()); ++id) {
-      const Op& op = program.ops()[id];
-      if (op.definition->is_view) base[op.outputs[0]] = base[op.inputs[0]];
-      for (int i = 0; i < UpdateCount(op); ++i) base[op.outputs[i]] = base[op.inputs[i]];
-      for (ValueId input : op.inputs) Precede(program.values()[input].producer, id);
-      // The old version goes when all have read it.
-      for (int i = 0; i < UpdateCount(op); ++i) {
-        for (OpId reader : readers[base[op.inputs[i]]]) Precede(reader, id);
-      }
-      for (ValueId input : op.inputs) readers[base[input]].push_back(id);
-      if (op.definition->communicates) {
-        Precede(exchange, id);
-        exchange = id;
-      }
-    }
-  }
-
-  void Precede(OpId first, OpId second) {
-    if (first < 0 || first == second || std::ranges::find(before[second], first) != before[second].end()) return;
-    before[second].push_back(first);
-    after[first].push_back(second);
-  }
-
-  std::vector<ValueId> base;               // of each value: the one whose memory it is in
-  std::vector<std::vector<OpId>> before, after;  // of each op
-};
-
 // What is alive as ops run one after another.
 class Liveness {
  public:
-  Liveness(const Program& program, const Constraints& constraints)
-      : program_(program), base_(constraints.base), reads_(program.values().size(), 0), bytes_(program.values().size(), 0) {
+  Liveness(const Program& program, const Dependencies& dependencies)
+      : program_(program), base_(dependencies.base), reads_(program.values().size(), 0), bytes_(program.values().size(), 0) {
     for (const Op& op : program.ops()) {
       for (ValueId input : op.inputs) ++reads_[base_[input]];
     }
@@ -124,12 +92,12 @@ struct Order {
 
 class DepthFirst {
  public:
-  DepthFirst(const Program& program, const Constraints& constraints, bool last_first, bool shrink)
-      : program_(program), constraints_(constraints), liveness_(program, constraints), last_first_(last_first), shrink_(shrink),
+  DepthFirst(const Program& program, const Dependencies& dependencies, bool last_first, bool shrink)
+      : program_(program), dependencies_(dependencies), liveness_(program, dependencies), last_first_(last_first), shrink_(shrink),
         waits_for_(program.ops().size()), done_(program.ops().size(), false), statistic_(program.values().size(), false) {
     for (const State& state : program.states()) statistic_[state.first] = state.role == StateRole::kStatistic;
     for (size_t op = 0; op < waits_for_.size(); ++op) {
-      waits_for_[op] = static_cast<int>(constraints.before[op].size());
+      waits_for_[op] = static_cast<int>(dependencies.before[op].size());
       if (waits_for_[op] == 0) ready_.push_back(static_cast<OpId>(op));
     }
   }
@@ -141,7 +109,7 @@ class DepthFirst {
       while (end < count && IsTraining(end)) ++end;
       // All that a run of updates needs, and then the updates behind one another.
       for (OpId id = begin; id < end; ++id) {
-        for (OpId before : constraints_.before[id]) {
+        for (OpId before : dependencies_.before[id]) {
           if (before < begin || before >= end) Demand(before);
         }
       }
@@ -163,7 +131,7 @@ class DepthFirst {
   // An optimizer's or an average's. Running statistics are updated where they are made.
   bool IsTraining(OpId id) const {
     const Op& op = program_.ops()[id];
-    return UpdateCount(op) > 0 && !statistic_[constraints_.base[op.inputs[0]]];
+    return UpdateCount(op) > 0 && !statistic_[dependencies_.base[op.inputs[0]]];
   }
 
   void Demand(OpId wanted) {
@@ -175,7 +143,7 @@ class DepthFirst {
         continue;
       }
       OpId missing = -1;
-      for (OpId before : constraints_.before[id]) {
+      for (OpId before : dependencies_.before[id]) {
         if (done_[before]) continue;
         missing = before;
         if (!last_first_) break;
@@ -194,7 +162,7 @@ class DepthFirst {
     order_.push_back(id);
     done_[id] = true;
     std::erase(ready_, id);
-    for (OpId next : constraints_.after[id]) {
+    for (OpId next : dependencies_.after[id]) {
       if (--waits_for_[next] == 0) ready_.push_back(next);
     }
   }
@@ -202,7 +170,7 @@ class DepthFirst {
   bool IsEager(OpId id) const {
     const Op& op = program_.ops()[id];
     if (op.definition->communicates || IsTraining(id)) return false;
-    if (constraints_.before[id].empty()) return false;  // what nothing holds back can wait until it is wanted
+    if (dependencies_.before[id].empty()) return false;  // what nothing holds back can wait until it is wanted
     const int64_t made = liveness_.Made(op);
     if (made <= kSmallBytes) return true;
     if (!shrink_) return false;
@@ -225,7 +193,7 @@ class DepthFirst {
   }
 
   const Program& program_;
-  const Constraints& constraints_;
+  const Dependencies& dependencies_;
   Liveness liveness_;
   bool last_first_, shrink_;
   std::vector<int> waits_for_;
@@ -237,21 +205,21 @@ class DepthFirst {
 }  // namespace
 
 int64_t LiveBytes(const Program& program) {
-  const Constraints constraints(program);
-  Liveness liveness(program, constraints);
+  const Dependencies dependencies(program);
+  Liveness liveness(program, dependencies);
   for (const Op& op : program.ops()) liveness.Run(op);
   return liveness.peak();
 }
 
 absl::StatusOr<Program> OrderForMemory(const Program& program) {
   GANTRY_RETURN_IF_ERROR(program.status());
-  const Constraints constraints(program);
+  const Dependencies dependencies(program);
   const int64_t own = LiveBytes(program);
   Order best;
   best.peak = own - own / kPeakShare;
   for (const bool last_first : {false, true}) {
     for (const bool shrink : {false, true}) {
-      Order order = DepthFirst(program, constraints, last_first, shrink).Run();
+      Order order = DepthFirst(program, dependencies, last_first, shrink).Run();
       const int64_t much = best.peak / kPeakShare;
       if (order.peak < best.peak - (best.ops.empty() ? 0 : much) || (order.peak < best.peak + much && order.area < best.area)) best = std::move(order);
     }

@@ -2,9 +2,10 @@
 
 #include <algorithm>
 #include <deque>
-#include <map>
+#include <iterator>
 
 #include "runtime/graph/lanes.h"
+#include "runtime/plan/dependencies.h"
 
 namespace gantry {
 namespace {
@@ -25,25 +26,9 @@ bool IsEager(const Program& program, const Op& op) {
 absl::StatusOr<Program> UpdateEarly(const Program& program) {
   GANTRY_RETURN_IF_ERROR(program.status());
   const OpId count = static_cast<OpId>(program.ops().size());
-  // The value whose memory each value shares by views; an update waits for the readers of all of them.
-  std::vector<ValueId> base(program.values().size());
-  for (ValueId value = 0; value < static_cast<ValueId>(base.size()); ++value) base[value] = value;
-  std::vector<std::vector<OpId>> readers(program.values().size()), after(count);
-  std::vector<int> waits_for(count, 0);
-  const auto Precede = [&](OpId first, OpId second) {
-    if (first < 0 || first == second) return;
-    after[first].push_back(second);
-    ++waits_for[second];
-  };
-  for (OpId id = 0; id < count; ++id) {
-    const Op& op = program.ops()[id];
-    if (op.definition->is_view) base[op.outputs[0]] = base[op.inputs[0]];
-    for (ValueId input : op.inputs) Precede(program.values()[input].producer, id);
-    for (int i = 0; i < UpdateCount(op); ++i) {
-      for (OpId reader : readers[base[op.inputs[i]]]) Precede(reader, id);
-    }
-    for (ValueId input : op.inputs) readers[base[input]].push_back(id);
-  }
+  const Dependencies dependencies(program);
+  std::vector<size_t> waits_for;
+  for (const std::vector<OpId>& before : dependencies.before) waits_for.push_back(before.size());
   Program target;
   ProgramCopier copier(program, target);
   std::vector<bool> done(count, false);
@@ -62,7 +47,7 @@ absl::StatusOr<Program> UpdateEarly(const Program& program) {
       held.clear();
     }
     auto place = ready.begin();
-    for (OpId next : after[id]) {
+    for (OpId next : dependencies.after[id]) {
       if (--waits_for[next] != 0 || !IsEager(program, program.ops()[next])) continue;
       if (beside) {
         held.push_back(next);

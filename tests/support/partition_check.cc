@@ -3,9 +3,7 @@
 #include "tests/support/lockstep_runner.h"
 
 namespace gantry::test {
-namespace {
 
-// The elements of a whole tensor that the part at `begins` has.
 std::vector<int64_t> Elements(const Shape& whole, const std::vector<int64_t>& begins, const Shape& part) {
   std::vector<int64_t> elements;
   const std::vector<int64_t> strides = whole.Strides();
@@ -18,8 +16,6 @@ std::vector<int64_t> Elements(const Shape& whole, const std::vector<int64_t>& be
   }
   return elements;
 }
-
-}  // namespace
 
 absl::StatusOr<std::vector<Scalars>> RunRanks(
     const std::vector<RankProgram>& ranks,

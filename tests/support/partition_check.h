@@ -10,6 +10,9 @@
 
 namespace gantry::test {
 
+// The elements of a whole tensor that the part at `begins` has, row-major.
+std::vector<int64_t> Elements(const Shape& whole, const std::vector<int64_t>& begins, const Shape& part);
+
 using Scalars = std::map<std::string, double>;
 
 // Runs the programs of all ranks side by side (lockstep_runner.h) and gives each rank's outputs of one element.

@@ -60,6 +60,31 @@ void ExpectNear(const std::vector<double>& expected, const std::vector<double>& 
   }
 }
 
+// `actual` [rows, 16] is near the sums in double over panels i and k of product(i, k, row, column), on top of `before` where there is any, after
+// finish(sum, column).
+template <typename Term, typename Finish>
+void ExpectSums(int64_t rows, int64_t panels, int64_t k_count, const float* before, Term product, Finish finish, const float* actual,
+                const std::string& what) {
+  std::vector<double> expected(static_cast<size_t>(rows * 16)), sizes(expected.size());
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t column = 0; column < 16; ++column) {
+      const size_t at = static_cast<size_t>(r * 16 + column);
+      double sum = before != nullptr ? static_cast<double>(before[at]) : 0.0;
+      double size = std::abs(sum);
+      for (int64_t i = 0; i < panels; ++i) {
+        for (int64_t k = 0; k < k_count; ++k) {
+          const double one = product(i, k, r, column);
+          sum += one;
+          size += std::abs(one);
+        }
+      }
+      expected[at] = finish(sum, column);
+      sizes[at] = size + 1;
+    }
+  }
+  ExpectNear(expected, sizes, actual, what);
+}
+
 TEST(PanelGemmTest, PairIsTwoSingleProducts) {
   std::mt19937 random(1);
   for (const Isa isa : Available()) {
@@ -75,27 +100,17 @@ TEST(PanelGemmTest, PairIsTwoSingleProducts) {
       for (int64_t q = 0; q < 2; ++q) {
         kernels.gemm(rows, p.panels, p.a.data(), p.b_values.data() + q * p.b_step, p.offsets.data(), k_count,
                      singles.data() + q * c_step, p.accumulate, p.bias.empty() ? nullptr : p.bias.data() + q * 16, p.slope, nullptr);
-        std::vector<double> expected(static_cast<size_t>(rows * 16)), sizes(expected.size());
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t column = 0; column < 16; ++column) {
-            const size_t at = static_cast<size_t>(r * 16 + column);
-            double sum = p.accumulate ? static_cast<double>(start[static_cast<size_t>(q * c_step) + at]) : 0.0;
-            double size = std::abs(sum);
-            for (int64_t i = 0; i < p.panels; ++i) {
-              for (int64_t k = 0; k < k_count; ++k) {
-                const double product =
-                    static_cast<double>(p.a[static_cast<size_t>(i)][r * 16 + k]) *
-                    static_cast<double>(p.b_values[static_cast<size_t>(q * p.b_step + p.offsets[static_cast<size_t>(i)] + k * 16 + column)]);
-                sum += product;
-                size += std::abs(product);
-              }
-            }
-            if (!p.bias.empty()) sum += static_cast<double>(p.bias[static_cast<size_t>(q * 16 + column)]);
-            expected[at] = sum > 0 ? sum : sum * static_cast<double>(p.slope);
-            sizes[at] = size + 1;
-          }
-        }
-        ExpectNear(expected, sizes, singles.data() + q * c_step, std::string(Name(isa)) + " gemm");
+        ExpectSums(
+            rows, p.panels, k_count, p.accumulate ? start.data() + q * c_step : nullptr,
+            [&](int64_t i, int64_t k, int64_t r, int64_t column) {
+              return static_cast<double>(p.a[static_cast<size_t>(i)][r * 16 + k]) *
+                     static_cast<double>(p.b_values[static_cast<size_t>(q * p.b_step + p.offsets[static_cast<size_t>(i)] + k * 16 + column)]);
+            },
+            [&](double sum, int64_t column) {
+              if (!p.bias.empty()) sum += static_cast<double>(p.bias[static_cast<size_t>(q * 16 + column)]);
+              return sum > 0 ? sum : sum * static_cast<double>(p.slope);
+            },
+            singles.data() + q * c_step, std::string(Name(isa)) + " gemm");
       }
       if (kernels.gemm_pair == nullptr) continue;
       kernels.gemm_pair(rows, p.panels, p.a.data(), p.b_values.data(), p.b_step, p.offsets.data(), k_count, pair.data(), c_step,
@@ -126,25 +141,12 @@ TEST(PanelGemmTest, TransposedPairIsTwoSingleProducts) {
         std::vector<const float*> second = b;
         for (const float*& panel : second) panel += q * p.b_step;
         kernels.gemm_transposed(rows, p.panels, p.a.data(), second.data(), k_count, singles.data() + q * c_step, p.accumulate, nullptr);
-        std::vector<double> expected(static_cast<size_t>(rows * 16)), sizes(expected.size());
-        for (int64_t r = 0; r < rows; ++r) {
-          for (int64_t column = 0; column < 16; ++column) {
-            const size_t at = static_cast<size_t>(r * 16 + column);
-            double sum = p.accumulate ? static_cast<double>(start[static_cast<size_t>(q * c_step) + at]) : 0.0;
-            double size = std::abs(sum);
-            for (int64_t i = 0; i < p.panels; ++i) {
-              for (int64_t k = 0; k < k_count; ++k) {
-                const double product = static_cast<double>(p.a[static_cast<size_t>(i)][k * 16 + r]) *
-                                       static_cast<double>(second[static_cast<size_t>(i)][k * 16 + column]);
-                sum += product;
-                size += std::abs(product);
-              }
-            }
-            expected[at] = sum;
-            sizes[at] = size + 1;
-          }
-        }
-        ExpectNear(expected, sizes, singles.data() + q * c_step, std::string(Name(isa)) + " gemm_transposed");
+        ExpectSums(
+            rows, p.panels, k_count, p.accumulate ? start.data() + q * c_step : nullptr,
+            [&](int64_t i, int64_t k, int64_t r, int64_t column) {
+              return static_cast<double>(p.a[static_cast<size_t>(i)][k * 16 + r]) * static_cast<double>(second[static_cast<size_t>(i)][k * 16 + column]);
+            },
+            [](double sum, int64_t) { return sum; }, singles.data() + q * c_step, std::string(Name(isa)) + " gemm_transposed");
       }
       if (kernels.gemm_transposed_pair == nullptr) continue;
       kernels.gemm_transposed_pair(rows, p.panels, p.a.data(), b.data(), p.b_step, k_count, pair.data(), c_step, p.accumulate,

@@ -15,10 +15,12 @@
 #include "runtime/partition/parallel.h"
 #include "runtime/plan/plan.h"
 #include "tests/support/lockstep_runner.h"
+#include "tests/support/partition_check.h"
 
 namespace gantry {
 namespace {
 
+using test::Elements;
 using test::LockstepRunner;
 
 struct Case {
@@ -61,20 +63,6 @@ double StateAt(const std::string& name, const State& state, int64_t element) {
   size_t seed = 0;
   for (char c : plain) seed = seed * 31 + static_cast<unsigned char>(c);
   return 0.3 * std::sin(0.71 * static_cast<double>(element) + static_cast<double>(seed % 1000));
-}
-
-// The elements of a whole tensor that the part at `begins` with `extents` has.
-std::vector<int64_t> Elements(const Shape& whole, const std::vector<int64_t>& begins, const Shape& part) {
-  std::vector<int64_t> elements;
-  const std::vector<int64_t> strides = whole.Strides();
-  std::vector<int64_t> place(part.rank(), 0);
-  for (int64_t count = part.element_count(); count > 0; --count) {
-    int64_t element = 0;
-    for (int axis = 0; axis < part.rank(); ++axis) element += (begins[axis] + place[axis]) * strides[axis];
-    elements.push_back(element);
-    for (int axis = part.rank() - 1; axis >= 0 && ++place[axis] == part[axis]; --axis) place[axis] = 0;
-  }
-  return elements;
 }
 
 struct Outcome {

@@ -79,6 +79,14 @@ std::vector<std::string_view> Parts(std::string_view name) {
 
 namespace {
 
+// What each rank of the group gives, so that it can give so many bytes of something.
+absl::StatusOr<std::vector<int64_t>> GatherSizes(Communicator& group, int64_t mine, std::string_view name) {
+  std::vector<int64_t> sizes(group.size());
+  const std::vector<int64_t> of_counts(sizes.size(), sizeof(int64_t));
+  GANTRY_RETURN_IF_ERROR(group.AllGather(&mine, sizes.data(), of_counts, {.name = name}).Wait());
+  return sizes;
+}
+
 absl::StatusOr<Plan> ReadPlan(const std::string& path, const Program& program, const PlanOptions& options) {
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(path, kMaxPlanFileBytes));
   absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options);
@@ -119,13 +127,15 @@ absl::Status GanSession::ChooseSplit(const Program& program) {
     return search.candidates[static_cast<size_t>(search.taken)].parallel.Text();
   };
   GANTRY_ASSIGN_OR_RETURN(const std::string text, options_.ranks->FromFirst(rank() == 0 ? Search() : absl::StatusOr<std::string>("")));
-  GANTRY_ASSIGN_OR_RETURN(Parallel chosen, Parallel::Parse(text));
-  chosen.generators = options_.parallel.generators;
-  chosen.shares = options_.parallel.shares;
-  chosen.speeds = options_.parallel.speeds;
-  chosen.exchanges = options_.parallel.exchanges;
-  chosen.across_steps = options_.parallel.across_steps && !chosen.roles;
-  options_.parallel = std::move(chosen);
+  GANTRY_ASSIGN_OR_RETURN(const Parallel chosen, Parallel::Parse(text));
+  Parallel& parallel = options_.parallel;
+  parallel.automatic = false;
+  parallel.batch = chosen.batch;
+  parallel.space = chosen.space;
+  parallel.shard = chosen.shard;
+  parallel.roles = chosen.roles;
+  parallel.batch_ranks = chosen.batch_ranks;
+  parallel.across_steps = parallel.across_steps && !chosen.roles;
   return absl::OkStatus();
 }
 
@@ -170,10 +180,7 @@ absl::Status GanSession::Connect() {
 absl::Status GanSession::VerifyExchanges() {
   Communicator& world = fabric_->world();
   const std::string mine = ToText(TraceOf(plan()));
-  const auto mine_bytes = static_cast<int64_t>(mine.size());
-  std::vector<int64_t> bytes(world.size());
-  const std::vector<int64_t> of_counts(world.size(), sizeof(int64_t));
-  GANTRY_RETURN_IF_ERROR(world.AllGather(&mine_bytes, bytes.data(), of_counts, {.name = "plans"}).Wait());
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<int64_t> bytes, GatherSizes(world, static_cast<int64_t>(mine.size()), "plans"));
   std::string all(static_cast<size_t>(std::accumulate(bytes.begin(), bytes.end(), int64_t{0})), '\0');
   GANTRY_RETURN_IF_ERROR(world.AllGather(mine.data(), all.data(), bytes, {.name = "plans"}).Wait());
   std::vector<RankTrace> traces;
@@ -505,10 +512,7 @@ absl::Status GanSession::GatherState(const SessionState& state, std::span<std::b
     mine.resize(begin + static_cast<size_t>(executor_->program().TypeOf(piece->first).size_bytes()));
     GANTRY_RETURN_IF_ERROR(executor_->ReadState(*piece, std::span(mine).subspan(begin)));
   }
-  const auto mine_bytes = static_cast<int64_t>(mine.size());
-  std::vector<int64_t> bytes(ranks.size());
-  const std::vector<int64_t> of_counts(ranks.size(), sizeof(int64_t));
-  GANTRY_RETURN_IF_ERROR(group->AllGather(&mine_bytes, bytes.data(), of_counts, {.name = state.name}).Wait());
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<int64_t> bytes, GatherSizes(*group, static_cast<int64_t>(mine.size()), state.name));
   return group->AllGather(mine.data(), to.data(), bytes, {.name = state.name}).Wait();
 }
 

@@ -20,11 +20,29 @@ const reduce::Kernels& reduce::Best() {
   return kPortable;
 }
 
+namespace {
+const reduce::Kernels& Current() {
+  static const reduce::Kernels& kernels = reduce::Best();
+  return kernels;
+}
+}  // namespace
+
+int64_t PartialSizeBytes(ElementType type) {
+  const bool is_half = type == ElementType::kF16 || type == ElementType::kBf16;
+  return is_half ? SizeBytes(ElementType::kF32) : SizeBytes(type);
+}
+
+void FoldElements(ElementType type, ReduceOp op, const std::byte* before, std::span<const std::byte* const> sources,
+                  std::byte* to, bool keeps_partial, int64_t count) {
+  if (count <= 0) return;
+  Current().fold[static_cast<int>(type)][static_cast<int>(op)](before, sources.data(), static_cast<int>(sources.size()),
+                                                               to, keeps_partial, count);
+}
+
 void ReduceElements(ElementType type, ReduceOp op, std::span<const std::byte* const> sources,
                     std::span<std::byte* const> destinations, int64_t count) {
   if (count <= 0) return;
-  static const reduce::Kernels& kernels = reduce::Best();
-  kernels.kernel[static_cast<int>(type)][static_cast<int>(op)](sources.data(), static_cast<int>(sources.size()),
+  Current().kernel[static_cast<int>(type)][static_cast<int>(op)](sources.data(), static_cast<int>(sources.size()),
                                                                destinations.data(),
                                                                static_cast<int>(destinations.size()), count);
 }

@@ -1,27 +1,17 @@
 // Groups come into being: at the start, by Split, and by Shrink after a loss.
 
-#include <algorithm>
 #include <cstring>
+#include <numeric>
 
 #include "comm/channels.h"
 #include "comm/shm/shm_communicator.h"
 
 namespace gantry::shm {
-namespace {
 
-// splitmix64's finisher (Steele, Lea, Flood: "Fast Splittable Pseudorandom Number Generators", 2014).
-uint64_t Mix(uint64_t a, uint64_t b) {
-  uint64_t x = a + 0x9e3779b97f4a7c15u * (b + 1);
-  x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ x >> 27) * 0x94d049bb133111ebu;
-  return x ^ x >> 31;
-}
-
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Create(ShmNode& node, std::span<const int> ranks,
-                                                                      std::string_view name, uint64_t id,
-                                                                      absl::Duration timeout) {
+absl::StatusOr<std::unique_ptr<ShmCommunicator>> ShmCommunicator::Create(ShmNode& node, std::span<const int> ranks,
+                                                                         std::string_view name, uint64_t id,
+                                                                         absl::Duration timeout,
+                                                                         std::vector<int> labels) {
   const int count = static_cast<int>(ranks.size());
   const int self = node.links().rank();
   if (count < 1 || count > kMaxRanks) {
@@ -49,33 +39,16 @@ absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Create(ShmNode& n
                                                       Access::kReadWrite));
   }
   std::vector<int> slots(ranks.size());
-  for (int rank = 0; rank < count; ++rank) slots[rank] = rank;
-  return std::unique_ptr<Communicator>(
+  std::iota(slots.begin(), slots.end(), 0);
+  if (labels.empty()) labels = slots;
+  return std::unique_ptr<ShmCommunicator>(
       new ShmCommunicator(node, std::make_shared<const SharedRegion>(std::move(region)), count, 0,
-                          std::vector<int>(ranks.begin(), ranks.end()), std::move(slots), name, id));
+                          std::vector<int>(ranks.begin(), ranks.end()), std::move(slots), std::move(labels), name, id));
 }
 
-absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Split(int color, int key, std::string_view name) {
-  struct Wish {
-    int64_t color, key;
-  };
-  uint64_t split = 0;
-  {
-    const std::lock_guard lock(start_mutex_);
-    split = ++splits_;
-  }
-  const Wish mine = {color, key};
-  std::vector<Wish> wishes(ranks_.size());
-  const std::vector<int64_t> bytes(ranks_.size(), sizeof(Wish));
-  GANTRY_RETURN_IF_ERROR(Annotate(AllGather(&mine, wishes.data(), bytes, {.name = "split"}).Wait(), "split"));
-  if (color < 0) return nullptr;
-  std::vector<int> members;
-  for (int rank = 0; rank < size(); ++rank) {
-    if (wishes[rank].color == color) members.push_back(rank);
-  }
-  std::stable_sort(members.begin(), members.end(), [&](int a, int b) { return wishes[a].key < wishes[b].key; });
-  for (int& member : members) member = ranks_[member];
-  return Create(node_, members, name, Mix(Mix(id_, split), static_cast<uint64_t>(color)), Pending::kDefaultTimeout);
+absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Make(std::span<const int> ranks, std::string_view name,
+                                                                    uint64_t id, absl::Duration timeout) {
+  return Create(node_, ranks, name, id, timeout);
 }
 
 absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Shrink(absl::Duration timeout) {
@@ -86,14 +59,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Shrink(absl::Dura
   const WaitClock::time_point deadline =
       WaitClock::now() + absl::ToChronoNanoseconds(std::min(timeout, absl::Hours(24 * 365)));
   // From here on this rank moves nothing of the old group any more.
-  while (!TryDrive()) {
-    if (WaitClock::now() >= deadline)
-      return absl::DeadlineExceededError("shrink: another thread is in an operation of the group");
-    wait_detail::Yield();
+  if (!Abandon(absl::UnavailableError(
+                   absl::StrFormat("group \"%s\" has shrunk; the group that Shrink returned goes on", name_)),
+               deadline)) {
+    return absl::DeadlineExceededError("shrink: another thread is in an operation of the group");
   }
-  FailAll(absl::UnavailableError(
-      absl::StrFormat("group \"%s\" has shrunk; the group that Shrink returned goes on", name_)));
-  StopDriving();
   lines(rank_).came_to_shrink.store(1, std::memory_order_seq_cst);
   RingOthers();
 
@@ -134,8 +104,11 @@ absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Shrink(absl::Dura
     ranks.push_back(ranks_[rank]);
     slots.push_back(slots_[rank]);
   }
+  std::vector<int> labels(ranks.size());
+  std::iota(labels.begin(), labels.end(), 0);
   return std::unique_ptr<Communicator>(new ShmCommunicator(
-      node_, region_, first_size_, generation_ + 1, std::move(ranks), std::move(slots), name_, Mix(id_, survivors)));
+      node_, region_, first_size_, generation_ + 1, std::move(ranks), std::move(slots), std::move(labels), name_,
+      MixIds(id_, survivors)));
 }
 
 }  // namespace gantry::shm

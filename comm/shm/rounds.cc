@@ -73,7 +73,7 @@ void ShmCommunicator::Publish(Operation& operation) {
   RankLines& mine = lines(rank_);
   if (operation.call.memory == MemoryKind::kInline)
     CopyBytes(mine.inline_bytes[operation.parity], operation.from, operation.from_bytes, false);
-  if (operation.call.kind == Collective::kAllToAll) {
+  if (operation.call.kind == Collective::kAllToAll && !operation.is_announced) {
     for (int rank = 0; rank < size(); ++rank) {
       mine.part_bytes[operation.parity][rank].store(operation.parts[rank], std::memory_order_relaxed);
     }
@@ -140,7 +140,7 @@ bool ShmCommunicator::Enter(Operation& operation) {
     } else if (memory == MemoryKind::kProcess) {
       base = reinterpret_cast<const std::byte*>(place);
     }
-    if (operation.call.kind == Collective::kAllToAll) {
+    if (operation.call.kind == Collective::kAllToAll && !operation.is_announced) {
       const std::atomic<int64_t>* parts = lines(rank).part_bytes[operation.parity];
       if (parts[rank_].load(std::memory_order_relaxed) != operation.to_parts[rank]) {
         Break(Breach::kMismatch, operation, rank, &entry, 0);
@@ -198,7 +198,7 @@ void ShmCommunicator::Arrive(Operation& operation) {
 // True when the round is over; false after a piece of it.
 bool ShmCommunicator::DoRound(Operation& operation) {
   const Collective kind = operation.call.kind;
-  if (kind == Collective::kBarrier) return true;
+  if (kind == Collective::kBarrier || operation.is_announced) return true;
   int64_t chunk = 0;
   if (operation.is_staged) {
     chunk = (operation.round - 1) / 2;
@@ -215,7 +215,7 @@ bool ShmCommunicator::DoRound(Operation& operation) {
   switch (kind) {
     case Collective::kAllReduce:
     case Collective::kReduce:
-      return ReduceSlices(operation, chunk);
+      return operation.is_fold ? FoldPart(operation, chunk) : ReduceSlices(operation, chunk);
     case Collective::kReduceScatter:
       return ReduceScatterPart(operation, chunk);
     default:
@@ -242,6 +242,7 @@ void ShmCommunicator::StageOut(Operation& operation, int64_t chunk) {
   if (operation.call.memory != MemoryKind::kStaged) return;
   const Collective kind = operation.call.kind;
   if (kind != Collective::kAllReduce && (kind != Collective::kReduce || rank_ != operation.call.root)) return;
+  if (operation.is_fold) return;
   const int64_t begin = chunk * operation.piece_bytes;
   CopyBytes(operation.to + begin, slot(rank_), std::min(operation.piece_bytes, operation.from_bytes - begin), false);
 }
@@ -280,6 +281,30 @@ bool ShmCommunicator::ReduceSlices(Operation& operation, int64_t chunk) {
   return operation.cursor >= end - begin;
 }
 
+// The root's alone: what is added up goes to memory that no other rank sees.
+bool ShmCommunicator::FoldPart(Operation& operation, int64_t chunk) {
+  if (rank_ != operation.call.root) return true;
+  const int64_t first = operation.is_staged ? chunk * operation.piece_bytes : 0;
+  const int64_t bytes = operation.is_staged
+                            ? std::clamp<int64_t>(operation.from_bytes - first, 0, operation.piece_bytes)
+                            : operation.from_bytes;
+  const int64_t block = operation.has_process_memory ? kScratchBytes : kPieceBytes;
+  const int64_t length = std::min(block, bytes - operation.cursor);
+  if (length > 0) {
+    const int64_t size_bytes = SizeBytes(operation.call.type);
+    const int64_t element = (first + operation.cursor) / size_bytes;
+    const std::byte* from[kMaxRanks];
+    if (!FindSources(operation, first + operation.cursor, operation.cursor, length, from)) return false;
+    const int64_t partial_bytes = PartialSizeBytes(operation.call.type);
+    const std::byte* before = operation.before == nullptr ? nullptr : operation.before + element * partial_bytes;
+    FoldElements(operation.call.type, operation.call.reduce, before, std::span(from, static_cast<size_t>(size())),
+                 operation.to + element * (operation.keeps_partial ? partial_bytes : size_bytes),
+                 operation.keeps_partial, length / size_bytes);
+    operation.cursor += length;
+  }
+  return operation.cursor >= bytes;
+}
+
 bool ShmCommunicator::ReduceScatterPart(Operation& operation, int64_t chunk) {
   const int64_t first = operation.is_staged ? chunk * operation.piece_bytes : 0;
   const int64_t left = operation.parts[rank_] - first;
@@ -302,18 +327,24 @@ bool ShmCommunicator::ReduceRun(Operation& operation, int64_t offset, int64_t st
   for (int64_t done = 0; done < bytes; done += block) {
     const int64_t length = std::min(block, bytes - done);
     const std::byte* from[kMaxRanks];
-    for (int rank = 0; rank < size(); ++rank) {
-      from[rank] =
-          operation.base[rank] + done + (operation.memory[rank] == MemoryKind::kStaged ? staged_offset : offset);
-      if (operation.memory[rank] != MemoryKind::kProcess) continue;
-      std::byte* scratch = scratch_.data() + rank * kScratchBytes;
-      if (!Fetch(operation, rank, offset + done, 0, scratch, length, false)) return false;
-      from[rank] = scratch;
-    }
+    if (!FindSources(operation, offset + done, staged_offset + done, length, from)) return false;
     std::byte* targets[kMaxRanks];
     for (size_t i = 0; i < to.size(); ++i) targets[i] = to[i] + done;
     ReduceElements(operation.call.type, operation.call.reduce, std::span(from, static_cast<size_t>(size())),
                    std::span(targets, to.size()), length / SizeBytes(operation.call.type));
+  }
+  return true;
+}
+
+// Where `bytes` at `offset` of everybody's memory (`staged_offset` of the slots) can be read.
+bool ShmCommunicator::FindSources(Operation& operation, int64_t offset, int64_t staged_offset, int64_t bytes,
+                                  const std::byte** from) {
+  for (int rank = 0; rank < size(); ++rank) {
+    from[rank] = operation.base[rank] + (operation.memory[rank] == MemoryKind::kStaged ? staged_offset : offset);
+    if (operation.memory[rank] != MemoryKind::kProcess) continue;
+    std::byte* scratch = scratch_.data() + rank * kScratchBytes;
+    if (!Fetch(operation, rank, offset, 0, scratch, bytes, false)) return false;
+    from[rank] = scratch;
   }
   return true;
 }

@@ -1,9 +1,7 @@
-#include "comm/shm/operation.h"
+#include "comm/shm/call.h"
 
 #include <algorithm>
 #include <cstring>
-
-#include "comm/shm/shm_communicator.h"
 
 namespace gantry::shm {
 namespace {
@@ -135,13 +133,6 @@ std::string Call::Describe() const {
   }
   if (name[0] != '\0') absl::StrAppendFormat(&text, " \"%s\"", name);
   return text;
-}
-
-absl::Status Operation::Wait(absl::Duration wait) { return group->WaitFor(*this, wait); }
-
-void Operation::Release() {
-  status = absl::OkStatus();
-  state.store(kFree, std::memory_order_release);
 }
 
 }  // namespace gantry::shm

@@ -1,0 +1,148 @@
+// What groups have in common, whatever moves their bytes: operations wait in a ring and go on one after the other, in
+// steps that any thread of the rank may carry out, one at a time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "comm/communicator.h"
+#include "comm/shm/call.h"
+#include "comm/shm/shm_node.h"
+#include "comm/wait.h"
+
+namespace gantry::shm {
+
+class QueuedCommunicator;
+
+// An operation of a group: what was called. Groups keep a fixed number of them.
+struct QueuedOperation : Pending::Work {
+  enum State : uint32_t { kFree, kQueued, kDone };
+
+  bool done() const override { return state.load(std::memory_order_acquire) == kDone; }
+  absl::Status Wait(absl::Duration timeout) override;
+  void Release() override;
+
+  QueuedCommunicator* group = nullptr;
+  std::atomic<uint32_t> state{kFree};
+  absl::Status status;  // once done
+
+  Call call;
+  int64_t from_bytes = 0;
+  std::atomic<int> priority{0};
+  bool in_background = false;
+  bool waits_asleep = false;
+  absl::Duration timeout = absl::ZeroDuration();
+
+  uint64_t sequence = 0;                // in the group, from 1
+  uint64_t ticket = 0;                  // the recorder's
+  int recorded_peer = -1;               // whom the recorder says it waits for
+  WaitClock::time_point deadline = {};  // set with the first wait
+
+ protected:
+  ~QueuedOperation() = default;
+};
+
+class QueuedCommunicator : public Communicator, protected Mover {
+ public:
+  int rank() const override { return rank_; }
+  int size() const override { return static_cast<int>(ranks_.size()); }
+  std::string_view name() const override { return name_; }
+  std::span<const int> ranks() const override { return ranks_; }
+  absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key, std::string_view name) override;
+
+  // Of QueuedOperation::Wait.
+  absl::Status WaitFor(QueuedOperation& operation, absl::Duration timeout);
+
+ protected:
+  // What is derived adds itself to the node once it can be moved, and takes itself away.
+  QueuedCommunicator(ShmNode& node, std::vector<int> ranks, std::string_view name, uint64_t id);
+
+  // For what is derived: its ring; a step of the first operation; a group of some of these ranks of the job, which all
+  // of them make; what it holds of operations that fail now, to let go of.
+  virtual QueuedOperation& at(uint64_t place) = 0;
+  virtual Result StepFirst(QueuedOperation& operation, bool looks_closely) = 0;
+  virtual bool SharesCore() = 0;
+  virtual absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name,
+                                                             uint64_t id, absl::Duration timeout) = 0;
+  virtual void LetGo() {}
+  // "group "world", operation 3: all_reduce ... waits for rank 2 of the group"
+  virtual std::string DescribeWait(const QueuedOperation& operation) = 0;
+
+  // `fill` gives the operation all that is its own, under the lock of starts.
+  template <typename Operation, typename Fill>
+  Pending Start(const CollectiveOptions& options, Fill&& fill) {
+    Operation* operation = nullptr;
+    {
+      const std::lock_guard lock(start_mutex_);
+      absl::Status status;
+      operation = static_cast<Operation*>(NextFree(status));
+      if (operation == nullptr) return Pending(std::move(status));
+      operation->call = Call();
+      fill(*operation);
+      Enqueue(*operation, options);
+    }
+    if (options.in_background) {
+      node_.BackgroundBegun();
+    } else {
+      Drive(operation, false);
+    }
+    return Pending(*operation);
+  }
+
+  Result MoveOnce(bool rested) override;
+  int priority() const override;
+
+  // Moving on: under the driving lock, which only one thread at a time gets.
+  bool TryDrive();
+  bool DriveBy(WaitClock::time_point deadline);
+  void StopDriving();
+  // Steps until an operation waits or `until` is done.
+  void Drive(const QueuedOperation* until, bool rested);
+  Result Step(bool rested);
+  void Finish(QueuedOperation& operation, absl::Status status);
+  void FailAll(const absl::Status& status);
+  // Fails all where a rank of the group is lost.
+  bool FailIfLost(QueuedOperation& operation);
+  // For the recorder: `peer` of the group, or -1. Sets the deadline; whether it is over.
+  bool NoteWait(QueuedOperation& operation, int peer);
+
+  ShmNode& node_;
+  const std::vector<int> ranks_;
+  const std::string name_;
+  const uint64_t id_;
+  int rank_ = 0;
+
+ private:
+  QueuedOperation* NextFree(absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(start_mutex_);
+  void Enqueue(QueuedOperation& operation, const CollectiveOptions& options)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(start_mutex_);
+
+  std::mutex start_mutex_;
+  uint64_t started_ ABSL_GUARDED_BY(start_mutex_) = 0;
+  uint64_t splits_ ABSL_GUARDED_BY(start_mutex_) = 0;
+  absl::Status broken_ ABSL_GUARDED_BY(start_mutex_);
+  std::atomic<uint64_t> queued_{0};  // operations ever
+  std::atomic<uint64_t> finished_{0};
+
+  std::atomic<bool> is_driven_{false};
+  std::atomic<bool> is_contended_{false};
+  // Of the driving thread.
+  uint32_t losses_seen_ = 0;
+  uint32_t looks_ = 0;
+
+ protected:
+  const std::atomic<uint64_t>& queued() const { return queued_; }
+};
+
+// Numbers of groups that are made of a group: all its ranks come to the same.
+uint64_t MixIds(uint64_t a, uint64_t b);
+
+}  // namespace gantry::shm

@@ -12,6 +12,7 @@ constexpr uint32_t kRankEndedChannel = 3;  // from the launcher: rank u32, faile
 constexpr uint32_t kPoolChannel = 4;       // which regions a rank shares, with their descriptors
 constexpr uint32_t kNodeChannel = 5;       // the doorbells of a node
 constexpr uint32_t kAgreementChannel = 6;  // how a rank's planning ended; which split rank 0 has chosen
+constexpr uint32_t kTcpChannel = 7;        // where a rank listens for the ranks of other nodes
 constexpr uint32_t kFirstFreeChannel = 16;
 constexpr uint32_t kFirstGroupChannel = 0x80000000u;
 // The memory of a group, by the group's number.

@@ -29,8 +29,7 @@ struct FabricOptions {
 class Fabric {
  public:
   // All ranks of the job call it; `mine` are the regions that this rank shares. What is given outlives the fabric, and
-  // the fabric outlives every group made of its world. kUnimplemented where ranks are on several nodes: this version
-  // has shared memory alone.
+  // the fabric outlives every group made of its world.
   static absl::StatusOr<std::unique_ptr<Fabric>> Open(Links& links, Liveness& liveness,
                                                       std::span<const PoolRegion> mine, const FabricOptions& options);
   virtual ~Fabric() = default;

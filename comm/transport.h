@@ -47,6 +47,7 @@ class [[nodiscard]] Pending {
   ~Pending();
 
   bool done() const { return work_ == nullptr || work_->done(); }
+  const Work* work() const { return work_; }  // null: done
   // kDeadlineExceeded leaves it running: wait again. kUnavailable names the rank that is lost and the operation. There
   // is no wait without a deadline: InfiniteDuration is taken as kDefaultTimeout.
   absl::Status Wait(absl::Duration timeout = kDefaultTimeout);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 namespace gantry::shm {
 namespace {
@@ -40,22 +41,15 @@ uint64_t Call::What(bool with_memory) const {
          static_cast<uint64_t>(to) << 48;
 }
 
-void Call::WriteTo(Entry& entry) const {
-  constexpr std::memory_order kRelaxed = std::memory_order_relaxed;
-  entry.what.store(What(true), kRelaxed);
-  entry.count.store(static_cast<uint64_t>(count), kRelaxed);
-  entry.parts.store(parts, kRelaxed);
-  entry.place.store(place, kRelaxed);
-  entry.largest_part.store(static_cast<uint64_t>(largest_part), kRelaxed);
-  uint64_t words[kNameWords];
-  static_assert(sizeof(words) == sizeof(name));
-  std::memcpy(words, name, sizeof(words));
-  for (size_t word = 0; word < kNameWords; ++word) entry.name[word].store(words[word], kRelaxed);
+Call::Words Call::ToWords() const {
+  Words words = {What(true), static_cast<uint64_t>(count), parts, place, static_cast<uint64_t>(largest_part)};
+  static_assert(sizeof(name) == kNameWords * sizeof(uint64_t));
+  std::memcpy(words.data() + 5, name, sizeof(name));
+  return words;
 }
 
-Call Call::ReadFrom(const Entry& entry) {
-  constexpr std::memory_order kRelaxed = std::memory_order_relaxed;
-  const uint64_t what = entry.what.load(kRelaxed);
+Call Call::FromWords(const Words& words) {
+  const uint64_t what = words[0];
   Call call;
   call.kind = static_cast<Collective>(what & 0xff);
   call.type = static_cast<ElementType>(what >> 8 & 7);
@@ -63,15 +57,33 @@ Call Call::ReadFrom(const Entry& entry) {
   call.memory = static_cast<MemoryKind>(what >> 24 & 0xff);
   call.root = static_cast<int>(what >> 32 & 0xffff);
   call.to = static_cast<int>(what >> 48);
-  call.count = static_cast<int64_t>(entry.count.load(kRelaxed));
-  call.parts = entry.parts.load(kRelaxed);
-  call.place = entry.place.load(kRelaxed);
-  call.largest_part = static_cast<int64_t>(entry.largest_part.load(kRelaxed));
-  uint64_t words[kNameWords];
-  for (size_t word = 0; word < kNameWords; ++word) words[word] = entry.name[word].load(kRelaxed);
-  std::memcpy(call.name, words, sizeof(call.name));
+  call.count = static_cast<int64_t>(words[1]);
+  call.parts = words[2];
+  call.place = words[3];
+  call.largest_part = static_cast<int64_t>(words[4]);
+  std::memcpy(call.name, words.data() + 5, sizeof(call.name));
   call.name[sizeof(call.name) - 1] = '\0';
   return call;
+}
+
+void Call::WriteTo(Entry& entry) const {
+  const Words words = ToWords();
+  std::atomic<uint64_t>* const to[] = {&entry.what, &entry.count, &entry.parts, &entry.place, &entry.largest_part};
+  for (size_t i = 0; i < std::size(to); ++i) to[i]->store(words[i], std::memory_order_relaxed);
+  for (size_t i = 0; i < kNameWords; ++i) entry.name[i].store(words[5 + i], std::memory_order_relaxed);
+}
+
+Call Call::ReadFrom(const Entry& entry) {
+  Words words;
+  const std::atomic<uint64_t>* const from[] = {&entry.what, &entry.count, &entry.parts, &entry.place,
+                                               &entry.largest_part};
+  for (size_t i = 0; i < std::size(from); ++i) words[i] = from[i]->load(std::memory_order_relaxed);
+  for (size_t i = 0; i < kNameWords; ++i) words[5 + i] = entry.name[i].load(std::memory_order_relaxed);
+  return FromWords(words);
+}
+
+bool Call::Matches(const Call& other) const {
+  return What(false) == other.What(false) && count == other.count && parts == other.parts;
 }
 
 bool Call::Matches(const Entry& entry) const {

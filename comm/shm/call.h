@@ -1,6 +1,7 @@
 // What a rank calls: the collective, its sizes, its name. Ranks of a group compare theirs.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
@@ -24,11 +25,17 @@ struct Call {
   MemoryKind memory = MemoryKind::kStaged;
   uint64_t place = 0;
 
+  // As words, to be sent or laid down.
+  using Words = std::array<uint64_t, 5 + kNameWords>;
+  Words ToWords() const;
+  static Call FromWords(const Words& words);
+
   // All but the last, with which the entry becomes valid.
   void WriteTo(Entry& entry) const;
   static Call ReadFrom(const Entry& entry);
   // Whether both are the same collective with the same sizes. Reads the words alone, which is quick.
   bool Matches(const Entry& entry) const;
+  bool Matches(const Call& other) const;
   RecordedKind kind_for_recorder() const;
   // `all_reduce sum of 1024 f32 "generator.0.weight gradient"`
   std::string Describe() const;

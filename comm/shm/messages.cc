@@ -26,6 +26,7 @@ uint64_t Mark(uint64_t sequence, uint64_t pieces) { return sequence << 20 | piec
 
 Mover::Result ShmCommunicator::StepPartial(Operation& operation, bool looks_closely) {
   if (operation.message_count == 0) {
+    if (operation.is_announced) PublishPartial(operation);
     Finish(operation, absl::OkStatus());
     return Result::kMoved;
   }

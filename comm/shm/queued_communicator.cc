@@ -155,6 +155,20 @@ bool QueuedCommunicator::NoteWait(QueuedOperation& operation, int peer) {
   return now >= operation.deadline;
 }
 
+absl::Status QueuedCommunicator::DiffersStatus(const Side& low, const Side& high) const {
+  return absl::FailedPreconditionError(absl::StrFormat(
+      "group \"%s\": ranks differ about an operation: rank %d calls %s (operation %d), rank %d calls %s (operation %d); "
+      "every rank of a group calls the same collectives in the same order with the same sizes",
+      name_, low.rank, low.call.Describe(), low.sequence, high.rank, high.call.Describe(), high.sequence));
+}
+
+absl::Status QueuedCommunicator::TimedOutStatus(const Side& side, std::string_view late) const {
+  return absl::DeadlineExceededError(
+      absl::StrFormat("group \"%s\": operation %d, %s, ran out of time at rank %d; not there: rank %s of the group. "
+                      "The group is of no more use",
+                      name_, side.sequence, side.call.Describe(), side.rank, late));
+}
+
 void QueuedCommunicator::Finish(QueuedOperation& operation, absl::Status status) {
   if (Recorder* recorder = node_.recorder(); recorder != nullptr) recorder->End(operation.ticket, status.ok());
   operation.status = std::move(status);

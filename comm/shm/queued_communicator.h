@@ -111,6 +111,14 @@ class QueuedCommunicator : public Communicator, protected Mover {
   void FailAll(const absl::Status& status);
   // Fails all where a rank of the group is lost.
   bool FailIfLost(QueuedOperation& operation);
+  // How a group fails: two of its ranks differ about an operation (`low` the lower), or some did not come in time.
+  struct Side {
+    int rank;
+    uint64_t sequence;
+    const Call& call;
+  };
+  absl::Status DiffersStatus(const Side& low, const Side& high) const;
+  absl::Status TimedOutStatus(const Side& side, std::string_view late) const;
   // For the recorder: `peer` of the group, or -1. Sets the deadline; whether it is over.
   bool NoteWait(QueuedOperation& operation, int peer);
 

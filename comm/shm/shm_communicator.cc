@@ -69,20 +69,12 @@ absl::Status ShmCommunicator::BrokenStatus() const {
   const int ranks[2] = {labels_[broken.rank[0].load()], labels_[broken.rank[1].load()]};
   const uint64_t sequences[2] = {broken.entry[0].sequence.load(), broken.entry[1].sequence.load()};
   const Call calls[2] = {Call::ReadFrom(broken.entry[0]), Call::ReadFrom(broken.entry[1])};
-  if (static_cast<Breach>(broken.breach.load()) == Breach::kTimeout) {
-    return absl::DeadlineExceededError(
-        absl::StrFormat("group \"%s\": operation %d, %s, ran out of time at rank %d; not there: rank %s of the group. "
-                        "The group is of no more use",
-                        name_, sequences[0], calls[0].Describe(), ranks[0], Labels(broken.late.load())));
-  }
+  const Side sides[2] = {{ranks[0], sequences[0], calls[0]}, {ranks[1], sequences[1], calls[1]}};
+  if (static_cast<Breach>(broken.breach.load()) == Breach::kTimeout)
+    return TimedOutStatus(sides[0], Labels(broken.late.load()));
   // Named in the order of ranks, so that all ranks say the same.
   const int low = ranks[0] <= ranks[1] ? 0 : 1;
-  return absl::FailedPreconditionError(
-      absl::StrFormat("group \"%s\": ranks differ about an operation: rank %d calls %s (operation %d), rank %d calls "
-                      "%s (operation %d); every rank of a "
-                      "group calls the same collectives in the same order with the same sizes",
-                      name_, ranks[low], calls[low].Describe(), sequences[low], ranks[1 - low],
-                      calls[1 - low].Describe(), sequences[1 - low]));
+  return DiffersStatus(sides[low], sides[1 - low]);
 }
 
 uint64_t ShmCommunicator::Missing(const Operation& operation) const {

@@ -52,8 +52,9 @@ class ShmCommunicator final : public QueuedCommunicator {
   // has it, and so does `to` become one if `keeps_partial`; elsewhere all three are ignored.
   Pending Fold(const void* from, int64_t count, ElementType type, ReduceOp op, int root, const std::byte* before,
                std::byte* to, bool keeps_partial, const CollectiveOptions& options);
-  // Ranks tell each other what they call, and differ about it as about any operation; nothing moves.
-  Pending Announce(const Call& call, const CollectiveOptions& options);
+  // Ranks tell each other what they call, and differ about it as about any operation; nothing moves. `of_neighbours`:
+  // of a call that not all take part in; a rank says so and goes on.
+  Pending Announce(const Call& call, bool of_neighbours, const CollectiveOptions& options);
   // Ranks of this group that have not come to a started operation, the first first.
   std::vector<int> MissingRanks(const Pending::Work& operation) const;
   // Everything started fails with `status`, and so does what follows. False where another thread is in an operation

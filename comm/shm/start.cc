@@ -204,10 +204,12 @@ Pending ShmCommunicator::Fold(const void* from, int64_t count, ElementType type,
   });
 }
 
-Pending ShmCommunicator::Announce(const Call& call, const CollectiveOptions& options) {
+Pending ShmCommunicator::Announce(const Call& call, bool of_neighbours, const CollectiveOptions& options) {
   return StartOne(options, [&](Operation& operation) {
     operation.call = call;
     operation.call.memory = MemoryKind::kNothing;
+    operation.is_partial = of_neighbours;
+    operation.message_count = 0;
     operation.is_inline = operation.is_announced = true;
   });
 }

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <thread>
 
+#include "absl/strings/str_join.h"
 #include "tests/support/collective_check.h"
 #include "tests/support/thread_job.h"
 
@@ -29,7 +30,8 @@ constexpr int kRandomOperations = 300;
     EXPECT_TRUE(status_.ok()) << Message(status_); \
   } while (false)
 
-class CommunicatorTest : public testing::TestWithParam<int> {
+// The node of each rank: all on one, node by node, and mixed.
+class CommunicatorTest : public testing::TestWithParam<std::vector<int>> {
  protected:
   static void Run(const std::function<void(Rank&, Communicator&, CollectiveCheck&)>& body,
                   const FabricOptions& options = {}) {
@@ -213,7 +215,7 @@ TEST_P(CommunicatorTest, StartsOfDifferentGroupsInAnyOrder) {
 }
 
 TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
-  if (GetParam() < 2) return;
+  if (GetParam().size() < 2) return;
   using Calls = std::function<absl::Status(Communicator&, std::byte*, bool)>;  // the last rank is the odd one
   const Calls calls[] = {
       [](Communicator& world, std::byte* data, bool odd) {
@@ -263,7 +265,7 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
 }
 
 TEST_P(CommunicatorTest, AnOperationThatRunsOutOfTimeNamesTheLateRank) {
-  if (GetParam() < 2) return;
+  if (GetParam().size() < 2) return;
   std::atomic<int> failed = 0;
   Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
     const int late = world.size() - 1;
@@ -280,7 +282,7 @@ TEST_P(CommunicatorTest, AnOperationThatRunsOutOfTimeNamesTheLateRank) {
 }
 
 TEST_P(CommunicatorTest, AWaitThatEndsEarlyLeavesTheOperationRunning) {
-  if (GetParam() < 2) return;
+  if (GetParam().size() < 2) return;
   std::atomic<bool> waited = false;
   Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
     auto* data = reinterpret_cast<float*>(rank.arena);
@@ -300,7 +302,7 @@ TEST_P(CommunicatorTest, AWaitThatEndsEarlyLeavesTheOperationRunning) {
 }
 
 TEST_P(CommunicatorTest, SurvivorsLearnOfALossAndGoOn) {
-  if (GetParam() < 2) return;
+  if (GetParam().size() < 2) return;
   RunThreadRanks(GetParam(), kArenaBytes, {}, [&](Rank& rank, ThreadJob& job) {
     Communicator& world = rank.fabric->world();
     EXPECT_STATUS_OK(world.Barrier());
@@ -343,7 +345,14 @@ TEST_P(CommunicatorTest, WrongArgumentsAreTheCallersErrors) {
   });
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorTest, testing::Values(1, 2, 3, 4, 5, 8));
+using Nodes = std::vector<int>;
+INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorTest,
+                         testing::Values(Nodes(1), Nodes(2), Nodes(3), Nodes(4), Nodes(5), Nodes(8)),
+                         [](const auto& info) { return absl::StrCat(info.param.size()); });
+INSTANTIATE_TEST_SUITE_P(Nodes, CommunicatorTest,
+                         testing::Values(Nodes{0, 1}, Nodes{0, 1, 2}, Nodes{0, 0, 1, 1}, Nodes{0, 0, 0, 1},
+                                         Nodes{0, 1, 0, 1}, Nodes{0, 0, 1, 1, 2, 0, 0, 1}),
+                         [](const auto& info) { return absl::StrCat("On", absl::StrJoin(info.param, "")); });
 
 }  // namespace
 }  // namespace gantry

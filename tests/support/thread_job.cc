@@ -15,7 +15,7 @@ class ThreadLinks final : public Links {
     job_.rank = rank;
     job_.size = shared.size();
     for (int peer = 0; peer < shared.size(); ++peer)
-      peers_.push_back({.rank = peer, .node = 0, .pid = getpid(), .host = "threads", .visible = true});
+      peers_.push_back({.rank = peer, .node = shared.node_of(peer), .pid = getpid(), .host = "threads", .visible = true});
   }
   const Job& job() const override { return job_; }
   const Peer& peer(int rank) const override { return peers_[rank]; }
@@ -102,15 +102,15 @@ class ThreadLiveness final : public Liveness {
   int next_ = 0;
 };
 
-ThreadJob::ThreadJob(int size) : size_(size) {
-  for (int rank = 0; rank < size; ++rank) {
+ThreadJob::ThreadJob(std::vector<int> node_of) : node_of_(std::move(node_of)) {
+  for (int rank = 0; rank < size(); ++rank) {
     links_.push_back(std::make_unique<ThreadLinks>(*this, rank));
     liveness_.push_back(std::make_unique<ThreadLiveness>());
   }
 }
 
 void ThreadJob::Lose(int rank) {
-  for (int other = 0; other < size_; ++other) {
+  for (int other = 0; other < size(); ++other) {
     if (other != rank) liveness_[other]->Report(rank, "killed by the test");
   }
 }
@@ -126,12 +126,12 @@ absl::StatusOr<Rank> OpenRank(Links& links, Liveness& liveness, Device& device, 
   return rank;
 }
 
-void RunThreadRanks(int size, int64_t arena_bytes, const FabricOptions& options,
+void RunThreadRanks(const std::vector<int>& node_of, int64_t arena_bytes, const FabricOptions& options,
                     const std::function<void(Rank&, ThreadJob&)>& body) {
-  ThreadJob job(size);
+  ThreadJob job(node_of);
   const std::unique_ptr<Device> device = MakeCpuDevice({});
   std::vector<std::thread> threads;
-  for (int rank = 0; rank < size; ++rank) {
+  for (int rank = 0; rank < job.size(); ++rank) {
     threads.emplace_back([&, rank] {
       absl::StatusOr<Rank> opened = OpenRank(job.links(rank), job.liveness(rank), *device, arena_bytes, options);
       ASSERT_TRUE(opened.ok()) << Message(opened.status());

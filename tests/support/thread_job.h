@@ -21,8 +21,10 @@ namespace gantry {
 // What the threads of one job share.
 class ThreadJob {
  public:
-  explicit ThreadJob(int size);
-  int size() const { return size_; }
+  // `node_of`: which ranks are taken to be on one node.
+  explicit ThreadJob(std::vector<int> node_of);
+  int size() const { return static_cast<int>(node_of_.size()); }
+  int node_of(int rank) const { return node_of_[static_cast<size_t>(rank)]; }
   Links& links(int rank) { return *links_[rank]; }
   Liveness& liveness(int rank) { return *liveness_[rank]; }
   // Every rank but `rank` learns that it is lost.
@@ -32,7 +34,7 @@ class ThreadJob {
   friend class ThreadLinks;
   friend class ThreadLiveness;
 
-  const int size_;
+  const std::vector<int> node_of_;
   std::mutex mutex_;
   std::condition_variable arrived_;
   std::map<std::tuple<int, int, uint32_t>, std::deque<LinkMessage>> queues_;  // by from, to, channel
@@ -51,8 +53,8 @@ struct Rank {
   std::unique_ptr<Fabric> fabric;
 };
 
-// `body` on `size` threads, each a rank.
-void RunThreadRanks(int size, int64_t arena_bytes, const FabricOptions& options,
+// `body` on a thread a rank, on nodes as ThreadJob has them.
+void RunThreadRanks(const std::vector<int>& node_of, int64_t arena_bytes, const FabricOptions& options,
                     const std::function<void(Rank&, ThreadJob&)>& body);
 
 // Rank `rank` over any links: its arena made and shared.

@@ -11,7 +11,7 @@ namespace gantry {
 namespace {
 
 TEST(CommunicatorAllocationTest, RepeatedCollectivesAllocateNothing) {
-  RunThreadRanks(2, 1 << 20, {}, [](Rank& rank, ThreadJob&) {
+  RunThreadRanks({0, 0}, 1 << 20, {}, [](Rank& rank, ThreadJob&) {
     Communicator& world = rank.fabric->world();
     auto* data = reinterpret_cast<float*>(rank.arena);
     std::vector<float> outside(100000);

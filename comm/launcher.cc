@@ -267,6 +267,7 @@ class LocalLauncher final : public Launcher {
         absl::StrCat("GANTRY_KEY_FD=", key_reader.get()),
         absl::StrCat("GANTRY_LAUNCHER_FD=", rank_end.get()),
     };
+    if (!options_.node_of.empty()) variables.push_back(absl::StrCat("GANTRY_NODE=", options_.node_of[number]));
     variables.insert(variables.end(), options_.environment.begin(), options_.environment.end());
     const auto name_of = [](std::string_view variable) { return variable.substr(0, variable.find('=')); };
     std::vector<char*> environment;

@@ -19,6 +19,9 @@ struct LaunchOptions {
   std::vector<std::string> program;      // argv; found through PATH
   int ranks = 1;
   std::vector<std::string> environment;  // NAME=VALUE, beyond the caller's own
+  // By rank, the machine that it takes itself to be on (GANTRY_NODE); empty: all are on this one. Ranks of different ones share no memory
+  // and talk over the loopback interface, to try a job of several nodes.
+  std::vector<int> node_of;
   std::vector<int> inherited;            // descriptors that every rank gets, under the same numbers
   // Each whole line that a rank prints, without its end; a line above 64 KiB comes in pieces. On the thread that is in Wait.
   std::function<void(int rank, bool is_error, std::string_view line)> on_line;

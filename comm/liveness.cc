@@ -101,6 +101,10 @@ class Monitor final : public Liveness {
   }
 
   bool lost(int rank) const override { return ranks_[rank]->gone.load(std::memory_order_acquire); }
+  bool has_left(int rank) const override {
+    std::unique_lock lock(mutex_);
+    return ranks_[rank]->left;
+  }
 
   absl::Status status(std::string_view pending) const override {
     int first = -1;

@@ -37,6 +37,8 @@ class Liveness {
   const std::atomic<uint32_t>& losses() const { return losses_; }
   // Nothing more comes from this rank: it is lost, or it has left. Cheap. Of the own rank: the others have given it up.
   virtual bool lost(int rank) const = 0;
+  // Of a rank for which lost() holds: it has left in order, having done its part in all that it took part in.
+  virtual bool has_left(int rank) const = 0;
   // OK, or kUnavailable: "rank 3 (host b, pid 71) is lost: killed by signal 9", the first loss first. Ranks that left are no loss.
   // `pending` says what waited: "all_reduce of 'discriminator.3.weight gradient'".
   virtual absl::Status status(std::string_view pending = {}) const = 0;

@@ -409,7 +409,8 @@ std::vector<int> NodesCommunicator::Missing() const {
       missing.push_back(layout_.nodes[static_cast<size_t>(node_index_)][static_cast<size_t>(rank)]);
   }
   const auto add = [&](const tcp::Parcel& parcel) {
-    if (parcel.state.load(std::memory_order_seq_cst) != tcp::Parcel::kPosted) return;
+    const uint32_t state = parcel.state.load(std::memory_order_seq_cst);
+    if (state != tcp::Parcel::kPosted && state != tcp::Parcel::kFailed) return;
     missing.push_back(static_cast<int>(std::find(ranks_.begin(), ranks_.end(), parcel.peer) - ranks_.begin()));
   };
   for (const Slot& slot : slots_) {
@@ -426,6 +427,11 @@ std::vector<int> NodesCommunicator::Missing() const {
 std::string NodesCommunicator::DescribeWait(const shm::QueuedOperation& operation) {
   return absl::StrFormat("group \"%s\", operation %d: %s waits for rank %s of the group", name_, operation.sequence,
                          operation.call.Describe(), absl::StrJoin(Missing(), ", "));
+}
+
+bool NodesCommunicator::Awaits(const shm::QueuedOperation&, int rank) const {
+  const std::vector<int> missing = Missing();
+  return std::binary_search(missing.begin(), missing.end(), rank);
 }
 
 void NodesCommunicator::LetGo() {

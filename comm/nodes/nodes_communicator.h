@@ -109,6 +109,7 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   Result StepFirst(shm::QueuedOperation& operation, bool looks_closely) override;
   bool SharesCore() override;
   std::string DescribeWait(const shm::QueuedOperation& operation) override;
+  bool Awaits(const shm::QueuedOperation& operation, int rank) const override;
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
   void LetGo() override;

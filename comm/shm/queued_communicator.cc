@@ -135,12 +135,19 @@ Mover::Result QueuedCommunicator::Step(bool rested) {
 bool QueuedCommunicator::FailIfLost(QueuedOperation& operation) {
   const uint32_t losses = node_.liveness().losses().load(std::memory_order_seq_cst);
   if (losses == losses_seen_) return false;
-  for (const int rank : ranks_) {
-    if (!node_.liveness().lost(rank)) continue;
-    FailAll(node_.liveness().StatusOf(rank, DescribeWait(operation)));
+  bool none_left = true;
+  for (int rank = 0; rank < size(); ++rank) {
+    const int of_job = ranks_[static_cast<size_t>(rank)];
+    if (!node_.liveness().lost(of_job)) continue;
+    // One that has left in order may have done all that this operation needs of it.
+    if (node_.liveness().has_left(of_job) && !Awaits(operation, rank)) {
+      none_left = false;
+      continue;
+    }
+    FailAll(node_.liveness().StatusOf(of_job, DescribeWait(operation)));
     return true;
   }
-  losses_seen_ = losses;
+  if (none_left) losses_seen_ = losses;
   return false;
 }
 

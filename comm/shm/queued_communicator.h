@@ -73,6 +73,8 @@ class QueuedCommunicator : public Communicator, protected Mover {
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name,
                                                              uint64_t id, absl::Duration timeout) = 0;
   virtual void LetGo() {}
+  // Whether the first operation cannot end without more from `rank` of the group.
+  virtual bool Awaits(const QueuedOperation& operation, int rank) const = 0;
   // "group "world", operation 3: all_reduce ... waits for rank 2 of the group"
   virtual std::string DescribeWait(const QueuedOperation& operation) = 0;
 

@@ -71,6 +71,9 @@ class ShmCommunicator final : public QueuedCommunicator {
   Result StepFirst(QueuedOperation& operation, bool looks_closely) override;
   bool SharesCore() override;
   std::string DescribeWait(const QueuedOperation& operation) override;
+  bool Awaits(const QueuedOperation& operation, int rank) const override {
+    return (Missing(static_cast<const Operation&>(operation)) >> rank & 1) != 0;
+  }
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
 

@@ -1,8 +1,10 @@
 #include "comm/tcp/mailbox.h"
 
+#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -96,6 +98,7 @@ Mailbox::Mailbox(Links& links, Liveness& liveness, const Pool& pool, Doorbell& b
     : links_(links), liveness_(liveness), pool_(pool), bell_(bell), peers_(static_cast<size_t>(links.size())) {}
 
 Mailbox::~Mailbox() {
+  if (reactor_ != nullptr) Drain();
   if (on_loss_ >= 0) liveness_.Forget(on_loss_);
   if (reactor_ != nullptr) reactor_->Stop();
 }
@@ -106,6 +109,23 @@ absl::StatusOr<std::unique_ptr<Mailbox>> Mailbox::Open(Links& links, Liveness& l
   GANTRY_RETURN_IF_ERROR(Annotate(mailbox->Connect(timeout), "connecting with the ranks of other nodes"));
   GANTRY_RETURN_IF_ERROR(mailbox->Watch());
   return mailbox;
+}
+
+// What was sent is at the other machines before the connections end: the kernel throws away what it still holds of a
+// connection that is closed with bytes unread.
+void Mailbox::Drain() {
+  const absl::Time deadline = absl::Now() + absl::Seconds(5);
+  for (const std::unique_ptr<Peer>& peer : peers_) {
+    for (bool sent = peer == nullptr; !sent && absl::Now() < deadline;) {
+      {
+        const std::lock_guard lock(peer->mutex);
+        int unacknowledged = 0;
+        ioctl(peer->socket.get(), SIOCOUTQ, &unacknowledged);
+        sent = !peer->ended.ok() || (unacknowledged == 0 && peer->words.size() == peer->words_sent && peer->streams.empty());
+      }
+      if (!sent) std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+  }
 }
 
 // The lower rank of a pair listens and says where, the higher connects.

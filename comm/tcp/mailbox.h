@@ -129,6 +129,7 @@ class Mailbox {
   Mailbox(Links& links, Liveness& liveness, const Pool& pool, Doorbell& bell);
   absl::Status Connect(absl::Duration timeout);
   absl::Status Watch();
+  void Drain();
 
   void OnEvents(Peer& peer, uint32_t events);
   void Read(Peer& peer);

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <thread>
 
+#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "tests/support/collective_check.h"
 #include "tests/support/run_ranks.h"
@@ -44,10 +45,18 @@ Rank Open(Links& links, Liveness& liveness, const FabricOptions& options = {}) {
   return *std::move(rank);
 }
 
-class CommunicatorProcessTest : public testing::TestWithParam<int> {};
+// The node of each rank.
+class CommunicatorProcessTest : public testing::TestWithParam<std::vector<int>> {
+ protected:
+  static int size() { return static_cast<int>(GetParam().size()); }
+  static void Run(const std::function<void(Links&, Liveness&)>& body, RunRanksOptions options = {}) {
+    options.node_of = GetParam();
+    RunRanks(size(), body, options);
+  }
+};
 
 TEST_P(CommunicatorProcessTest, RandomOperations) {
-  RunRanks(GetParam(), [](Links& links, Liveness& liveness) {
+  Run([](Links& links, Liveness& liveness) {
     Rank rank = Open(links, liveness, {.cross_memory = links.size() != 3});
     CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(rank.arena_bytes)});
     std::mt19937_64 shared(links.size());
@@ -61,8 +70,7 @@ TEST_P(CommunicatorProcessTest, RandomOperations) {
 TEST_P(CommunicatorProcessTest, ThreeCommunicatorsUnderRandomDelays) {
   RunRanksOptions options;
   options.timeout = absl::Seconds(120 + 2 * Seconds(2));
-  RunRanks(
-      GetParam(),
+  Run(
       [](Links& links, Liveness& liveness) {
         Rank rank = Open(links, liveness, {.cross_memory = links.size() % 2 == 0});
         Communicator& world = rank.fabric->world();
@@ -110,31 +118,27 @@ TEST_P(CommunicatorProcessTest, ThreeCommunicatorsUnderRandomDelays) {
 
 // One rank ends at a random moment of random operations. The others learn who it was, regroup, and go on.
 TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
-  if (GetParam() < 2) return;
   const int rounds = std::max(3, static_cast<int>(Seconds(3)));
   for (int round = 0; round < rounds; ++round) {
-    std::mt19937_64 plan(round * 100 + GetParam());
-    const int victim = static_cast<int>(plan() % GetParam());
-    const int64_t after_microseconds = static_cast<int64_t>(plan() % 30000);
+    std::mt19937_64 plan(round * 100 + size());
+    const int victim = static_cast<int>(plan() % static_cast<uint64_t>(size()));
+    const int64_t after_microseconds = 20000 + static_cast<int64_t>(plan() % 30000);  // the others have come to know by then
     const bool asleep = round % 3 == 1;  // the others wait for it, long enough to sleep
-    RunRanks(GetParam(), [&](Links& links, Liveness& liveness) {
+    Run([&](Links& links, Liveness& liveness) {
       Rank rank = Open(links, liveness);
       Communicator& world = rank.fabric->world();
-      // The last bytes of each arena tell when its rank died.
-      const int64_t clock_place = rank.arena_bytes - 64;
-      std::memset(rank.arena + clock_place, 0, 64);
-      ASSERT_TRUE(world.Barrier().ok());
+      // The victim says beforehand when it will end.
+      int64_t died = NowNanoseconds() + 1000 * (after_microseconds + (asleep ? 150000 : 0));
+      ASSERT_TRUE(world.Broadcast(&died, sizeof(died), victim).Wait().ok());
       if (links.rank() == victim) {
-        std::thread([&] {
-          std::this_thread::sleep_for(std::chrono::microseconds(after_microseconds + (asleep ? 150000 : 0)));
-          const int64_t now = NowNanoseconds();
-          std::memcpy(rank.arena + clock_place, &now, sizeof(now));
+        std::thread([died] {
+          std::this_thread::sleep_for(std::chrono::nanoseconds(died - NowNanoseconds()));
           Die();
         }).detach();
         if (asleep) std::this_thread::sleep_for(std::chrono::seconds(30));
       }
       std::mt19937_64 shared(round);
-      CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(clock_place)});
+      CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(rank.arena_bytes)});
       absl::Status status;
       while (status.ok()) status = check.Random(world, shared, 200000);
       const int64_t noticed = NowNanoseconds();
@@ -150,8 +154,6 @@ TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
         const absl::Status done = check.Random(**rest, again, 100000);
         ASSERT_TRUE(done.ok()) << "after the loss, operation " << operation << ": " << Message(done);
       }
-      int64_t died = 0;
-      std::memcpy(&died, rank.fabric->pool().data(victim, 0) + clock_place, sizeof(died));
       // Loose: the machine may be busy. What is measured is printed.
       EXPECT_LT(noticed - died, 1'000'000'000);
       EXPECT_LT(regrouped - noticed, 1'000'000'000);
@@ -210,43 +212,71 @@ TEST(TransportProcessTest, ReadOnlyMemoryCannotBeWritten) {
   });
 }
 
-TEST(TransportProcessTest, PutsSignalsAndAtomics) {
-  RunRanks(3, [](Links& links, Liveness& liveness) {
+class TransportNodesTest : public testing::TestWithParam<std::vector<int>> {};
+
+TEST_P(TransportNodesTest, PutsGetsSignalsAndAtomics) {
+  const auto body = [](Links& links, Liveness& liveness) {
     Rank rank = Open(links, liveness);
     const int next = (rank.rank + 1) % 3, before = (rank.rank + 2) % 3;
-    Transport& transport = rank.fabric->transport(next);
+    const auto to = [&](int peer) -> Transport& { return rank.fabric->transport(peer); };
     std::memset(rank.arena, 0, 4096);
     ASSERT_TRUE(rank.fabric->world().Barrier().ok());
     std::vector<uint64_t> block(1000);
     for (uint64_t round = 1; round <= 500; ++round) {
       std::fill(block.begin(), block.end(), round * 10 + rank.rank);
-      EXPECT_TRUE(transport.Put({next, 0, 4096}, std::as_bytes(std::span(block))).Wait().ok());
-      EXPECT_TRUE(transport.Signal({next, 0, 64}, 1).Wait().ok());
-      const absl::Status came = transport.WaitSignal(before, 0, 64, round, absl::Seconds(20));
+      EXPECT_TRUE(to(next).Put({next, 0, 4096}, std::as_bytes(std::span(block))).Wait().ok());
+      EXPECT_TRUE(to(next).Signal({next, 0, 64}, 1).Wait().ok());
+      const absl::Status came = to(before).WaitSignal(before, 0, 64, round, absl::Seconds(20));
       ASSERT_TRUE(came.ok()) << Message(came);
       const auto* got = reinterpret_cast<const uint64_t*>(rank.arena + 4096);
       EXPECT_TRUE(std::all_of(got, got + 1000, [&](uint64_t value) { return value == round * 10 + before; }));
-      EXPECT_TRUE(transport.Signal({before, 0, 128}, 1).Wait().ok());  // it may put again
-      ASSERT_TRUE(transport.WaitSignal(next, 0, 128, round, absl::Seconds(20)).ok());
-      EXPECT_TRUE(transport.FetchAdd({0, 0, 192}, 3).ok());
+      EXPECT_TRUE(to(before).Signal({before, 0, 128}, 1).Wait().ok());  // it may put again
+      ASSERT_TRUE(to(next).WaitSignal(next, 0, 128, round, absl::Seconds(20)).ok());
+      EXPECT_TRUE(to(0).FetchAdd({0, 0, 192}, 3).ok());
     }
     ASSERT_TRUE(rank.fabric->world().Barrier().ok());
-    EXPECT_EQ(*transport.FetchAdd({0, 0, 192}, 0), 3u * 3 * 500);
-    const absl::StatusOr<uint64_t> before_swap = transport.CompareSwap({rank.rank, 0, 256}, 0, 7);
+    EXPECT_EQ(*to(0).FetchAdd({0, 0, 192}, 0), 3u * 3 * 500);
+    const absl::StatusOr<uint64_t> before_swap = to(rank.rank).CompareSwap({rank.rank, 0, 256}, 0, 7);
     EXPECT_EQ(*before_swap, 0u);
-    EXPECT_EQ(*transport.CompareSwap({rank.rank, 0, 256}, 0, 8), 7u);
-    EXPECT_EQ(transport.Put({next, 0, kArenaBytes - 8}, std::as_bytes(std::span(block))).Wait().code(),
+    EXPECT_EQ(*to(rank.rank).CompareSwap({rank.rank, 0, 256}, 0, 8), 7u);
+    EXPECT_EQ(to(next).Put({next, 0, kArenaBytes - 8}, std::as_bytes(std::span(block))).Wait().code(),
               absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(transport.Put({next, 1, 0}, std::as_bytes(std::span(block))).Wait().code(),
+    EXPECT_EQ(to(next).Put({next, 1, 0}, std::as_bytes(std::span(block))).Wait().code(),
               absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(transport.FetchAdd({next, 0, 3}, 1).status().code(), absl::StatusCode::kInvalidArgument);
-    EXPECT_EQ(transport.WaitSignal(before, 0, 320, 1, absl::Milliseconds(5)).code(),
+    EXPECT_EQ(to(next).FetchAdd({next, 0, 3}, 1).status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(to(before).WaitSignal(before, 0, 320, 1, absl::Milliseconds(5)).code(),
               absl::StatusCode::kDeadlineExceeded);
+    // Larger than a piece, both ways at once, and words of another rank.
+    std::vector<uint64_t> large(50000), got(50000);
+    std::fill(large.begin(), large.end(), 7 + rank.rank);
+    Pending put = to(next).Put({next, 0, 1 << 20}, std::as_bytes(std::span(large)));
+    EXPECT_TRUE(put.Wait().ok());
+    EXPECT_TRUE(to(next).Signal({next, 0, 384}, 1).Wait().ok());
+    ASSERT_TRUE(to(before).WaitSignal(before, 0, 384, 1, absl::Seconds(20)).ok());
     ASSERT_TRUE(rank.fabric->world().Barrier().ok());
-  });
+    const absl::Status read = to(next).Get(std::as_writable_bytes(std::span(got)), {next, 0, 1 << 20}).Wait();
+    ASSERT_TRUE(read.ok()) << Message(read);
+    EXPECT_EQ(got, large);
+    EXPECT_EQ(*to(next).CompareSwap({next, 0, 256}, 7, 9), 7u);
+    ASSERT_TRUE(rank.fabric->world().Barrier().ok());
+    EXPECT_EQ(*to(next).FetchAdd({next, 0, 256}, 0), 9u);
+    ASSERT_TRUE(rank.fabric->world().Barrier().ok());
+  };
+  RunRanksOptions options;
+  options.node_of = GetParam();
+  RunRanks(3, body, options);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorProcessTest, testing::Values(2, 3, 4, 8));
+
+using Nodes = std::vector<int>;
+INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorProcessTest, testing::Values(Nodes(2), Nodes(3), Nodes(4), Nodes(8)),
+                         [](const auto& info) { return absl::StrCat(info.param.size()); });
+INSTANTIATE_TEST_SUITE_P(Nodes, CommunicatorProcessTest,
+                         testing::Values(Nodes{0, 1}, Nodes{0, 0, 1}, Nodes{0, 0, 1, 1}, Nodes{0, 1, 2, 0}),
+                         [](const auto& info) { return absl::StrCat("On", absl::StrJoin(info.param, "")); });
+
+INSTANTIATE_TEST_SUITE_P(Nodes, TransportNodesTest, testing::Values(Nodes{0, 0, 0}, Nodes{0, 0, 1}, Nodes{0, 1, 2}),
+                         [](const auto& info) { return absl::StrCat("On", absl::StrJoin(info.param, "")); });
 
 }  // namespace
 }  // namespace gantry

@@ -52,6 +52,7 @@ void RunInRanks(int size, const std::function<void(Job)>& body, const RunRanksOp
                     "--gtest_color=no", "--gtest_also_run_disabled_tests"};
   launch.ranks = size;
   launch.environment = options.environment;
+  launch.node_of = options.node_of;
   launch.environment.push_back("GANTRY_TEST_CALL=" + call);
   launch.environment.push_back("GTEST_OUTPUT=");
   launch.timeout = options.timeout;

@@ -28,6 +28,7 @@ struct RunRanksOptions {
   absl::Duration connect_timeout = kTestPatience * absl::Seconds(20);
   LivenessOptions liveness;
   std::vector<std::string> environment;             // NAME=VALUE, for the ranks
+  std::vector<int> node_of;                         // as LaunchOptions has it
   // In the test's own process, on a thread of its own, once all ranks are started: to kill and stop them. Ranks it signals may die.
   std::function<void(Launcher& launcher)> meanwhile;
   std::vector<int> may_die;                         // ranks that `meanwhile` kills

@@ -61,6 +61,7 @@ class ThreadLiveness final : public Liveness {
     const std::lock_guard lock(mutex_);
     return lost_.contains(rank);
   }
+  bool has_left(int) const override { return false; }
   absl::Status status(std::string_view pending) const override {
     const std::lock_guard lock(mutex_);
     if (lost_.empty()) return absl::OkStatus();

@@ -205,6 +205,8 @@ void AddLaunch(CLI::App& app, Chosen& chosen, const std::vector<std::string>& af
   CLI::App* command = app.add_subcommand("run", "Start the ranks of a job on this machine: gantry run -n 4 -- PROGRAM ARGUMENTS...");
   command->prefix_command();  // what follows the options is the program's
   command->add_option("-n,--ranks", options.ranks, "How many ranks; default 1")->check(CLI::Range(1, 512));
+  command->add_option("--nodes", options.nodes, "Let the ranks take themselves to be on so many machines: they share no memory then, and talk over loopback")
+      ->check(CLI::Range(1, 512));
   command->add_flag("!--no-bind", options.bind, "Let every rank use every core");
   command->add_flag("!--no-prefix", options.prefix, "Relay lines without \"[RANK] \" before them");
   command->add_option("--grace", options.grace_seconds, "Seconds that the others may go on after a rank failed; default 5")->check(CLI::Range(0.0, 1e6));

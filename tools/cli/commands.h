@@ -50,6 +50,7 @@ int RunLayoutCheck(const LayoutOptions& options);
 struct LaunchCommand {
   std::vector<std::string> program;  // with its arguments
   int ranks = 1;
+  int nodes = 1;  // that the ranks take themselves to be on, evenly
   bool bind = true, prefix = true;
   double grace_seconds = 5, timeout_seconds = 0, hang_seconds = 60;
   std::string recorder_file;

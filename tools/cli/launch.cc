@@ -98,6 +98,8 @@ Next AfterEnd(const LaunchCommand& command, const LaunchResult& result, int rest
 }  // namespace
 
 int RunLaunch(const LaunchCommand& command) {
+  if (command.nodes > command.ranks)
+    throw Failure(kExitUsage, Format("--nodes %d: there are no more than %d ranks", command.nodes, command.ranks));
   std::setvbuf(stdout, nullptr, _IOLBF, 1 << 16);  // whole lines, as they come
   const Descriptor signals = TakeSignals();
   std::vector<Descriptor> keeping;
@@ -117,6 +119,8 @@ int RunLaunch(const LaunchCommand& command) {
     options.program = command.program;
     options.ranks = command.ranks;
     options.environment = environment;
+    for (int rank = 0; command.nodes > 1 && rank < command.ranks; ++rank)
+      options.node_of.push_back(rank * command.nodes / command.ranks);
     for (const Descriptor& piece : keeping) options.inherited.push_back(piece.get());
     options.bind = command.bind;
     options.grace = absl::Seconds(command.grace_seconds);

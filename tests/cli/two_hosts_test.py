@@ -1,0 +1,121 @@
+"""Ranks on two hosts for real: network namespaces joined by a shaped link. Skipped, visibly, where they may not be made."""
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+from gantry_test_case import GANTRY, REFERENCE, GantryTestCase
+
+HOSTS = [f"gantry-{os.getpid()}-{name}" for name in "ab"]
+ADDRESSES = ["10.199.77.1", "10.199.77.2"]
+LINKS = [f"gt{os.getpid()}{name}" for name in "ab"]
+
+
+def ip(*arguments):
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise OSError(f"{' '.join(arguments)}: {done.stderr.strip()}")
+
+
+def make_hosts():
+    for host in HOSTS:
+        ip("ip", "netns", "add", host)
+    ip("ip", "link", "add", LINKS[0], "netns", HOSTS[0], "type", "veth", "peer", "name", LINKS[1], "netns", HOSTS[1])
+    for host, link, address in zip(HOSTS, LINKS, ADDRESSES):
+        ip("ip", "-n", host, "addr", "add", address + "/24", "dev", link)
+        ip("ip", "-n", host, "link", "set", "lo", "up")
+        ip("ip", "-n", host, "link", "set", link, "up")
+        ip("tc", "-n", host, "qdisc", "add", "dev", link, "root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "20ms")
+
+
+def remove_hosts():
+    for host in HOSTS:
+        subprocess.run(["ip", "netns", "del", host], capture_output=True)
+
+
+class TwoHosts(GantryTestCase):
+    def setUp(self):
+        super().setUp()
+        self.processes = []
+        self.addCleanup(self.end_all)
+
+    def end_all(self):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+    def start(self, ranks_of_host, *arguments):
+        """A process a rank: so many on the first host, so many on the second."""
+        key = self.write("key", os.urandom(32).hex())
+        os.chmod(key, 0o600)
+        ranks = sum(ranks_of_host)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("GANTRY_")}
+        for rank in range(ranks):
+            host = 0 if rank < ranks_of_host[0] else 1
+            environment = dict(clean, GANTRY_RANK=str(rank), GANTRY_SIZE=str(ranks), GANTRY_KEY_FILE=key,
+                               GANTRY_RUN_DIR=self.path(f"run{host}"), GANTRY_RENDEZVOUS=f"tcp:{ADDRESSES[0]}:4711")
+            self.processes.append(subprocess.Popen(["ip", "netns", "exec", HOSTS[host], GANTRY, *map(str, arguments)], cwd=self.folder,
+                                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+        return self.processes
+
+    def train(self):
+        """Two ranks in the middle of a training that would go on for long."""
+        self.start((1, 1), "train", self.write_run(steps=1000000), "--parallel", "batch")
+        while "measured peak" not in self.processes[0].stdout.readline():
+            self.assertIsNone(self.processes[0].poll(), "it ended early")
+        time.sleep(0.5)
+
+    def assert_ends_naming(self, process, words, seconds):
+        _, errors = process.communicate(timeout=60)
+        self.assertLess(time.monotonic() - self.since, seconds, errors)
+        self.assertEqual(process.returncode, 69, errors)
+        self.assertRegex(errors, words)
+
+    def test_a_reference_case_comes_out_as_on_one_host(self):
+        for ranks_of_host, parallel in (((1, 1), "batch"), ((2, 1), "batch+shard"), ((1, 1), "space")):
+            with self.subTest(parallel):
+                self.processes = []
+                self.start(ranks_of_host, "check", os.path.join(REFERENCE, "r1"), "--kernels", "reference", "--dtype", "f64", "--json",
+                           "--parallel", parallel)
+                outputs = [process.communicate(timeout=120) for process in self.processes]
+                for process, (_, errors) in zip(self.processes, outputs):
+                    self.assertEqual(process.returncode, 0, errors)
+                here = self.run_gantry("check", os.path.join(REFERENCE, "r1"), "--kernels", "reference", "--dtype", "f64", "--json",
+                                       "--ranks", sum(ranks_of_host), "--parallel", parallel)
+                hashes = [re.search(r'"weights_sha256": ?"(\w+)"', text)[1] for text in (outputs[0][0], here.stdout)]
+                self.assertEqual(hashes[0], hashes[1])
+
+    def test_a_cut_link_ends_both_sides(self):
+        self.train()
+        self.since = time.monotonic()
+        ip("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "down")
+        try:
+            for rank in (0, 1):
+                self.assert_ends_naming(self.processes[rank], rf"rank {1 - rank} \(.*no sign of life", 20)
+        finally:
+            ip("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "up")
+        print(f"a cut link ends both sides after {time.monotonic() - self.since:.2f} s")
+
+    def test_a_killed_rank_is_named_on_the_other_host(self):
+        self.train()
+        self.since = time.monotonic()
+        self.processes[1].send_signal(signal.SIGKILL)
+        self.assert_ends_naming(self.processes[0], r"rank 1 \(.*is lost", 20)
+        print(f"a rank killed on the other host ends this one after {time.monotonic() - self.since:.3f} s")
+
+
+if __name__ == "__main__":
+    try:
+        make_hosts()
+    except OSError as error:
+        remove_hosts()
+        print(f"SKIPPED: two hosts are network namespaces, which cannot be made here: {error}")
+        sys.exit(77)
+    try:
+        result = unittest.main(exit=False).result
+    finally:
+        remove_hosts()
+    sys.exit(not result.wasSuccessful())

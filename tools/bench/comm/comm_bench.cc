@@ -1,6 +1,8 @@
 // How fast ranks of this machine talk to each other: collectives, put and get, the start of a job, and how soon a loss
 // is known.
-//   comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]
+//   comm_bench [--ranks 2] [--nodes 1] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]
+// --nodes: the ranks take themselves to be on so many machines. --only link: what links are measured by, all-reduce and
+// compute at the same time, and an urgent exchange beside a long one (link.py runs that on shaped links).
 // Every size is checked before it is timed. `us` is the median over rounds, `best_us` the fastest round. In a round
 // each rank writes its buffer anew before every call ("dirty"), and the time that the writing takes by itself is
 // subtracted. `floor_us` is the same sum over the same memory without any waiting for each other.
@@ -32,6 +34,7 @@ namespace {
 
 struct Options {
   int ranks = 2;
+  int nodes = 1;
   int rounds = 5;
   bool json = false;
   std::string only;
@@ -141,7 +144,7 @@ class Bench {
       call();
       check(data, count, sum, name);
       double floor = 0;
-      if (data == pool) floor = Time([&] { fill(data, 1); }, [&] { SumSlice(count); }, bytes).median;
+      if (data == pool && SeesAll()) floor = Time([&] { fill(data, 1); }, [&] { SumSlice(count); }, bytes).median;
       Print(name, bytes, Time([&] { fill(data, 1); }, call, bytes), floor);
     }
     if (Wants("reduce_scatter") && part > 0) {
@@ -205,6 +208,13 @@ class Bench {
     if (bytes == 8 && Wants("barrier")) Print("barrier", 0, Time([] {}, [&] { MustBeOk(world_.Barrier()); }, 0), 0);
   }
 
+  bool SeesAll() const {
+    for (int rank = 0; rank < world_.size(); ++rank) {
+      if (fabric_.pool().data(rank, 0) == nullptr) return false;
+    }
+    return true;
+  }
+
   // What an all-reduce must do at least: this rank's slice of everybody's memory, without waiting.
   void SumSlice(int64_t count) {
     const int n = world_.size(), self = world_.rank();
@@ -236,7 +246,9 @@ class Bench {
           };
           std::memset(arena_, 5, size);
           call();
-          if (std::memcmp(arena_, fabric_.pool().data(1, 0) + there.offset, size) != 0) Fail("put and get differ");
+          std::vector<std::byte> back(size);
+          MustBeOk(transport.Get(back, there).Wait());
+          if (std::memcmp(arena_, back.data(), size) != 0) Fail("put and get differ");
           const int repetitions = static_cast<int>(std::clamp<int64_t>((int64_t{64} << 20) / bytes, 3, 20000));
           std::vector<double> samples;
           for (int round = 0; round < options_.rounds + 1; ++round) {
@@ -249,6 +261,106 @@ class Bench {
         MustBeOk(world_.Barrier());
       }
     }
+  }
+
+  // Arithmetic on a few registers, so that it meets the exchange at the core alone.
+  static double Compute(int64_t rounds) {
+    double x = 1.0;
+    for (int64_t i = 0; i < rounds; ++i) x = x * 1.0000001 + 1e-9;
+    return x;
+  }
+
+ public:
+  // hidden: how much of the all-reduce goes on behind compute that takes as long as it does by itself (as OSU's and
+  // IMB's benchmarks of non-blocking collectives have it); slower: how much longer that compute takes meanwhile.
+  void Link() {
+    auto* data = reinterpret_cast<float*>(arena_);
+    const float sum = static_cast<float>(world_.size() * (world_.size() + 1) / 2);
+    volatile double sink = 0;
+    const auto seconds = [](const std::function<void()>& call) {
+      const Clock::time_point begin = Clock::now();
+      call();
+      return Microseconds(begin) * 1e-6;
+    };
+    const auto median = [](std::vector<double> samples) { return Summarize(std::move(samples)).median; };
+    const auto start = [&](int64_t count) {
+      MustBeOk(world_.Barrier());
+      std::fill_n(data, count, static_cast<float>(world_.rank() + 1));
+      MustBeOk(world_.Barrier());
+    };
+    const double per_round = seconds([&] { sink = Compute(20'000'000); }) / 20e6;
+    for (const int64_t bytes : {int64_t{256} << 10, int64_t{2} << 20, int64_t{16} << 20}) {
+      const int64_t count = bytes / 4;
+      const CollectiveOptions behind{.in_background = true, .waits_asleep = true};
+      std::vector<double> alone, computing, both, beside;
+      double exchange = 0;
+      for (int round = 0; round < options_.rounds + 1; ++round) {
+        start(count);
+        const double time =
+            seconds([&] { MustBeOk(world_.AllReduce(data, count, ElementType::kF32, ReduceOp::kSum).Wait()); });
+        for (int64_t i = 0; i < count; ++i) {
+          if (data[i] != sum) Fail("the sum over the link is wrong");
+        }
+        if (round > 0) alone.push_back(time);
+      }
+      exchange = median(alone);
+      MustBeOk(world_.AllReduce(&exchange, 1, ElementType::kF64, ReduceOp::kMax).Wait());
+      const auto rounds = static_cast<int64_t>(exchange / per_round);
+      for (int round = 0; round < options_.rounds + 1; ++round) {
+        start(count);
+        const double by_itself = seconds([&] { sink = Compute(rounds); });
+        start(count);
+        double meanwhile = 0;
+        const double time = seconds([&] {
+          Pending pending = world_.AllReduce(data, count, ElementType::kF32, ReduceOp::kSum, behind);
+          meanwhile = seconds([&] { sink = Compute(rounds); });
+          MustBeOk(pending.Wait());
+        });
+        if (data[count - 1] != sum) Fail("the sum behind compute is wrong");
+        if (round == 0) continue;
+        computing.push_back(by_itself);
+        both.push_back(time);
+        beside.push_back(meanwhile);
+      }
+      if (world_.rank() != 0) continue;
+      const double hidden = 1 - (median(both) - median(computing)) / exchange;
+      const double slower = median(beside) / median(computing) - 1;
+      std::printf(options_.json ? "{\"name\": \"link_all_reduce\", \"ranks\": %d, \"bytes\": %lld, \"us\": %.5g, "
+                                  "\"hidden\": %.3f, \"slower\": %.3f}\n"
+                                : "link_all_reduce: %d ranks, %lld bytes, %.0f us, %.3f hidden, compute %.3f slower\n",
+                  world_.size(), static_cast<long long>(bytes), 1e6 * exchange, hidden, slower);
+      std::fflush(stdout);
+    }
+    Urgent();
+  }
+
+ private:
+  // 64 KiB of priority while 64 MiB are under way.
+  void Urgent() {
+    absl::StatusOr<std::unique_ptr<Communicator>> bulk = world_.Split(0, world_.rank(), "bulk");
+    absl::StatusOr<std::unique_ptr<Communicator>> urgent = world_.Split(0, world_.rank(), "urgent");
+    MustBeOk(bulk.status());
+    MustBeOk(urgent.status());
+    constexpr int64_t kBulk = (int64_t{64} << 20) / 4, kUrgent = (int64_t{64} << 10) / 4;
+    auto* small = reinterpret_cast<float*>(arena_);
+    auto* large = reinterpret_cast<float*>(arena_ + (int64_t{1} << 20));
+    std::fill_n(large, kBulk, 1.0f);
+    MustBeOk(world_.Barrier());
+    Pending pending = (*bulk)->AllReduce(large, kBulk, ElementType::kF32, ReduceOp::kSum, {.in_background = true});
+    std::vector<double> samples;
+    for (int i = 0; i < 20; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      if (pending.done()) break;
+      std::fill_n(small, kUrgent, 1.0f);
+      const Clock::time_point begin = Clock::now();
+      MustBeOk((*urgent)->AllReduce(small, kUrgent, ElementType::kF32, ReduceOp::kSum, {.priority = 1}).Wait());
+      samples.push_back(Microseconds(begin));
+    }
+    MustBeOk(pending.Wait());
+    for (int64_t i = 0; i < kBulk; ++i) {
+      if (large[i] != static_cast<float>(world_.size())) Fail("the long sum beside urgent ones is wrong");
+    }
+    if (!samples.empty()) Print("urgent_beside_64MiB", 4 * kUrgent, Summarize(samples), 0);
   }
 
   const Options options_;
@@ -304,7 +416,7 @@ int RunRank(const Options& options, Job job) {
   MustBeOk(recorder.status());
   MustBeOk((*recorder)->Share(**links));
   const bool is_short = options.only == "start" || options.only == "loss";
-  const int64_t arena_bytes = is_short ? 1 << 20 : 4 * std::max<int64_t>(options.largest, 1 << 20);
+  const int64_t arena_bytes = options.only == "link" ? int64_t{80} << 20 : is_short ? 1 << 20 : 4 * std::max<int64_t>(options.largest, 1 << 20);
   const std::unique_ptr<Device> device = MakeCpuDevice({});
   absl::StatusOr<std::unique_ptr<Slab>> slab = device->Reserve(arena_bytes);
   MustBeOk(slab.status());
@@ -320,6 +432,8 @@ int RunRank(const Options& options, Job job) {
     std::fill_n(data, 1000, 1.0f);
     MustBeOk((*fabric)->world().AllReduce(data, 1000, ElementType::kF32, ReduceOp::kSum).Wait());
     if (data[999] != static_cast<float>((*links)->size())) Fail("the first sum is wrong");
+  } else if (options.only == "link") {
+    Bench(options, **fabric, (*slab)->data(), arena_bytes).Link();
   } else {
     Bench(options, **fabric, (*slab)->data(), arena_bytes).Run();
   }
@@ -339,6 +453,8 @@ std::vector<std::string> Launch(const Options& options, std::string_view only,
   if (options.json) launch.program.push_back("--json");
   if (!only.empty()) launch.program.insert(launch.program.end(), {"--only", std::string(only)});
   launch.ranks = options.ranks;
+  for (int rank = 0; options.nodes > 1 && rank < options.ranks; ++rank)
+    launch.node_of.push_back(rank * options.nodes / options.ranks);
   launch.environment = environment;
   launch.environment.push_back("GANTRY_BENCH_RANK=1");
   launch.timeout = absl::Minutes(20);
@@ -421,6 +537,8 @@ int Main(int argc, char** argv) {
       options.json = true;
     else if (flag == "--ranks")
       options.ranks = std::atoi(value());
+    else if (flag == "--nodes")
+      options.nodes = std::atoi(value());
     else if (flag == "--rounds")
       options.rounds = std::max(1, std::atoi(value()));
     else if (flag == "--only")
@@ -430,7 +548,8 @@ int Main(int argc, char** argv) {
     else if (flag == "--largest")
       options.largest = std::atoll(value());
     else
-      Fail("usage: comm_bench [--ranks 2] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]");
+      Fail("usage: comm_bench [--ranks 2] [--nodes 1] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest "
+           "BYTES]");
   }
   if (std::getenv("GANTRY_BENCH_RANK") != nullptr) {
     absl::StatusOr<Job> job = DiscoverJob();

@@ -1,6 +1,7 @@
 #include "comm/nodes/nodes_communicator.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <numeric>
 #include <utility>
@@ -322,8 +323,9 @@ bool NodesCommunicator::IsBroken(NodesOperation& operation, bool looks_closely) 
   if (FailIfLost(operation)) return true;
   if (!looks_closely) return false;
   if (is_begun_ && FindMismatch(operation)) return true;
-  const std::vector<int> missing = Missing();
-  return NoteWait(operation, missing.empty() ? -1 : missing.front()) && HasTimedOut(operation);
+  int first = size();
+  ForMissing([&](int rank) { first = std::min(first, rank); });
+  return NoteWait(operation, first == size() ? -1 : first) && HasTimedOut(operation);
 }
 
 bool NodesCommunicator::FindMismatch(NodesOperation& operation) {
@@ -362,10 +364,9 @@ bool NodesCommunicator::HasTimedOut(NodesOperation& operation) {
     if (!told.has_value() || *told < operation.sequence) late.push_back(rank);
   }
   if (!all_told && now < told_by_) return false;
-  if (announced_.work() != nullptr) {
-    for (const int rank : local_->MissingRanks(*announced_.work()))
-      late.push_back(layout_.nodes[static_cast<size_t>(node_index_)][static_cast<size_t>(rank)]);
-  }
+  ForMissing([&](int rank) {
+    if (IsHere(rank)) late.push_back(rank);
+  });
   std::sort(late.begin(), late.end());
   if (late.empty()) late = Missing();  // all have come, and some are slow
   BreakAll(operation, TimedOutStatus({rank_, operation.sequence, operation.call}, absl::StrJoin(late, ", ")));
@@ -390,7 +391,7 @@ bool NodesCommunicator::FailLocal(NodesOperation& operation, absl::Status status
 bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel& parcel) {
   const uint32_t state = parcel.state.load(std::memory_order_seq_cst);
   if (state == tcp::Parcel::kDiffers)
-    return FailIfDiffers(operation, static_cast<int>(std::find(ranks_.begin(), ranks_.end(), parcel.peer) - ranks_.begin()), true);
+    return FailIfDiffers(operation, RankOf(parcel.peer), true);
   if (state != tcp::Parcel::kFailed) return false;
   if (FailIfLost(operation)) return true;
   // The connection ended a moment before the monitor says why; if it does not, the connection alone has gone.
@@ -401,27 +402,36 @@ bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel&
   return true;
 }
 
-std::vector<int> NodesCommunicator::Missing() const {
-  std::vector<int> missing;
-  if (!is_begun_) return missing;
+template <typename With>
+void NodesCommunicator::ForMissing(With&& with) const {
+  if (!is_begun_) return;
+  const std::vector<int>& here = layout_.nodes[static_cast<size_t>(node_index_)];
   if (announced_.work() != nullptr && !announced_.done()) {
-    for (const int rank : local_->MissingRanks(*announced_.work()))
-      missing.push_back(layout_.nodes[static_cast<size_t>(node_index_)][static_cast<size_t>(rank)]);
+    for (uint64_t missing = local_->Missing(*announced_.work()); missing != 0; missing &= missing - 1)
+      with(here[static_cast<size_t>(std::countr_zero(missing))]);
   }
-  const auto add = [&](const tcp::Parcel& parcel) {
+  const auto look_at = [&](const tcp::Parcel& parcel) {
     const uint32_t state = parcel.state.load(std::memory_order_seq_cst);
-    if (state != tcp::Parcel::kPosted && state != tcp::Parcel::kFailed) return;
-    missing.push_back(static_cast<int>(std::find(ranks_.begin(), ranks_.end(), parcel.peer) - ranks_.begin()));
+    if (state == tcp::Parcel::kPosted || state == tcp::Parcel::kFailed) with(RankOf(parcel.peer));
   };
   for (const Slot& slot : slots_) {
     if (!slot.is_open) continue;
     for (const tcp::Parcel* parcel : {&slot.prefix_in, &slot.partial_out, &slot.result_in, &slot.result_out})
-      add(*parcel);
+      look_at(*parcel);
   }
-  for (int i = 0; i < parcel_count_; ++i) add(parcels_[static_cast<size_t>(i)]);
+  for (int i = 0; i < parcel_count_; ++i) look_at(parcels_[static_cast<size_t>(i)]);
+}
+
+std::vector<int> NodesCommunicator::Missing() const {
+  std::vector<int> missing;
+  ForMissing([&](int rank) { missing.push_back(rank); });
   std::sort(missing.begin(), missing.end());
   missing.erase(std::unique(missing.begin(), missing.end()), missing.end());
   return missing;
+}
+
+int NodesCommunicator::RankOf(int of_job) const {
+  return static_cast<int>(std::find(ranks_.begin(), ranks_.end(), of_job) - ranks_.begin());
 }
 
 std::string NodesCommunicator::DescribeWait(const shm::QueuedOperation& operation) {
@@ -430,8 +440,9 @@ std::string NodesCommunicator::DescribeWait(const shm::QueuedOperation& operatio
 }
 
 bool NodesCommunicator::Awaits(const shm::QueuedOperation&, int rank) const {
-  const std::vector<int> missing = Missing();
-  return std::binary_search(missing.begin(), missing.end(), rank);
+  bool awaits = false;
+  ForMissing([&](int missing) { awaits |= missing == rank; });
+  return awaits;
 }
 
 void NodesCommunicator::LetGo() {

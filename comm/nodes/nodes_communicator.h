@@ -126,6 +126,9 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   void BreakAll(const NodesOperation& operation, const absl::Status& why);
   bool FailLocal(NodesOperation& operation, absl::Status status);
   bool FailParcel(NodesOperation& operation, const tcp::Parcel& parcel);
+  // Calls `with` for ranks of the group that more is awaited of, for some more than once.
+  template <typename With>
+  void ForMissing(With&& with) const;
   std::vector<int> Missing() const;
 
   // Chunks (chunks.cc).
@@ -151,6 +154,7 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
               int64_t bytes);
   void ReceiveFrom(tcp::Parcel& parcel, int rank, uint32_t tag, const NodesOperation& operation, std::byte* data,
                    int64_t bytes);
+  int RankOf(int of_job) const;
   bool IsHere(int rank) const { return layout_.node_of[rank] == node_index_; }
 
   tcp::Mailbox& mailbox_;

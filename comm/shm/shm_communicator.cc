@@ -100,11 +100,8 @@ std::string ShmCommunicator::DescribeWait(const QueuedOperation& operation) {
                          operation.call.Describe(), Labels(Missing(static_cast<const Operation&>(operation))));
 }
 
-std::vector<int> ShmCommunicator::MissingRanks(const Pending::Work& operation) const {
-  std::vector<int> missing;
-  for (uint64_t bits = Missing(static_cast<const Operation&>(operation)); bits != 0; bits &= bits - 1)
-    missing.push_back(std::countr_zero(bits));
-  return missing;
+uint64_t ShmCommunicator::Missing(const Pending::Work& operation) const {
+  return Missing(static_cast<const Operation&>(operation));
 }
 
 std::string ShmCommunicator::Labels(uint64_t ranks) const {

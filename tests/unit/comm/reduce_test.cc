@@ -157,5 +157,38 @@ TEST(ReduceTest, NanWinsAndSumsKeepTheirOrder) {
   }
 }
 
+// A sum in parts, as it goes from node to node, ends in the bits of the whole, wherever it is cut.
+TEST(ReduceTest, PartsOfASumEndInTheBitsOfTheWhole) {
+  constexpr int kSources = 5;
+  constexpr int64_t kCount = 3001;
+  std::mt19937_64 random(7);
+  std::vector<std::vector<uint64_t>> values(kSources, std::vector<uint64_t>(kCount));
+  for (std::vector<uint64_t>& source : values) {
+    // No NaNs, of which a sum of two may keep either, and no infinities, in any of the types.
+    for (uint64_t& value : source) value = random() & 0xbfffbfffbfffbfffu;
+  }
+  std::vector<const std::byte*> from;
+  for (const std::vector<uint64_t>& source : values) from.push_back(reinterpret_cast<const std::byte*>(source.data()));
+  for (const reduce::Kernels* kernels : AllKernels()) {
+    for (int type = 0; type < kElementTypes; ++type) {
+      for (int op = 0; op < kReduceOps; ++op) {
+        const auto size = static_cast<size_t>(kCount * SizeBytes(static_cast<ElementType>(type)));
+        std::vector<std::byte> whole(size), parts(size);
+        std::vector<uint64_t> partial(kCount);
+        std::byte* to = whole.data();
+        kernels->kernel[type][op](from.data(), kSources, &to, 1, kCount);
+        for (int cut = 1; cut < kSources; ++cut) {
+          auto* kept = reinterpret_cast<std::byte*>(partial.data());
+          kernels->fold[type][op](nullptr, from.data(), cut, kept, true, kCount);
+          if (cut > 1) kernels->fold[type][op](kept, from.data(), 0, kept, true, kCount);  // a part with nothing to add
+          kernels->fold[type][op](kept, from.data() + cut, kSources - cut, parts.data(), false, kCount);
+          ASSERT_EQ(std::memcmp(whole.data(), parts.data(), size), 0)
+              << Name(static_cast<ElementType>(type)) << " " << Name(static_cast<ReduceOp>(op)) << " cut at " << cut;
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace gantry

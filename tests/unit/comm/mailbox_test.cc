@@ -1,0 +1,121 @@
+// What a rank does with what another one sends that does not keep to the rules.
+
+#include "comm/tcp/mailbox.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <thread>
+
+#include "comm/channels.h"
+#include "comm/handshake_group.h"
+#include "comm/socket.h"
+#include "tests/support/thread_job.h"
+
+namespace gantry::tcp {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kRegionBytes = 4096;
+
+void SendBytes(int socket, std::span<const std::byte> bytes) {
+  while (!bytes.empty()) {
+    const absl::StatusOr<size_t> sent = SendSome(socket, bytes, {}, {});
+    if (!sent.ok()) return;  // the other end has had enough
+    bytes = bytes.subspan(*sent);
+    if (*sent == 0) (void)WaitFor(socket, POLLOUT, absl::Now() + absl::Seconds(5));
+  }
+}
+
+// Rank 1 connects as a rank does and then sends `frames`, each with its payload, as they are. What became of it.
+absl::Status StatusAfter(std::span<const FrameHeader> frames) {
+  ThreadJob job({0, 1});
+  const std::unique_ptr<Device> device = MakeCpuDevice({});
+  std::unique_ptr<Slab> slabs[2];
+  std::unique_ptr<Pool> pools[2];
+  const auto share = [&](int rank) {
+    slabs[rank] = *device->Reserve(kRegionBytes);
+    std::memset(slabs[rank]->data(), 0, kRegionBytes);
+    const PoolRegion region{
+        .name = "arena", .data = slabs[rank]->data(), .bytes = kRegionBytes, .descriptor = slabs[rank]->descriptor()};
+    pools[rank] = *Pool::Share(job.links(rank), std::span(&region, 1), absl::Seconds(10));
+  };
+  std::thread hostile([&] {
+    share(1);
+    const LinkMessage place = *job.links(1).Receive(0, kTcpChannel, absl::Seconds(10));
+    const std::string address(reinterpret_cast<const char*>(place.bytes.data()), place.bytes.size());
+    HandshakeGroup group(job.links(1).job());
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    group.Add(*StartConnect(*SocketAddress::Parse(address)), Handshake::Role::kInitiator, 0, address, deadline);
+    Descriptor socket;
+    while (!group.empty()) {
+      for (HandshakeGroup::Outcome& outcome : group.Step(deadline)) {
+        ASSERT_TRUE(outcome.status.ok()) << Message(outcome.status);
+        socket = std::move(outcome.socket);
+      }
+    }
+    for (const FrameHeader& frame : frames) {
+      SendBytes(socket.get(), Encode(frame));
+      SendBytes(socket.get(), std::vector<std::byte>(static_cast<size_t>(std::clamp<int64_t>(frame.bytes, 0, 1 << 17))));
+    }
+    // Until the other end has had enough, or has taken all of it.
+    std::byte byte;
+    std::vector<Descriptor> none;
+    if (WaitFor(socket.get(), POLLIN, absl::Now() + absl::Milliseconds(200)).ok())
+      (void)ReceiveSome(socket.get(), std::span(&byte, 1), none);
+  });
+  share(0);
+  Doorbell bell = {};
+  absl::StatusOr<std::unique_ptr<Mailbox>> mailbox =
+      Mailbox::Open(job.links(0), job.liveness(0), *pools[0], bell, absl::Seconds(10));
+  EXPECT_TRUE(mailbox.ok()) << Message(mailbox.status());
+  hostile.join();
+  for (int look = 0; look < 500 && (*mailbox)->StatusOf(1).ok(); ++look) usleep(2000);
+  return (*mailbox)->StatusOf(1);
+}
+
+absl::Status StatusAfter(const FrameHeader& frame) { return StatusAfter(std::span(&frame, 1)); }
+
+TEST(MailboxTest, ARankThatSendsNonsenseIsDisconnected) {
+  const struct {
+    FrameHeader frame;
+    const char* says;
+  } kCases[] = {
+      {{.kind = static_cast<FrameKind>(99)}, "unknown kind 99"},
+      {{.kind = FrameKind::kData, .bytes = 1 << 20}, "1048576 bytes of content"},
+      {{.kind = FrameKind::kReady, .bytes = 5}, "5 bytes of content"},
+      {{.kind = FrameKind::kPut, .offset = -8, .bytes = 8}, "at offset -8"},
+      {{.kind = FrameKind::kPut, .offset = kRegionBytes - 4, .bytes = 8}, "are not inside region 0"},
+      {{.kind = FrameKind::kPut, .tag = 7, .bytes = 8}, "rank 0 shares 1 regions"},
+      {{.kind = FrameKind::kPut, .tag = 0xffffffff, .bytes = 8}, "rank 0 shares 1 regions"},
+      {{.kind = FrameKind::kGet, .offset = 16, .value = kRegionBytes}, "are not inside region 0"},
+      {{.kind = FrameKind::kFetchAdd, .offset = 3}, "not aligned"},
+      {{.kind = FrameKind::kSignal, .offset = kRegionBytes}, "are not inside region 0"},
+      {{.kind = FrameKind::kWord, .sequence = 5}, "nobody asked for"},
+      {{.kind = FrameKind::kGot, .sequence = 5, .bytes = 8}, "nobody asked for"},
+  };
+  for (const auto& one : kCases) {
+    const absl::Status status = StatusAfter(one.frame);
+    EXPECT_FALSE(status.ok()) << one.says;
+    EXPECT_THAT(std::string(Message(status)), HasSubstr(one.says));
+    EXPECT_THAT(std::string(Message(status)), HasSubstr("what rank 1 sent"));
+  }
+}
+
+TEST(MailboxTest, WhatNobodyAwaitsIsThrownAway) {
+  const FrameHeader frames[] = {
+      {.kind = FrameKind::kData, .group = 5, .sequence = 1, .value = 100, .bytes = 100},  // of a parcel that was cancelled
+      {.kind = FrameKind::kTell, .group = 5, .sequence = 1},
+      {.kind = FrameKind::kBreak, .tag = 9, .group = 5, .bytes = 4},
+      {.kind = FrameKind::kPut, .offset = 8, .bytes = 8},
+  };
+  // All of it is taken; then the end of the connection is what there is to say.
+  EXPECT_THAT(std::string(Message(StatusAfter(frames))), HasSubstr("closed the connection"));
+}
+
+}  // namespace
+}  // namespace gantry::tcp

@@ -107,21 +107,20 @@ void NodesCommunicator::OpenSlot(NodesOperation& operation, Slot& slot, const Ch
 
   slot.is_open = true;
   slot.chunk = chunk;
-  slot.fold_begun = slot.fold_done = slot.partial_posted = slot.result_posted = slot.spread_begun = false;
+  slot.fold_begun = slot.fold_done = slot.partial_posted = slot.result_awaited = slot.result_posted = slot.spread_begun = false;
   slot.handles = is_fold && handler(run_index_) == rank_;
   slot.folds = is_fold && (run_group_ != nullptr || slot.handles);
   slot.passes_on = slot.handles && run_index_ < last_run;
   slot.has_result = !is_fold && first == rank_;
   slot.receives = slot.forwards = slot.spreads = false;
   slot.spread_from = slot.spread_to = -1;
-  int receive_from = -1;
   if (to_all) {
     // From node to node; results of sums against the direction in which sums go, so that both ways of a link are used.
     const int step = is_fold ? -1 : 1;
     const auto node_after = [&](int node, int by) { return (node + by * step + node_count) % node_count; };
     const int holder = HolderOf(chunk, node_index_, first);
     slot.receives = node_index_ != first_node && holder == rank_;
-    receive_from = HolderOf(chunk, node_after(node_index_, -1), first);
+    slot.receives_from = HolderOf(chunk, node_after(node_index_, -1), first);
     const int next = node_after(node_index_, 1);
     slot.forwards = holder == rank_ && next != first_node;
     slot.result_out.peer = ranks_[static_cast<size_t>(HolderOf(chunk, next, first))];
@@ -130,7 +129,7 @@ void NodesCommunicator::OpenSlot(NodesOperation& operation, Slot& slot, const Ch
   } else if (chunk.owner != first) {
     const bool same_node = layout_.node_of[static_cast<size_t>(chunk.owner)] == first_node;
     slot.receives = !same_node && chunk.owner == rank_;
-    receive_from = first;
+    slot.receives_from = first;
     slot.forwards = !same_node && first == rank_;
     slot.result_out.peer = ranks_[static_cast<size_t>(chunk.owner)];
     slot.spreads = same_node && node_index_ == first_node;
@@ -142,16 +141,13 @@ void NodesCommunicator::OpenSlot(NodesOperation& operation, Slot& slot, const Ch
   slot.result = !keeps_result ? slot.partial
                 : scatters    ? operation.to + chunk.part_offset
                               : operation.to + chunk.offset;
-  // What comes may come from now on.
+  // The part of the sum before this run's may come from now on.
   const int64_t partial_bytes = chunk.bytes / SizeBytes(operation.call.type) * PartialSizeBytes(operation.call.type);
   if (slot.handles && run_index_ > 0) {
     ReceiveFrom(slot.prefix_in, handler(run_index_ - 1), TagOf(chunk.index, kPrefixTag), operation, slot.prefix,
                 partial_bytes);
   }
   if (slot.passes_on) slot.partial_out.peer = ranks_[static_cast<size_t>(handler(run_index_ + 1))];
-  if (slot.receives) {
-    ReceiveFrom(slot.result_in, receive_from, TagOf(chunk.index, kResultTag), operation, slot.result, chunk.bytes);
-  }
 }
 
 // The sum of this run on top of what came, in shared memory or, of one rank, here and now. False where it cannot begin.
@@ -190,7 +186,7 @@ bool NodesCommunicator::StartLocal(NodesOperation& operation) {
     } else {
       if (!slot.spreads) continue;
       const int self = local_rank_[static_cast<size_t>(rank_)];
-      if (slot.spread_from == self && !slot.has_result) return started;
+      if (!slot.gave_its_part() || (slot.spread_from == self && !slot.has_result)) return started;
       const bool takes_part = slot.spread_to < 0 || slot.spread_from == self || slot.spread_to == self;
       slot.spread_begun = true;
       slot.spread = slot.spread_to < 0
@@ -227,13 +223,17 @@ bool NodesCommunicator::StepSlot(NodesOperation& operation, Slot& slot) {
            slot.chunk.bytes / SizeBytes(type) * PartialSizeBytes(type));
     slot.partial_posted = moved = true;
   }
+  if (slot.receives && slot.gave_its_part() && !slot.result_awaited) {
+    ReceiveFrom(slot.result_in, slot.receives_from, TagOf(slot.chunk.index, kResultTag), operation, slot.result,
+                slot.chunk.bytes);
+    slot.result_awaited = moved = true;
+  }
   if (slot.receives && !slot.has_result && slot.result_in.done()) slot.has_result = moved = true;
   if (slot.forwards && slot.has_result && !slot.result_posted) {
     SendTo(slot.result_out, -1, TagOf(slot.chunk.index, kResultTag), operation, slot.result, slot.chunk.bytes);
     slot.result_posted = moved = true;
   }
-  const bool is_done = (!slot.folds || slot.fold_done) && (!slot.passes_on || slot.partial_out.done()) &&
-                       (!slot.receives || slot.has_result) && (!slot.forwards || slot.result_out.done()) &&
+  const bool is_done = slot.gave_its_part() && (!slot.receives || slot.has_result) && (!slot.forwards || slot.result_out.done()) &&
                        (!slot.spreads || (slot.spread_begun && slot.spread.work() == nullptr));
   if (!is_done) return moved;
   for (tcp::Parcel* parcel : {&slot.prefix_in, &slot.partial_out, &slot.result_in, &slot.result_out})

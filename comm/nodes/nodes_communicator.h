@@ -90,15 +90,19 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
     bool passes_on = false;      // to the next run
     bool has_result = false;     // the whole sum ends here; or it is the root's own
     bool receives = false;       // the result, from another node
+    int receives_from = -1;
     bool forwards = false;       // the result, to another node
     bool spreads = false;        // takes part in handing the result on within its node
     int spread_from = -1, spread_to = -1;  // ranks of the node; spread_to -1: to all
     std::byte* result = nullptr;
     tcp::Parcel prefix_in, partial_out, result_in, result_out;
-    bool fold_begun = false, fold_done = false, partial_posted = false, result_posted = false, spread_begun = false;
+    bool fold_begun = false, fold_done = false, partial_posted = false, result_awaited = false, result_posted = false, spread_begun = false;
     Pending fold, spread;
     std::byte* prefix = nullptr;  // room for a partial result each
     std::byte* partial = nullptr;
+
+    // The result may take the place of what this rank had in the sum, once nobody reads that any more.
+    bool gave_its_part() const { return (!folds || fold_done) && (!passes_on || partial_out.done()); }
   };
 
   NodesCommunicator(shm::ShmNode& node, tcp::Mailbox& mailbox, std::vector<int> ranks, Layout layout,

@@ -87,6 +87,21 @@ class Parallel(GantryTestCase):
                 tensors[overlap, step] = content[8 + int.from_bytes(content[:8], "little"):]
                 self.assertEqual(tensors[overlap, step], tensors["on", step], f"{overlap}, step {step}")
 
+    def test_nodes_change_no_bit(self):
+        run = self.write_run(steps=4)
+        for split in ("batch+shard", "space", "roles"):
+            first = None
+            for nodes in (1, 2, 4):
+                with self.subTest(split=split, nodes=nodes):
+                    folder = self.path(f"{split}{nodes}")
+                    self.run_gantry("run", "-n", "4", "--nodes", str(nodes), "--", GANTRY, "train", run, "--parallel", split,
+                                    "--overlap", "on" if split == "roles" else "across", "--set", f"output.directory={folder}")
+                    with open(os.path.join(folder, "checkpoint-000000000004.safetensors"), "rb") as file:
+                        content = file.read()
+                    content = content[8 + int.from_bytes(content[:8], "little"):]
+                    first = first or content
+                    self.assertEqual(content, first)
+
     def test_budgets_do_not_change_what_ranks_exchange(self):
         run = self.write_run(steps=3)
         f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]

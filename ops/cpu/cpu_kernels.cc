@@ -14,6 +14,9 @@ constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakePlainNormalization,
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,
+    cpu::MakeFastSoftmax,
+    cpu::MakeFastResampling,
+    cpu::MakeFastMaxPooling,
     cpu::MakeFastOptimizer,
     cpu::MakeFastEncoding,
 #if defined(GANTRY_HAVE_ONEDNN)

@@ -15,13 +15,13 @@ constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,
     cpu::MakeFastSoftmax,
-    cpu::MakeFastResampling,
     cpu::MakeFastMaxPooling,
     cpu::MakeFastOptimizer,
     cpu::MakeFastEncoding,
 #if defined(GANTRY_HAVE_ONEDNN)
     cpu::MakeOneDnnKernel,
 #endif
+    cpu::MakeFastResampling,
 };
 
 class CpuLibrary final : public KernelLibrary {

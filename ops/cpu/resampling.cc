@@ -32,6 +32,12 @@ struct Taps {
     sources.push_back(source);
     weights.push_back(static_cast<float>(weight));
   }
+  bool SameRows(int64_t a, int64_t b) const {
+    return std::equal(sources.begin() + first[a], sources.begin() + first[a + 1], sources.begin() + first[b],
+                      sources.begin() + first[b + 1]) &&
+           std::equal(weights.begin() + first[a], weights.begin() + first[a + 1], weights.begin() + first[b],
+                      weights.begin() + first[b + 1]);
+  }
   void EndRow() { first.push_back(static_cast<int64_t>(sources.size())); }
 };
 
@@ -226,7 +232,9 @@ class PlainResampling final : public Kernel {
         inner_(resampling.axes[2]),
         sums_only_(inner_.is_identity()),
         threads_(UsefulThreads(request.thread_count,
-                               std::max(request.inputs[0].element_count(), request.outputs[0].element_count()))) {}
+                               std::max(request.inputs[0].element_count(), request.outputs[0].element_count()))) {
+    for (int64_t row = 0; row < outer_.rows(); ++row) same_as_before_.push_back(row > 0 && outer_.SameRows(row - 1, row));
+  }
   size_t scratch_bytes() const override { return sums_only_ ? 0 : threads_ * row_floats() * sizeof(float); }
   std::string_view implementation() const override { return VectorImplementation(); }
   absl::Status Run(const KernelArguments& arguments) override {
@@ -240,7 +248,9 @@ class PlainResampling final : public Kernel {
         const int64_t place = row % outer_.rows();
         const float* const image = x + row / outer_.rows() * from_rows_ * from_length_;
         float* const to = out + row * to_length_;
-        if (sums_only_) {
+        if (same_as_before_[place] && row > rows * piece / threads_) {
+          std::copy_n(to - to_length_, to_length_, to);
+        } else if (sums_only_) {
           SumRows(outer_, place, image, from_length_, to, to_length_);
         } else if (outer_.count(place) == 1 && outer_.weights[outer_.first[place]] == 1.0f) {
           inner_.Apply(image + outer_.sources[outer_.first[place]] * from_length_, to);
@@ -260,6 +270,7 @@ class PlainResampling final : public Kernel {
   const Taps outer_;
   const InnerAxis inner_;
   const bool sums_only_;
+  std::vector<bool> same_as_before_;  // rows of an image that are copies of the one before
   const int threads_;
 };
 

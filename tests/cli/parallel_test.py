@@ -142,6 +142,7 @@ class Parallel(GantryTestCase):
                 self.assertEqual(done.stderr.count(words), 1, done.stderr)
                 self.assertIn("rank 0 of ", done.stderr)
                 self.assertNotIn("is lost", done.stderr)
+                self.assertNotIn("ended with exit code", done.stderr)
 
     def test_a_failure_of_planning_a_check_is_told_once(self):
         done = subprocess.run([GANTRY, "check", os.path.join(REFERENCE, "r1"), "--ranks", "2", "--device-memory", "2KiB"], capture_output=True, text=True,

@@ -30,12 +30,13 @@ Resize RandomResize(std::mt19937_64& random, int rank) {
   const auto one_of = [&](const std::vector<std::string>& words) {
     return words[Draw(random, 0, static_cast<int64_t>(words.size()) - 1)];
   };
-  Ints x = {Draw(random, 1, 3), Draw(random, 1, 19)}, y = x;
+  Ints x = {Draw(random, 1, 3), Draw(random, 1, 35)}, y = x;
+  const bool small = Draw(random, 0, 1) == 0;
   const int64_t kind = Draw(random, 0, 3);  // twice as large, half as large, the same, anything
   for (int axis = 0; axis < rank; ++axis) {
-    const int64_t extent = Draw(random, 1, rank == 3 ? 9 : 45);
+    const int64_t extent = Draw(random, 1, rank == 3 ? 7 : small ? 8 : 45);
     x.push_back(kind == 1 ? 2 * extent : extent);
-    y.push_back(kind == 0 ? 2 * extent : kind == 3 ? Draw(random, 1, 50) : extent);
+    y.push_back(kind == 0 ? 2 * extent : kind == 3 ? Draw(random, 1, small ? 9 : 50) : extent);
   }
   const Attributes common = {{"mode", one_of({"nearest", "linear"})},
                              {"coordinates", one_of({"asymmetric", "half_pixel", "align_corners"})},
@@ -70,10 +71,11 @@ struct Pool {
 
 Pool RandomPool(std::mt19937_64& random, int rank) {
   while (true) {
-    Ints x = {Draw(random, 1, 3), Draw(random, 1, 19)}, kernel, strides, pads(2 * rank), dilations;
+    Ints x = {Draw(random, 1, 3), Draw(random, 1, 35)}, kernel, strides, pads(2 * rank), dilations;
     const bool plain = Draw(random, 0, 1) == 0;  // the 2x2 that networks use
+    const bool small = Draw(random, 0, 1) == 0;
     for (int axis = 0; axis < rank; ++axis) {
-      x.push_back(Draw(random, 1, rank == 3 ? 9 : 45));
+      x.push_back(Draw(random, 1, rank == 3 ? 7 : rank == 2 && small ? 12 : 45));
       kernel.push_back(plain ? 2 : Draw(random, 1, 4));
       strides.push_back(plain ? 2 : Draw(random, 1, 3));
       dilations.push_back(plain ? 1 : Draw(random, 1, 2));

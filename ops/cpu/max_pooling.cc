@@ -1,6 +1,6 @@
-// Fast max pooling of plain f32 tensors, its gradient, and max_pool_select: tap by tap over rows of windows, with the place
-// of each window's maximum kept beside it. Small images are laid beside each other, as [places][images]: a row is one window
-// of all of them then.
+// Fast max pooling of plain f32 tensors, its gradient, and max_pool_select: tap by tap over rows of windows, with the
+// place of each window's maximum kept beside it. Small images are laid beside each other, as [places][images]: a row is
+// one window of all of them then.
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -63,7 +63,8 @@ class MaxRows {
   int64_t Place(int axis, int64_t window, int64_t tap) const {
     return window * axes_[axis].stride - axes_[axis].pad_begin + tap * axes_[axis].dilation;
   }
-  static void TakeLarger(const float* x, int64_t place, int64_t stride, float* largest, int32_t* places, int64_t count) {
+  static void TakeLarger(const float* x, int64_t place, int64_t stride, float* largest, int32_t* places,
+                         int64_t count) {
     BestVectorKernels().take_larger(x + place, stride, static_cast<int32_t>(place), largest, places, count);
   }
 
@@ -84,8 +85,8 @@ class MaxPooling final : public Kernel {
         side_by_side_(from_places_ + to_places_ <= kMostPlaces && images_ >= kPanelChannels),
         rows_(geometry, side_by_side_),
         result_(result),
-        threads_(static_cast<int>(std::min(
-            static_cast<int64_t>(UsefulThreads(request.thread_count, images_ * from_places_)), blocks()))) {}
+        threads_(static_cast<int>(
+            std::min(static_cast<int64_t>(UsefulThreads(request.thread_count, images_ * from_places_)), blocks()))) {}
   size_t scratch_bytes() const override { return threads_ * piece_floats() * sizeof(float); }
   std::string_view implementation() const override { return VectorImplementation(); }
   absl::Status Run(const KernelArguments& arguments) override {

@@ -1,7 +1,7 @@
-// Fast resize, average pooling and their gradients in f32. Each is a weighted sum along every spatial axis by itself: an
-// axis is a sparse matrix, and a gradient has the transposed ones. Rows (plain tensors) or pixels (panel tensors) are
-// summed as wholes first; the innermost axis of plain tensors follows, by a pattern where it repeats. Small images are laid
-// beside each other.
+// Fast resize, average pooling and their gradients in f32. Each is a weighted sum along every spatial axis by itself:
+// an axis is a sparse matrix, and a gradient has the transposed ones. Rows (plain tensors) or pixels (panel tensors)
+// are summed as wholes first; the innermost axis of plain tensors follows, by a pattern where it repeats. Small images
+// are laid beside each other.
 #include <algorithm>
 #include <array>
 #include <optional>
@@ -20,7 +20,8 @@ namespace {
 // Larger tables are left to other kernels.
 constexpr int64_t kMostTaps = 1 << 20;
 
-// A sparse matrix by rows: result `row` is the sum of weights[i] * x[sources[i]] for i from first[row] to first[row + 1].
+// A sparse matrix by rows: result `row` is the sum of weights[i] * x[sources[i]] for i from first[row] to first[row +
+// 1].
 struct Taps {
   std::vector<int64_t> first = {0};
   std::vector<int64_t> sources;
@@ -234,7 +235,8 @@ class PlainResampling final : public Kernel {
         sums_only_(inner_.is_identity()),
         threads_(UsefulThreads(request.thread_count,
                                std::max(request.inputs[0].element_count(), request.outputs[0].element_count()))) {
-    for (int64_t row = 0; row < outer_.rows(); ++row) same_as_before_.push_back(row > 0 && outer_.SameRows(row - 1, row));
+    for (int64_t row = 0; row < outer_.rows(); ++row)
+      same_as_before_.push_back(row > 0 && outer_.SameRows(row - 1, row));
   }
   size_t scratch_bytes() const override { return sums_only_ ? 0 : threads_ * row_floats() * sizeof(float); }
   std::string_view implementation() const override { return VectorImplementation(); }
@@ -330,7 +332,8 @@ class SmallImageResampling final : public Kernel {
         const int64_t pitch = PanelCount(count) * kPanelChannels;
         // Panels of a batch of one, whose channels are the images. On one thread, which makes ParallelFor a loop.
         PlainToPanel(x + first * from_places_, 1, count, 1, from_places_, from, 1);
-        for (int64_t place = 0; place < to_places_; ++place) SumRows(places_, place, from, pitch, to + place * pitch, pitch);
+        for (int64_t place = 0; place < to_places_; ++place)
+          SumRows(places_, place, from, pitch, to + place * pitch, pitch);
         PanelToPlain(to, 1, count, 1, to_places_, out + first * to_places_, 1);
       }
     });

@@ -11,8 +11,8 @@
 
 namespace gantry::test {
 
-// `panels` marks the inputs that are in panels; `panel_output` output 0. All buffers stand alone, but for output i over input
-// in_place[i] where that is given.
+// `panels` marks the inputs that are in panels; `panel_output` output 0. All buffers stand alone, but for output i over
+// input in_place[i] where that is given.
 struct FastRun {
   std::vector<bool> panels = {};
   bool panel_output = false;
@@ -20,15 +20,16 @@ struct FastRun {
   std::vector<int> in_place = {};
 };
 
-// kUnimplemented where there is no fast kernel. Outputs and scratch hold NaN before the run; a panel output whose channel tail
-// is not zero fails the test.
+// kUnimplemented where there is no fast kernel. Outputs and scratch hold NaN before the run; a panel output whose
+// channel tail is not zero fails the test.
 absl::StatusOr<std::vector<Tensor>> RunFast(std::string_view op, const std::vector<Tensor>& inputs,
                                             const Attributes& attributes, const FastRun& run = {});
 
 // The reference in f64, on the same (f32) values.
 std::vector<Tensor> RunTruth(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes);
 
-// The fast kernel on one thread and on three: |found - expected| <= tolerance * (|expected| + floor), element by element.
+// The fast kernel on one thread and on three: |found - expected| <= tolerance * (|expected| + floor), element by
+// element.
 void ExpectFast(std::string_view op, const std::vector<Tensor>& inputs, const Attributes& attributes, FastRun run,
                 double tolerance = 1e-6, double floor = 0.01);
 

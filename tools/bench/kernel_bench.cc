@@ -1,8 +1,8 @@
 // kernel_bench [--threads N] [--rounds N] [--batch N] [--channels N] [--size N] [--filter TEXT] [--json]: ops between
-// convolutions on their fast kernels beside the reference kernels and, where it has the op, oneDNN, all in f32. Images are
-// [batch, channels, size, size] on their large side. Results are compared before anything is timed; candidates take turns,
-// and the fastest of the rounds counts. `ratio` is the best other candidate's time over the fast kernel's; `reference_ratio`
-// the reference's.
+// convolutions on their fast kernels beside the reference kernels and, where it has the op, oneDNN, all in f32. Images
+// are [batch, channels, size, size] on their large side. Results are compared before anything is timed; candidates take
+// turns, and the fastest of the rounds counts. `ratio` is the best other candidate's time over the fast kernel's;
+// `reference_ratio` the reference's.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -166,7 +166,8 @@ int Bench(const Case& c, const Options& options) {
   for (const Candidate& candidate : candidates) {
     const double difference = Difference(candidate.Plain(), candidates[1].output);
     if (!(difference < 1e-5)) {
-      std::fprintf(stderr, "%s, %s: wrong result, relative RMS difference %g\n", c.name.c_str(), candidate.name.c_str(), difference);
+      std::fprintf(stderr, "%s, %s: wrong result, relative RMS difference %g\n", c.name.c_str(), candidate.name.c_str(),
+                   difference);
       return 1;
     }
   }
@@ -179,12 +180,16 @@ int Bench(const Case& c, const Options& options) {
   const double one_dnn = candidates.size() > 2 ? candidates[2].best_s : 0;
   const std::string kernel(ours.kernel->implementation());
   if (options.json) {
-    std::printf("{\"name\":\"%s\",\"kernel\":\"%s\",\"threads\":%d,\"fast_us\":%.3f,\"reference_us\":%.3f,\"onednn_us\":%s,\"ratio\":%.3f,\"reference_ratio\":%.3f}\n",
-                c.name.c_str(), kernel.c_str(), options.threads, ours.best_s * 1e6, candidates[1].best_s * 1e6,
-                one_dnn > 0 ? std::to_string(one_dnn * 1e6).c_str() : "null", other / ours.best_s, candidates[1].best_s / ours.best_s);
+    std::printf(
+        "{\"name\":\"%s\",\"kernel\":\"%s\",\"threads\":%d,\"fast_us\":%.3f,\"reference_us\":%.3f,\"onednn_us\":%s,"
+        "\"ratio\":%.3f,\"reference_ratio\":%.3f}\n",
+        c.name.c_str(), kernel.c_str(), options.threads, ours.best_s * 1e6, candidates[1].best_s * 1e6,
+        one_dnn > 0 ? std::to_string(one_dnn * 1e6).c_str() : "null", other / ours.best_s,
+        candidates[1].best_s / ours.best_s);
   } else {
-    std::printf("%-28s %-18s %10.1f %12.1f %10s %8.2f %10.2f\n", c.name.c_str(), kernel.c_str(), ours.best_s * 1e6, candidates[1].best_s * 1e6,
-                one_dnn > 0 ? std::to_string(std::lround(one_dnn * 1e6)).c_str() : "-", other / ours.best_s, candidates[1].best_s / ours.best_s);
+    std::printf("%-28s %-18s %10.1f %12.1f %10s %8.2f %10.2f\n", c.name.c_str(), kernel.c_str(), ours.best_s * 1e6,
+                candidates[1].best_s * 1e6, one_dnn > 0 ? std::to_string(std::lround(one_dnn * 1e6)).c_str() : "-",
+                other / ours.best_s, candidates[1].best_s / ours.best_s);
   }
   return 0;
 }
@@ -205,17 +210,26 @@ int main(int argc, char** argv) {
     }
     if (++i == argc) return std::fputs(usage, stderr), 64;
     const int64_t number = std::atoll(argv[i]);
-    if (word == "--filter") options.filter = argv[i];
-    else if (number < 1) return std::fputs(usage, stderr), 64;
-    else if (word == "--threads") options.threads = static_cast<int>(number);
-    else if (word == "--rounds") options.rounds = static_cast<int>(number);
-    else if (word == "--batch") options.batch = number;
-    else if (word == "--channels") options.channels = number;
-    else if (word == "--size") options.size = number / 2 * 2;
-    else return std::fputs(usage, stderr), 64;
+    if (word == "--filter")
+      options.filter = argv[i];
+    else if (number < 1)
+      return std::fputs(usage, stderr), 64;
+    else if (word == "--threads")
+      options.threads = static_cast<int>(number);
+    else if (word == "--rounds")
+      options.rounds = static_cast<int>(number);
+    else if (word == "--batch")
+      options.batch = number;
+    else if (word == "--channels")
+      options.channels = number;
+    else if (word == "--size")
+      options.size = number / 2 * 2;
+    else
+      return std::fputs(usage, stderr), 64;
   }
   if (!options.json) {
-    std::printf("%-28s %-18s %10s %12s %10s %8s %10s\n", "case", "kernel", "fast us", "reference us", "oneDNN us", "ratio", "reference");
+    std::printf("%-28s %-18s %10s %12s %10s %8s %10s\n", "case", "kernel", "fast us", "reference us", "oneDNN us",
+                "ratio", "reference");
   }
   int status = 0;
   for (const gantry::Case& c : gantry::Cases(options)) {

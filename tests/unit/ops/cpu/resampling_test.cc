@@ -136,9 +136,8 @@ TEST(FastResamplingTest, WeightsOfZeroHideInfinity) {
   for (size_t i = 0; i < x.values.size(); ++i) {
     if (i % 2 == 1 || i / 40 % 2 == 1) x.values[i] = std::numeric_limits<double>::infinity();
   }
-  const Attributes half = {{"mode", std::string("linear")},
-                           {"coordinates", std::string("asymmetric")},
-                           {"output_spatial", Ints{20, 20}}};
+  const Attributes half = {
+      {"mode", std::string("linear")}, {"coordinates", std::string("asymmetric")}, {"output_spatial", Ints{20, 20}}};
   const auto plain = RunFast("resize", {x}, half);
   const auto panel = RunFast("resize", {x}, half, {.panels = {true}, .panel_output = true});
   ASSERT_TRUE(plain.ok() && panel.ok()) << plain.status() << panel.status();
@@ -166,8 +165,8 @@ TEST(FastMaxPoolingTest, AnyGeometry) {
 TEST(FastMaxPoolingTest, TheFirstNaNIsTheMaximum) {
   const double nan = std::nan(""), infinity = std::numeric_limits<double>::infinity();
   const Attributes attributes = {{"kernel", Ints{2}}, {"strides", Ints{2}}};
-  const Tensor x = MakeTensor({1, 1, 12}, {1, nan, nan, 3, nan, nan, infinity, nan, -infinity, -infinity, 5, 5},
-                              DataType::kF32);
+  const Tensor x =
+      MakeTensor({1, 1, 12}, {1, nan, nan, 3, nan, nan, infinity, nan, -infinity, -infinity, 5, 5}, DataType::kF32);
   const Tensor g = MakeTensor({1, 1, 6}, {1, 2, 3, 4, 5, 6}, DataType::kF32);
   const auto gradient = RunFast("max_pool_grad", {g, x}, attributes);
   ASSERT_TRUE(gradient.ok()) << gradient.status();

@@ -14,11 +14,14 @@ constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakePlainNormalization,
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,
+    cpu::MakeFastSoftmax,
+    cpu::MakeFastMaxPooling,
     cpu::MakeFastOptimizer,
     cpu::MakeFastEncoding,
 #if defined(GANTRY_HAVE_ONEDNN)
     cpu::MakeOneDnnKernel,
 #endif
+    cpu::MakeFastResampling,
 };
 
 class CpuLibrary final : public KernelLibrary {

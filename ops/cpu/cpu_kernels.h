@@ -22,6 +22,13 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeFastElementwise(const KernelRequest&
 // reduction.cc: reduce_sum, reduce_mean and reduce_max of plain tensors over any axes; sum and mean of panel tensors
 // over all axes or all but the batch, the channel, or both.
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastReduction(const KernelRequest& request);
+// resampling.cc: resize, avg_pool and their gradients, on plain tensors and on panel tensors. (oneDNN's average pooling of
+// small plain images is faster, and comes first.)
+absl::StatusOr<std::unique_ptr<Kernel>> MakeFastResampling(const KernelRequest& request);
+// max_pooling.cc: max_pool, max_pool_grad and max_pool_select of plain tensors.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeFastMaxPooling(const KernelRequest& request);
+// softmax.cc: softmax of plain tensors along any axis.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeFastSoftmax(const KernelRequest& request);
 // optimizer.cc: adam_update, sgd_update, lerp_update and sum_squares.
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastOptimizer(const KernelRequest& request);
 // encode.cc: sign_bits and leaky_relu_grad_bits in any layout.

@@ -9,7 +9,7 @@ namespace gantry::c_api {
 
 absl::Status SharedContext::FromRanks(const absl::Status& status) {
   failed_together = status.GetPayload(kAgreedPayload).has_value();
-  return ranks != nullptr && absl::IsUnavailable(status) && !ranks->liveness().status().ok() ? WithCode(status, GANTRY_PEER_LOST) : status;
+  return ranks != nullptr && absl::IsUnavailable(status) && ranks->liveness().losses() > 0 ? WithCode(status, GANTRY_PEER_LOST) : status;
 }
 
 }  // namespace gantry::c_api

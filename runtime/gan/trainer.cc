@@ -134,6 +134,17 @@ int64_t Trainer::total_steps() const {
 }
 
 absl::Status Trainer::OpenFolder() {
+  if (opened_) return absl::OkStatus();
+  absl::Status made = MakeFolder();
+  // The others wait for the one that writes: a folder that will not do ends all of them, before the first step.
+  if (options_.ranks != nullptr) made = Output(options_.ranks->Agree(made));
+  GANTRY_RETURN_IF_ERROR(made);
+  opened_ = true;
+  KeepProgress();  // from here on, a start anew may go on from what is in the folder
+  return absl::OkStatus();
+}
+
+absl::Status Trainer::MakeFolder() {
   if (!writes()) return absl::OkStatus();
   GANTRY_ASSIGN_OR_RETURN(auto folder, Output(CheckpointFolder::Open(config_.output.directory)));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<StoredCheckpoint> stored, ListCheckpoints(folder->path()));
@@ -142,9 +153,7 @@ absl::Status Trainer::OpenFolder() {
         "%s: has checkpoints of an earlier run (%s); resume that run, or choose another output.directory",
         folder->path(), stored.back().path));
   }
-  GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), 0));
-  KeepProgress();  // from here on, a start anew may go on from what is in the folder
-  return absl::OkStatus();
+  return StartFiles(std::move(folder), 0);
 }
 
 absl::Status Trainer::StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step) {
@@ -212,6 +221,7 @@ absl::Status Trainer::GoOn(int64_t samples_drawn, int64_t low_diversity_steps, c
   samples_drawn_ = samples_drawn;
   first_step_ = logged_step_ = progress().steps;
   resumed_ = true;
+  opened_ = true;
   if (!writes()) return absl::OkStatus();
   if (folder == nullptr) GANTRY_RETURN_IF_ERROR(OpenIt());
   GANTRY_RETURN_IF_ERROR(StartFiles(std::move(folder), progress().steps));
@@ -276,7 +286,7 @@ absl::StatusOr<std::string> Trainer::Restart(const std::string& checkpoint) {
 // For the launcher, and for the ranks of the next start.
 void Trainer::KeepProgress() {
   if (options_.keeping == nullptr) return;
-  options_.keeping->SetProgress({.begun = folder_ != nullptr || !writes(),
+  options_.keeping->SetProgress({.begun = opened_,
                                  .first_step = first_step_of_job_,
                                  .step = progress().steps,
                                  .checkpoint_step = checkpoint_step_,
@@ -410,7 +420,7 @@ absl::Status Trainer::CheckUsable() const {
 absl::StatusOr<StepReport> Trainer::Step() {
   GANTRY_RETURN_IF_ERROR(CheckUsable());
   const double begin = Now();
-  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
+  GANTRY_RETURN_IF_ERROR(OpenFolder());
   const double read_begin = Now();
   GANTRY_RETURN_IF_ERROR(ReadBatch());
   const double wait = Now() - read_begin;
@@ -543,7 +553,7 @@ absl::StatusOr<std::string> Trainer::SaveParts(const SafetensorsMetadata& metada
 
 absl::StatusOr<std::string> Trainer::Save() {
   GANTRY_RETURN_IF_ERROR(CheckUsable());
-  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
+  GANTRY_RETURN_IF_ERROR(OpenFolder());
   if (checkpoint_step_ == progress().steps && !last_checkpoint_.empty()) return last_checkpoint_;
   if (writes_parts()) {
     GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, SaveParts(CheckpointMetadata()));
@@ -562,7 +572,7 @@ absl::StatusOr<std::string> Trainer::Save() {
 }
 
 absl::StatusOr<std::string> Trainer::WriteSamples() {
-  if (folder_ == nullptr) GANTRY_RETURN_IF_ERROR(OpenFolder());
+  GANTRY_RETURN_IF_ERROR(OpenFolder());
   GANTRY_ASSIGN_OR_RETURN(const std::vector<float> values,
                           session_->Sample(config_.output.sample_count, config_.seed, config_.step.ema > 0));
   if (!writes()) {

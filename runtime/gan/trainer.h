@@ -127,7 +127,8 @@ class Trainer {
   absl::Status Build(Device& device);
   absl::Status CheckUsable() const;
   bool writes() const { return session_->rank() == 0; }
-  absl::Status OpenFolder();  // of a new run
+  absl::Status OpenFolder();  // of a new run, once; a call of all ranks
+  absl::Status MakeFolder();
   absl::Status StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step);
   absl::Status SetLearningRates();
   absl::Status ReadBatch();
@@ -167,6 +168,7 @@ class Trainer {
   std::vector<double> exposed_sums_, logged_exposed_;     // since the session was made, and up to the last log line
   int64_t low_diversity_steps_ = 0;
   bool failed_ = false;                             // a loss was not finite
+  bool opened_ = false;                             // rank 0 has the folder and its files
   int64_t samples_drawn_ = 0;                       // by the steps that are done
   int64_t first_step_ = 0;                          // steps that an earlier process did
   int64_t first_step_of_job_ = 0;                   // and those before the first start of this job

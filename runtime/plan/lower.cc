@@ -69,7 +69,7 @@ class Lowering {
   }
 
   // An op between convolutions: if some operand is at hand in panels only, and there is a kernel that takes all operands of
-  // that shape in panels, it stays there.
+  // that shape in panels, it stays there; so does an op that gives images of another size in panels.
   bool KeepPanels(const Op& op) {
     ValueId leader = kNoValue;
     for (ValueId input : op.inputs) {
@@ -85,9 +85,18 @@ class Lowering {
       }
       return types;
     };
-    const std::vector<TensorType> inputs = Typed(op.inputs), outputs = Typed(op.outputs);
-    const auto kernel = CpuKernels().Make({*op.definition, op.attributes, inputs, outputs, options_.thread_count});
-    if (!kernel.ok() || *kernel == nullptr) return false;
+    const std::vector<TensorType> inputs = Typed(op.inputs);
+    std::vector<TensorType> outputs = Typed(op.outputs);
+    const auto HasKernel = [&] {
+      const auto kernel = CpuKernels().Make({*op.definition, op.attributes, inputs, outputs, options_.thread_count});
+      return kernel.ok() && *kernel != nullptr;
+    };
+    if (!HasKernel()) {
+      TensorType& image = outputs[0];
+      if (image.layout == TensorLayout::kPanel || image.shape.rank() != 4 || image.dtype != DataType::kF32) return false;
+      image.layout = TensorLayout::kPanel;
+      if (!HasKernel()) return false;
+    }
     std::vector<ValueId> lowered;
     for (size_t i = 0; i < op.inputs.size(); ++i) {
       lowered.push_back(inputs[i].layout == TensorLayout::kPanel ? Panel(op.inputs[i]) : Plain(op.inputs[i]));

@@ -157,6 +157,20 @@ class Parallel(GantryTestCase):
                 self.assertEqual(done.stderr.count(words), 1, done.stderr)
                 self.assertIn("rank 0 of ", done.stderr)
                 self.assertNotIn("is lost", done.stderr)
+                self.assertNotIn("ended with exit code", done.stderr)
+
+    def test_a_folder_that_will_not_do_is_told_once(self):
+        """The rank that writes finds it; the others wait for that, and end with it."""
+        run = self.write_run(steps=2)
+        self.run_gantry("train", run)
+        for words, flags in (("checkpoints of an earlier run", ()), ("cannot", ("--set", "output.directory=/proc/nowhere"))):
+            for trial in range(4):
+                with self.subTest(words, trial=trial):
+                    done = subprocess.run([GANTRY, "train", run, "--ranks", "3", *flags], capture_output=True, text=True, cwd=self.folder, timeout=250)
+                    self.assertEqual(done.returncode, 73, done.stderr)
+                    self.assertEqual(done.stderr.count(words), 1, done.stderr)
+                    for other in ("has left the job", "is lost", "ended with exit code"):
+                        self.assertNotIn(other, done.stderr)
 
     def test_a_failure_of_planning_a_check_is_told_once(self):
         done = subprocess.run([GANTRY, "check", os.path.join(REFERENCE, "r1"), "--ranks", "2", "--device-memory", "2KiB"], capture_output=True, text=True,

@@ -316,7 +316,7 @@ class Restart(GantryTestCase):
         self.wait_for(lambda: len(processes(self.marker)) == 3, process)
         os.kill(processes(self.marker)[1], signal.SIGKILL)
         _, error = self.ended(process, expect=73)
-        self.assertIn("checkpoints of an earlier run", error)
+        self.assertEqual(error.count("checkpoints of an earlier run"), 1, error)
         self.assertEqual(self.states("out"), before)
 
     def test_usage(self):

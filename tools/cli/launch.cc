@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/signalfd.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -76,6 +77,14 @@ struct Next {
   std::string text;
 };
 
+// All ranks ended by themselves with one exit code, as they do where they agree that something cannot be done: what they printed says it.
+bool EndedAlike(const LaunchResult& result) {
+  const int status = result.ranks.empty() ? 0 : result.ranks[0].wait_status;
+  return WIFEXITED(status) && !result.stop_asked && result.recorders.empty() &&
+         std::all_of(result.ranks.begin(), result.ranks.end(),
+                     [&](const RankEnd& end) { return end.wait_status == status && !end.by_launcher; });
+}
+
 Next AfterEnd(const LaunchCommand& command, const LaunchResult& result, int restarts, const std::vector<Descriptor>& keeping) {
   if (result.lost < 0 || result.stop_asked || command.restarts == 0) return {.text = result.reason};
   if (restarts == command.restarts) {
@@ -127,7 +136,9 @@ int RunLaunch(const LaunchCommand& command) {
     options.timeout = restarts > 0 || end == absl::InfiniteFuture() ? end - absl::Now() : absl::Seconds(command.timeout_seconds);
     options.reap_orphans = true;
     options.signals = signals.get();
+    bool explained = false;
     options.on_line = [&](int rank, bool is_error, std::string_view line) {
+      explained = explained || is_error;
       std::FILE* stream = is_error ? stderr : stdout;
       std::string text = command.prefix ? Format("[%*d] ", width, rank) : std::string();
       text.append(line).append("\n");
@@ -139,6 +150,7 @@ int RunLaunch(const LaunchCommand& command) {
     const LaunchResult result = (*launcher)->Wait([&] { hang.Look(**launcher); }, absl::Seconds(5));
     std::fflush(stdout);
     if (result.reason.empty()) return kExitOk;
+    if (explained && EndedAlike(result)) return result.exit_code;
     const Next next = AfterEnd(command, result, restarts, keeping);
     std::fprintf(stderr, "gantry run: %s\n", next.text.c_str());
     if (!result.recorders.empty()) {

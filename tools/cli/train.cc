@@ -218,7 +218,7 @@ int RunTrain(const TrainOptions& options) {
     const gantry_status status = gantry_run_step(run.get(), &report);
     if (status != GANTRY_OK) {
       progress.End();
-      FailStep(run.get(), status, gantry_run_step_count(run.get()) > first_step);
+      Together(context.get(), [&] { FailStep(run.get(), status, gantry_run_step_count(run.get()) > first_step); });
     }
     if (first_rank) progress.Show(report);
     if (!measured) {

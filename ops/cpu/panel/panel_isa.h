@@ -16,8 +16,8 @@ enum class Isa : uint8_t {
 std::string_view Name(Isa isa);
 // Whether this program has the kernels and this processor and system can run them.
 bool IsaAvailable(Isa isa);
-// The widest available one, or the one that the environment variable GANTRY_ISA names, where that is narrower ("portable", "avx2"):
-// for comparing them. Asks once.
+// The widest available one, or the one that the environment variable GANTRY_ISA names, where that is narrower
+// ("portable", "avx2"): for comparing them. Asks once.
 Isa BestIsa();
 
 }  // namespace gantry::cpu

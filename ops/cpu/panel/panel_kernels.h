@@ -38,18 +38,18 @@ struct WinogradKernels {
 
   int outputs;
   int taps;
-  // How much larger a result's rounding error is than that of the products and sums in the transformed domain: with random data and
-  // products off by e of their own size each, a result is off by `amplification` x e of its size.
+  // How much larger a result's rounding error is than that of the products and sums in the transformed domain: with
+  // random data and products off by e of their own size each, a result is off by `amplification` x e of its size.
   double amplification;
-  // [rows][columns]: 1 for a tile of one output in that dimension where taps == 2. y = d0 w0 + d1 w1 needs no transform: the weights
-  // of the first point are w0, those of the last one w1, so only these two points and the first two inputs take part, and the
-  // pointers to others are not looked at.
+  // [rows][columns]: 1 for a tile of one output in that dimension where taps == 2. y = d0 w0 + d1 w1 needs no
+  // transform: the weights of the first point are w0, those of the last one w1, so only these two points and the first
+  // two inputs take part, and the pointers to others are not looked at.
   Function input[2][2];           // n x n -> n x n
   Function input_adjoint[2][2];   // n x n -> n x n
   Function output[2][2];          // n x n -> outputs x outputs
   Function output_adjoint[2][2];  // outputs x outputs -> n x n
-  Function weight;          // taps x taps -> n x n
-  Function weight_adjoint;  // n x n -> taps x taps
+  Function weight;                // taps x taps -> n x n
+  Function weight_adjoint;        // n x n -> taps x taps
 
   int points() const { return outputs + taps - 1; }
 };
@@ -64,20 +64,21 @@ struct PanelKernels {
   // the cache.
   void (*gemm)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, const int64_t* b_offsets,
                int64_t k_count, float* c, bool accumulate, const float* bias, float slope, const float* next_b);
-  // Two panels of results at once, each to the bit as gemm makes it: panel q < 2 at c + q * c_step from the weights b + q * b_step and
-  // bias[q * 16 ...]. `next_b` are two such runs of weights, b_step apart. Null, as the other pair is, where it is no faster than two
-  // calls.
+  // Two panels of results at once, each to the bit as gemm makes it: panel q < 2 at c + q * c_step from the weights b +
+  // q * b_step and bias[q * 16 ...]. `next_b` are two such runs of weights, b_step apart. Null, as the other pair is,
+  // where it is no faster than two calls.
   void (*gemm_pair)(int64_t rows, int64_t panel_count, const float* const* a, const float* b, int64_t b_step,
-                    const int64_t* b_offsets, int64_t k_count, float* c, int64_t c_step, bool accumulate, const float* bias,
-                    float slope, const float* next_b);
+                    const int64_t* b_offsets, int64_t k_count, float* c, int64_t c_step, bool accumulate,
+                    const float* bias, float slope, const float* next_b);
   // c[row][0..16) = (accumulate ? c : 0) + sum over panel i, k < k_count of a[i][k * 16 + row] * b[i][k * 16 + 0..16),
   // rows <= 16. `next`, if not null, are panel_count operands of a later call, to be fetched into the cache.
   void (*gemm_transposed)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
                           int64_t k_count, float* c, bool accumulate, const float* const* next);
-  // Two panels of results at once, each to the bit as gemm_transposed makes it: panel q < 2 at c + q * c_step from b[i] + q * b_step;
-  // `next` are such pairs.
-  void (*gemm_transposed_pair)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b, int64_t b_step,
-                               int64_t k_count, float* c, int64_t c_step, bool accumulate, const float* const* next);
+  // Two panels of results at once, each to the bit as gemm_transposed makes it: panel q < 2 at c + q * c_step from b[i]
+  // + q * b_step; `next` are such pairs.
+  void (*gemm_transposed_pair)(int64_t rows, int64_t panel_count, const float* const* a, const float* const* b,
+                               int64_t b_step, int64_t k_count, float* c, int64_t c_step, bool accumulate,
+                               const float* const* next);
   // to[c * to_stride + r] = (accumulate ? itself : 0) + from[r * from_stride + c], 16 rows and columns, any alignment.
   void (*transpose)(const float* from, int64_t from_stride, float* to, int64_t to_stride, bool accumulate);
   WinogradKernels winograd[2][3];  // [taps 2, 3][outputs 2, 3, 4]

@@ -31,6 +31,15 @@ struct SgdScalars {
   bool first_step, nesterov;
 };
 
+// Sums along a row whose places repeat: out[up * i + p] = the sum over k < count[p] of weights[p][k] *
+// x[down * i + offsets[p][k]].
+inline constexpr int kMostPatternTaps = 8;
+struct TapPattern {
+  int count[2];
+  int64_t offsets[2][kMostPatternTaps];
+  float weights[2][kMostPatternTaps];
+};
+
 // `count` counts elements. Results may lie exactly over an input; they do not overlap otherwise.
 struct VectorKernels {
   using Unary = void (*)(const float* x, float* out, int64_t count, const float* parameters);
@@ -48,6 +57,9 @@ struct VectorKernels {
   // totals[i] += x[i], largest[i] = max(largest[i], x[i]).
   void (*add_to)(const float* x, double* totals, int64_t count);
   void (*max_to)(const float* x, float* largest, int64_t count);
+  // Where x[stride * i] is larger than largest[i], or is the first NaN, or places[i] is negative, largest[i] becomes it and
+  // places[i] becomes place + stride * i.
+  void (*take_larger)(const float* x, int64_t stride, int32_t place, float* largest, int32_t* places, int64_t count);
   // totals[lane] += x[lane] + x[stride + lane] + ..., `steps` terms for each of kLanes lanes.
   void (*sum_lanes)(const float* x, int64_t steps, int64_t stride, double* totals);
 
@@ -58,6 +70,11 @@ struct VectorKernels {
               const SgdScalars& scalars);
   // out = a * x + b * y.
   void (*weighted_sum)(const float* x, const float* y, float* out, int64_t count, float a, float b);
+  // out[i] = the sum of weights[r] * x[rows[r] * pitch + i] over the `row_count` rows, which may be none.
+  void (*weighted_rows)(const float* x, int64_t pitch, const int64_t* rows, const float* weights, int64_t row_count,
+                        float* out, int64_t count);
+  // `groups` times `up` results; (up, down) is (1, 1), (1, 2) or (2, 1).
+  void (*repeat_pattern)(const float* x, float* out, int64_t groups, int up, int down, const TapPattern& pattern);
 
   // Bit i % 8 of bits[i / 8]: x[i] > 0. The last byte is filled up with zeros.
   void (*sign_bits)(const float* x, uint8_t* bits, int64_t count);

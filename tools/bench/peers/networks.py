@@ -11,34 +11,36 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 NOISE_CHANNELS = 100
-SIZES = {"dcgan32": (1, 32), "dcgan64": (3, 64)}  # image channels, image height and width
+SIZES = {f"dcgan{size}": (1 if size == 32 else 3, size) for size in (16, 32, 64, 128, 256, 512)}  # image channels, height and width
 LEARNING_RATE, BETAS = 2e-4, (0.5, 0.999)
+
+
+def features_of(size, width):
+    """Channels of the layers from the image inwards: they double with every halving down to 4x4, up to 8 * width."""
+    halvings = (size // 4).bit_length() - 1
+    return [width * min(8, 2**halving) for halving in range(halvings)]
 
 
 def make_generator(channels, size, width):
     """[n, 100, 1, 1] to [n, channels, size, size]: k4 s1 up to 4x4, then k4 s2 p1 up to `size`, batch norm and ReLU."""
-    features = width * size // 8
-    layers = [
-        nn.ConvTranspose2d(NOISE_CHANNELS, features, 4, 1, 0, bias=False),
-        nn.BatchNorm2d(features),
-        nn.ReLU(True),
-    ]
-    while features > width:
-        layers += [nn.ConvTranspose2d(features, features // 2, 4, 2, 1, bias=False)]
-        features //= 2
-        layers += [nn.BatchNorm2d(features), nn.ReLU(True)]
-    return nn.Sequential(*layers, nn.ConvTranspose2d(features, channels, 4, 2, 1, bias=False), nn.Tanh())
+    first, *others = reversed(features_of(size, width))
+    layers = [nn.ConvTranspose2d(NOISE_CHANNELS, first, 4, 1, 0, bias=False), nn.BatchNorm2d(first), nn.ReLU(True)]
+    before = first
+    for features in others:
+        layers += [nn.ConvTranspose2d(before, features, 4, 2, 1, bias=False), nn.BatchNorm2d(features), nn.ReLU(True)]
+        before = features
+    return nn.Sequential(*layers, nn.ConvTranspose2d(before, channels, 4, 2, 1, bias=False), nn.Tanh())
 
 
 def make_discriminator(channels, size, width):
     """The mirror image: [n, channels, size, size] to n logits, LeakyReLU 0.2, no norm after the first convolution."""
-    layers = [nn.Conv2d(channels, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
-    features = width
-    while features < width * size // 8:
-        layers += [nn.Conv2d(features, features * 2, 4, 2, 1, bias=False)]
-        features *= 2
-        layers += [nn.BatchNorm2d(features), nn.LeakyReLU(0.2, True)]
-    return nn.Sequential(*layers, nn.Conv2d(features, 1, 4, 1, 0, bias=False), nn.Flatten(0))
+    first, *others = features_of(size, width)
+    layers = [nn.Conv2d(channels, first, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
+    before = first
+    for features in others:
+        layers += [nn.Conv2d(before, features, 4, 2, 1, bias=False), nn.BatchNorm2d(features), nn.LeakyReLU(0.2, True)]
+        before = features
+    return nn.Sequential(*layers, nn.Conv2d(before, 1, 4, 1, 0, bias=False), nn.Flatten(0))
 
 
 class Trainer:
@@ -46,10 +48,11 @@ class Trainer:
 
     mode: "eager", "channels-last", "compiled" or "compiled-channels-last".
     weights: {"generator.0.weight": array, ...}, or None for DCGAN's initialization from a fixed seed.
+    wrap: what is made of each network before its optimizer: itself, or a network split over processes.
     memory: "plain", "checkpoint" (torch.utils.checkpoint, in `segments` parts a network) or "save-on-cpu" (saved tensors are copied).
     """
 
-    def __init__(self, model, width, batch, mode, weights=None, dtype=torch.float32, memory="plain", segments=2):
+    def __init__(self, model, width, batch, mode, weights=None, dtype=torch.float32, memory="plain", segments=2, wrap=lambda network: network):
         channels, size = SIZES[model]
         torch.manual_seed(1)
         self.generator = make_generator(channels, size, width)
@@ -62,6 +65,7 @@ class Trainer:
         self.dtype = dtype
         for network in (self.generator, self.discriminator):
             network.to(dtype=dtype, memory_format=self.layout).train()
+        self.generator, self.discriminator = wrap(self.generator), wrap(self.discriminator)
         self.generator_optimizer = torch.optim.Adam(self.generator.parameters(), LEARNING_RATE, BETAS, fused=True)
         self.discriminator_optimizer = torch.optim.Adam(
             self.discriminator.parameters(), LEARNING_RATE, BETAS, fused=True

@@ -137,7 +137,7 @@ TEST(WhatIfTest, AThousandOpsTakeSeconds) {
   const auto what_if = Ask(setup, {});
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   ASSERT_TRUE(what_if.ok()) << what_if.status();
-  EXPECT_GT(what_if->op_count, 1000);
+  EXPECT_GT(what_if->op_count, 900);
   EXPECT_LT(seconds, 60) << "2 s on a machine that does nothing else, many times that with sanitizers beside other work";
 }
 

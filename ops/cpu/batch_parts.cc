@@ -5,12 +5,12 @@
 //   "put_images"(x [, into]) {begin, batch}: `into` with the images from `begin` on replaced by those of x; without it, `batch` images of
 //     zeros otherwise. All have one layout.
 // Batch norm on the panel layout, whose sums are over all images: they are taken part after part, in doubles, f64[2, C], and each op
-// that sums takes what the images before gave, unless there are none. `before`: how many those are. The same bits as normalize and
-// normalize_grad {images} (panel_normalization.cc), which sum so many images at a time.
-//   "batch_norm_sums"(x [, sums]) {before}: per channel mean and sum of squared deviations.
+// that sums takes what the images before gave, unless there are none. `before`: how many those are; `images`: how many are summed at a time.
+// The same bits as normalize and normalize_grad with that {images} (panel_normalization.cc).
+//   "batch_norm_sums"(x [, sums]) {before, images}: per channel mean and sum of squared deviations.
 //   "batch_norm_statistics"(sums) {count}: mean and variance [1, C, 1, 1] of `count` elements a channel.
 //   "batch_norm_apply"(x, scale, bias, mean, variance) {eps [, slope]}: normalize's first result.
-//   "batch_norm_grad_sums"(g, x, mean [, y] [, sums]) {before [, slope]}: per channel the sum of g and of g * (x - mean), g before the
+//   "batch_norm_grad_sums"(g, x, mean [, y] [, sums]) {before, images [, slope]}: per channel the sum of g and of g * (x - mean), g before the
 //     activation; y and slope as of normalize_grad.
 //   "batch_norm_grad_parameters"(sums, variance) {eps, dims}: normalize_grad's second and third result, of shape `dims`.
 //   "batch_norm_grad_apply"(g, x, scale, mean, variance, sums [, y]) {eps, batch [, slope]}: its first result; the sums are of `batch`
@@ -81,7 +81,7 @@ class BatchNormPart : public Kernel {
  public:
   BatchNormPart(const KernelRequest& request, const TensorType& x)
       : shape_{x.shape[0], x.shape[1], x.shape[2], x.shape[3]}, threads_(request.thread_count),
-        before_(request.attributes.Int("before", 0)), activates_(request.attributes.Has("slope")),
+        before_(request.attributes.Int("before", 0)), part_(request.attributes.Int("images", 0)), activates_(request.attributes.Has("slope")),
         epsilon_(static_cast<float>(request.attributes.Float("eps", 0.0))),
         slope_(static_cast<float>(request.attributes.Float("slope", 1.0))) {}
   size_t scratch_bytes() const override { return NormScratchFloats(shape_) * sizeof(float); }
@@ -101,7 +101,7 @@ class BatchNormPart : public Kernel {
 
   const PanelShape shape_;
   const int threads_;
-  const int64_t before_;
+  const int64_t before_, part_;
   const bool activates_;
   const float epsilon_, slope_;
 };
@@ -110,7 +110,7 @@ class SumsKernel final : public BatchNormPart {
  public:
   explicit SumsKernel(const KernelRequest& request) : BatchNormPart(request, request.inputs[0]) {}
   absl::Status Run(const KernelArguments& arguments) override {
-    AddMoments(shape_, In(arguments, 0), shape_.batch, before_, Sums(arguments), Scratch(arguments), threads_);
+    AddMoments(shape_, In(arguments, 0), before_, Sums(arguments), Scratch(arguments), threads_, BestIsa(), part_);
     return absl::OkStatus();
   }
 };
@@ -147,7 +147,7 @@ class GradSumsKernel final : public BatchNormPart {
   absl::Status Run(const KernelArguments& arguments) override {
     const BatchNormGradient gradient{.dy = In(arguments, 0), .x = In(arguments, 1), .y = activates_ ? In(arguments, 3) : nullptr,
                                      .mean = In(arguments, 2), .slope = slope_};
-    AddGradientSums(shape_, gradient, shape_.batch, before_, Sums(arguments), Scratch(arguments), threads_);
+    AddGradientSums(shape_, gradient, before_, Sums(arguments), Scratch(arguments), threads_, BestIsa(), part_);
     return absl::OkStatus();
   }
 };
@@ -231,6 +231,7 @@ Outputs InferPut(Inputs inputs, const Attributes& attributes) {
 Outputs InferSums(Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(RequireImages(inputs[0], "x"));
   GANTRY_ASSIGN_OR_RETURN(const int64_t before, infer::IntAttribute(attributes, "before", 0));
+  GANTRY_RETURN_IF_ERROR(infer::IntAttribute(attributes, "images", 1).status());
   GANTRY_RETURN_IF_ERROR(RequireInputs(inputs, before > 0 ? 2 : 1));
   const int64_t channels = inputs[0].shape[1];
   if (before > 0) GANTRY_RETURN_IF_ERROR(RequireSums(inputs[1], channels));
@@ -256,6 +257,7 @@ Outputs InferApply(Inputs inputs, const Attributes& attributes) {
 Outputs InferGradSums(Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(RequireImages(inputs[1], "x"));
   GANTRY_ASSIGN_OR_RETURN(const int64_t before, infer::IntAttribute(attributes, "before", 0));
+  GANTRY_RETURN_IF_ERROR(infer::IntAttribute(attributes, "images", 1).status());
   const size_t y = attributes.Has("slope") ? 1 : 0;
   GANTRY_RETURN_IF_ERROR(RequireInputs(inputs, 3 + y + (before > 0 ? 1 : 0)));
   const int64_t channels = inputs[1].shape[1];

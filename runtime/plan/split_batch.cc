@@ -247,9 +247,14 @@ class BatchSplitter {
       return inputs;
     };
     // Statistics of a batch norm, and the attributes that its steps share.
-    Attributes attributes = {{"before", before}};
+    Attributes attributes;
+    if (step.kind == StepKind::kNormSums || step.kind == StepKind::kNormGradSums) {
+      attributes.Set("before", before);
+      attributes.Set("images", op.attributes.Int("images"));
+    }
     for (const std::string_view name : {"eps", "slope"}) {
-      if (op.attributes.Has(name)) attributes.Set(std::string(name), op.attributes.Float(name));
+      const bool of_step = step.kind != StepKind::kNormSums && (name == "slope" || step.kind != StepKind::kNormGradSums);
+      if (of_step && op.attributes.Has(name)) attributes.Set(std::string(name), op.attributes.Float(name));
     }
     switch (step.kind) {
       case StepKind::kEach:
@@ -259,7 +264,7 @@ class BatchSplitter {
         step.sum = target_.Emit("panel_conv_weight_grad", AddSum(in), OfImages(op.attributes, images))[0];
         break;
       case StepKind::kNormSums:
-        step.sum = target_.Emit("batch_norm_sums", AddSum({in[0]}), {{"before", before}})[0];
+        step.sum = target_.Emit("batch_norm_sums", AddSum({in[0]}), std::move(attributes))[0];
         break;
       case StepKind::kNormApply:
         in.push_back(copier_.Mapped(op.outputs[1]));

@@ -86,8 +86,11 @@ int64_t NormScratchFloats(const PanelShape& shape) {
   return SliceFloats(p) + 3 * p.panels * 16 + 4 * p.panels * 16;
 }
 
-void AddMoments(const PanelShape& shape, const float* x, int64_t images, int64_t before, double* moments, float* scratch,
-                int thread_count, Isa isa) {
+namespace {
+
+// AddMoments of one part; x has `images` images in memory.
+void AddMomentsOfPart(const PanelShape& shape, const float* x, int64_t images, int64_t before, double* moments, float* scratch,
+                      int thread_count, Isa isa) {
   const Panels p{shape, images};
   const PanelKernels& kernels = KernelsFor(isa);
   Sums* sums = SliceSums(scratch);  // mean and sum of squared deviations so far
@@ -123,6 +126,15 @@ void AddMoments(const PanelShape& shape, const float* x, int64_t images, int64_t
   }
 }
 
+}  // namespace
+
+void AddMoments(const PanelShape& shape, const float* x, int64_t before, double* moments, float* scratch, int thread_count, Isa isa,
+                int64_t part) {
+  ForEachPart(shape, part, [&](const PanelShape& images, int64_t first) {
+    AddMomentsOfPart(images, x + first * 16, shape.batch, before + first, moments, scratch, thread_count, isa);
+  });
+}
+
 void FinishMoments(int64_t channels, int64_t count, const double* moments, float* mean, float* variance) {
   for (int64_t channel = 0; channel < channels; ++channel) {
     mean[channel] = static_cast<float>(moments[channel]);
@@ -133,9 +145,7 @@ void FinishMoments(int64_t channels, int64_t count, const double* moments, float
 void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch,
                      int thread_count, Isa isa, int64_t part) {
   double* const moments = TotalsIn(shape, scratch);
-  ForEachPart(shape, part, [&](const PanelShape& images, int64_t before) {
-    AddMoments(images, x + before * 16, shape.batch, before, moments, scratch, thread_count, isa);
-  });
+  AddMoments(shape, x, 0, moments, scratch, thread_count, isa, part);
   FinishMoments(shape.channels, shape.batch * shape.height * shape.width, moments, mean, variance);
 }
 
@@ -156,8 +166,11 @@ void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, 
   });
 }
 
-void AddGradientSums(const PanelShape& shape, const BatchNormGradient& a, int64_t images, int64_t before, double* sums,
-                     float* scratch, int thread_count, Isa isa) {
+namespace {
+
+// AddGradientSums of one part; the operands have `images` images in memory.
+void AddGradientSumsOfPart(const PanelShape& shape, const BatchNormGradient& a, int64_t images, int64_t before, double* sums,
+                           float* scratch, int thread_count, Isa isa) {
   const Panels p{shape, images};
   const PanelKernels& kernels = KernelsFor(isa);
   Sums* slices = SliceSums(scratch);  // of g and of g * (x - mean)
@@ -180,6 +193,19 @@ void AddGradientSums(const PanelShape& shape, const BatchNormGradient& a, int64_
       products += slices[channel / 16 * p.slices + slice].second[channel % 16];
     }
   }
+}
+
+}  // namespace
+
+void AddGradientSums(const PanelShape& shape, const BatchNormGradient& a, int64_t before, double* sums, float* scratch, int thread_count,
+                     Isa isa, int64_t part) {
+  ForEachPart(shape, part, [&](const PanelShape& images, int64_t first) {
+    BatchNormGradient from = a;
+    from.dy += first * 16;
+    from.x += first * 16;
+    if (from.y != nullptr) from.y += first * 16;
+    AddGradientSumsOfPart(images, from, shape.batch, before + first, sums, scratch, thread_count, isa);
+  });
 }
 
 void FinishGradientSums(int64_t channels, const double* sums, const float* variance, float epsilon, float* dgamma, float* dbeta) {
@@ -220,13 +246,7 @@ void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& a,
 void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, float* scratch, int thread_count, Isa isa,
                        int64_t part) {
   double* const sums = TotalsIn(shape, scratch);
-  ForEachPart(shape, part, [&](const PanelShape& images, int64_t before) {
-    BatchNormGradient from = a;
-    from.dy += before * 16;
-    from.x += before * 16;
-    if (from.y != nullptr) from.y += before * 16;
-    AddGradientSums(images, from, shape.batch, before, sums, scratch, thread_count, isa);
-  });
+  AddGradientSums(shape, a, 0, sums, scratch, thread_count, isa, part);
   FinishGradientSums(shape.channels, sums, a.variance, a.epsilon, a.dgamma, a.dbeta);
   BatchNormInputGradient(shape, a, shape.batch, sums, scratch, thread_count, isa);
 }

@@ -26,11 +26,10 @@ int64_t NormScratchFloats(const PanelShape& shape);
 void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch,
                      int thread_count, Isa isa = BestIsa(), int64_t part = 0);
 
-// The same in steps, for a batch of which only a part is at hand. `moments` are 2 x channels doubles, mean and sum of squared deviations
-// of the `before` images seen so far (not read where there are none); those of the shape's images are merged into them. x has `images` images
-// in memory, of which those from the pointer on are taken.
-void AddMoments(const PanelShape& shape, const float* x, int64_t images, int64_t before, double* moments, float* scratch,
-                int thread_count, Isa isa = BestIsa());
+// The same in steps, for a batch of which only some images are at hand. `moments` are 2 x channels doubles, mean and sum of squared
+// deviations of the `before` images seen so far (not read where there are none); those of the shape's images are merged into them.
+void AddMoments(const PanelShape& shape, const float* x, int64_t before, double* moments, float* scratch, int thread_count,
+                Isa isa = BestIsa(), int64_t part = 0);
 // `count`: elements of one channel in all images together.
 void FinishMoments(int64_t channels, int64_t count, const double* moments, float* mean, float* variance);
 
@@ -61,8 +60,8 @@ void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& argumen
 
 // The same in steps. `sums` are 2 x channels doubles, of g and of g * (x - mean), g the gradient before the activation; those of the shape's
 // images are added to them, or take their place where nothing was `before`. dx, dgamma, dbeta and gamma are not used.
-void AddGradientSums(const PanelShape& shape, const BatchNormGradient& arguments, int64_t images, int64_t before, double* sums,
-                     float* scratch, int thread_count, Isa isa = BestIsa());
+void AddGradientSums(const PanelShape& shape, const BatchNormGradient& arguments, int64_t before, double* sums, float* scratch,
+                     int thread_count, Isa isa = BestIsa(), int64_t part = 0);
 // dgamma and dbeta from the sums of all images.
 void FinishGradientSums(int64_t channels, const double* sums, const float* variance, float epsilon, float* dgamma, float* dbeta);
 // dx of the shape's images; `batch`: how many the sums are of.

@@ -241,6 +241,9 @@ std::string Describe(const Plan& plan) {
         residency.footprint_bytes, residency.stashes, residency.fetches, residency.repeats, residency.seconds,
         residency.unlimited_seconds, residency.wait_seconds, residency.recompute_seconds, residency.bound_seconds,
         100.0 * (residency.seconds / residency.bound_seconds - 1.0)));
+    if (residency.batch_parts > 1) {
+      absl::StrAppend(&text, absl::StrFormat("split          ops on many images in up to %d parts of the batch\n", residency.batch_parts));
+    }
     absl::StrAppend(&text, DescribeEncodings(residency));
   }
   if (!plan.residency.used) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s a step\n", plan.residency.seconds));

@@ -121,8 +121,9 @@ class BatchSplitter {
     }
     if (batch == 0 || PartsOf(batch) < 2) return 0;
     if (name != "panel_conv_weight_grad") bytes += source_.TypeOf(op.outputs[0]).size_bytes();
-    // Elementwise ops follow what they read.
-    return bytes >= least_bytes_ && (any || !IsElementwise(name)) ? batch : 0;
+    // Elementwise ops, whose operands may be anything, follow what they read.
+    const bool images = !IsElementwise(name) || IsPanel(source_.TypeOf(op.inputs[0])) || IsPanel(source_.TypeOf(op.outputs[0]));
+    return bytes >= least_bytes_ && (any || images) ? batch : 0;
   }
 
   bool IsInParts(ValueId value) const { return in_parts_[value] && !whole_[value]; }

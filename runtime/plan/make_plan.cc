@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_join.h"
 #include "memory/hash.h"
+#include "memory/residency/residency_gaps.h"
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/plan/cost_model.h"
@@ -53,6 +54,12 @@ void CountEncodings(Plan& plan) {
   }
 }
 
+int64_t LargestOpBytes(const ResidencyProblem& problem) {
+  int64_t largest = 0;
+  for (int op = 0; op < static_cast<int>(problem.ops.size()); ++op) largest = std::max(largest, OperandBytes(problem, op));
+  return largest;
+}
+
 // In so many parts of the batch as SplitBatch takes. Without `last`, kResourceExhausted says nothing.
 absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint, int batch_parts, bool last) {
   // A weight, its gradient and a few pieces on their way in and out should be most of what an update takes.
@@ -62,6 +69,7 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
+  if (!last && LargestOpBytes(resider.problem()) > budget) return absl::ResourceExhaustedError("");
   const double unlimited = CostModel(options).Seconds(base);
   int64_t target = budget;
   ResidencySolution best;  // of those that do not fit

@@ -130,7 +130,9 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
       low = target;
       target = low + (high - low) / 2;
     }
-    if (fits && high - low < budget / kTargetShare) break;
+    // To those who look for advice any plan will do, and programs in parts are long.
+    const bool good = high - low < budget / kTargetShare || (batch_parts > 1 && !options.advise);
+    if (fits && good) break;
   }
   if (fits) {
     CountEncodings(*fits);

@@ -11,6 +11,7 @@
 #include "runtime/plan/plan_totals.h"
 #include "runtime/plan/cost_model.h"
 #include "runtime/plan/reside.h"
+#include "runtime/plan/split_batch.h"
 
 namespace gantry {
 namespace {
@@ -143,6 +144,7 @@ PlannedResidency ReadResidency(Reader& reader, const Json& json) {
   residency.budget_bytes = reader.Get<int64_t>(*found, "budget_bytes", 0);
   residency.piece_bytes = reader.Get<int64_t>(*found, "piece_bytes", 0);
   residency.batch_parts = reader.Get<int>(*found, "batch_parts", 1);
+  if (!IsBatchParts(residency.batch_parts)) reader.Fail(absl::StrFormat("batch_parts is %d; a batch is in 1, 2, 4 or 8 parts", residency.batch_parts));
   residency.footprint_bytes = reader.Get<int64_t>(*found, "footprint_bytes", 0);
   residency.seconds = reader.Get<double>(*found, "seconds", 0);
   residency.wait_seconds = reader.Get<double>(*found, "wait_seconds", 0);

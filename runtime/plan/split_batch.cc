@@ -366,7 +366,8 @@ absl::StatusOr<Program> ChunkBatches(const Program& program, int64_t chunk_bytes
 
 absl::StatusOr<Program> SplitBatch(const Program& program, int parts, int64_t least_bytes) {
   GANTRY_RETURN_IF_ERROR(program.status());
-  if (parts < 2) return program;
+  if (!IsBatchParts(parts)) return absl::InvalidArgumentError(absl::StrFormat("a batch cannot be taken in %d parts", parts));
+  if (parts == 1) return program;
   return BatchSplitter(program, parts, least_bytes).Run();
 }
 

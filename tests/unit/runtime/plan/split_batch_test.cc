@@ -78,6 +78,7 @@ TEST(SplitBatchTest, NoOpHasAllImages) {
   // Parts that are no smaller, and ops with too few bytes.
   EXPECT_EQ(SplitBatch(lowered, 1, 1)->Dump(), lowered.Dump());
   EXPECT_EQ(SplitBatch(lowered, 8, int64_t{1} << 40)->Dump(), lowered.Dump());
+  for (const int parts : {-1, 0, 3, 16}) EXPECT_EQ(SplitBatch(lowered, parts, 1).status().code(), absl::StatusCode::kInvalidArgument) << parts;
 }
 
 TEST(SplitBatchTest, ABudgetBelowTheLargestOpIsMet) {

@@ -103,6 +103,7 @@ std::vector<OpDefinition> RandomOps();
 std::vector<OpDefinition> OptimizerOps();
 std::vector<OpDefinition> ControlOps();
 std::vector<OpDefinition> PanelOps();
+std::vector<OpDefinition> BatchPartsOps();
 std::vector<OpDefinition> ExchangeOps();
 std::vector<OpDefinition> WeightRowsOps();
 std::vector<OpDefinition> EncodeOps();

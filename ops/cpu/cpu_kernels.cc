@@ -11,6 +11,7 @@ namespace {
 constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakePanelKernel,
     cpu::MakePanelNormalization,
+    cpu::MakeBatchParts,
     cpu::MakePlainNormalization,
     cpu::MakeFastElementwise,
     cpu::MakeFastReduction,

@@ -13,6 +13,8 @@ using KernelMaker = absl::StatusOr<std::unique_ptr<Kernel>> (*)(const KernelRequ
 
 // panel_normalization.cc: batch norm of panel tensors.
 absl::StatusOr<std::unique_ptr<Kernel>> MakePanelNormalization(const KernelRequest& request);
+// batch_parts.cc: images of a batch, and the steps of a batch norm whose images come part after part.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeBatchParts(const KernelRequest& request);
 // normalization.cc: batch, instance, group and layer norm of plain tensors, statistics and parameters constant over rows of at least
 // 16 elements.
 absl::StatusOr<std::unique_ptr<Kernel>> MakePlainNormalization(const KernelRequest& request);

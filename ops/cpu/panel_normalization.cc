@@ -1,4 +1,5 @@
-// Batch norm on the panel layout as kernels of normalize and normalize_grad.
+// Batch norm on the panel layout as kernels of normalize and normalize_grad. The attribute {images} says how many images are summed at a
+// time (runtime/plan/split_batch.h); without it, all.
 #include "ops/cpu/panel/panel_norm.h"
 
 #include "ops/cpu/cpu_kernels.h"
@@ -26,7 +27,7 @@ class PanelKernel : public Kernel {
  public:
   PanelKernel(const KernelRequest& request, const TensorType& x)
       : shape_(ShapeOf(x)), threads_(request.thread_count), epsilon_(static_cast<float>(request.attributes.Float("eps"))),
-        slope_(static_cast<float>(request.attributes.Float("slope", 1.0))) {}
+        slope_(static_cast<float>(request.attributes.Float("slope", 1.0))), part_(request.attributes.Int("images", 0)) {}
   size_t scratch_bytes() const override { return NormScratchFloats(shape_) * sizeof(float); }
   std::string_view implementation() const override { return "panel"; }
 
@@ -37,6 +38,7 @@ class PanelKernel : public Kernel {
   const PanelShape shape_;
   const int threads_;
   const float epsilon_, slope_;
+  const int64_t part_;
 };
 
 class NormalizeKernel final : public PanelKernel {
@@ -45,7 +47,7 @@ class NormalizeKernel final : public PanelKernel {
   absl::Status Run(const KernelArguments& arguments) override {
     float* const mean = Out(arguments, 1);
     float* const variance = Out(arguments, 2);
-    BatchStatistics(shape_, In(arguments, 0), mean, variance, static_cast<float*>(arguments.scratch), threads_);
+    BatchStatistics(shape_, In(arguments, 0), mean, variance, static_cast<float*>(arguments.scratch), threads_, BestIsa(), part_);
     BatchNormalize(shape_, In(arguments, 0), mean, variance, In(arguments, 1), In(arguments, 2), epsilon_, slope_,
                    Out(arguments, 0), threads_);
     return absl::OkStatus();
@@ -63,7 +65,7 @@ class NormalizeGradKernel final : public PanelKernel {
                        .gamma = In(arguments, 2), .mean = In(arguments, 3), .variance = In(arguments, 4),
                        .epsilon = epsilon_, .slope = fused_ ? slope_ : 1.0f, .dx = Out(arguments, 0),
                        .dgamma = Out(arguments, 1), .dbeta = Out(arguments, 2)},
-                      static_cast<float*>(arguments.scratch), threads_);
+                      static_cast<float*>(arguments.scratch), threads_, BestIsa(), part_);
     return absl::OkStatus();
   }
 

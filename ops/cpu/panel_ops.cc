@@ -5,8 +5,11 @@
 //   "pack_weights"(w) {geometry, direction, algorithm, formats, floats}: w as panel_conv reads it, f32[floats].
 //   "panel_conv"(x, packed [, bias]) {geometry, direction, algorithm, formats, slope}: conv ("forward") or conv_transpose
 //     ("input_gradient"), bias and leaky_relu included.
-//   "panel_conv_weight_grad"(x, g) {geometry, algorithm, formats}: conv_weight_grad.
+//   "panel_conv_weight_grad"(x, g [, into]) {geometry, algorithm, formats, images}: conv_weight_grad, added to `into`. `images`: of how
+//     many images the products are summed at a time, each sum added to those before (runtime/plan/split_batch.h); without it, of all.
 #include "ops/cpu/panel_ops.h"
+
+#include <cstring>
 
 #include "ops/op_definition.h"
 
@@ -109,16 +112,13 @@ class PanelConvKernel final : public Kernel {
   std::string_view implementation() const override { return name_; }
   absl::Status Run(const KernelArguments& arguments) override {
     const auto* x = static_cast<const float*>(arguments.inputs[0]);
-    const auto* second = static_cast<const float*>(arguments.inputs[1]);
+    const auto* packed = static_cast<const float*>(arguments.inputs[1]);
     auto* y = static_cast<float*>(arguments.outputs[0]);
     auto* scratch = static_cast<float*>(arguments.scratch);
     Epilogue epilogue = epilogue_;
     if (bias_) epilogue.bias = static_cast<const float*>(arguments.inputs[2]);
-    switch (conv_.direction()) {
-      case Direction::kForward: conv_.Forward(x, second, epilogue, y, scratch, threads_); break;
-      case Direction::kInputGradient: conv_.InputGradient(x, second, epilogue, y, scratch, threads_); break;
-      case Direction::kWeightGradient: conv_.WeightGradient(x, second, false, y, scratch, threads_); break;
-    }
+    const auto run = conv_.direction() == Direction::kForward ? &PanelConv::Forward : &PanelConv::InputGradient;
+    (conv_.*run)(x, packed, epilogue, y, scratch, threads_);
     return absl::OkStatus();
   }
 
@@ -130,12 +130,59 @@ class PanelConvKernel final : public Kernel {
   Epilogue epilogue_;
 };
 
+class PanelWeightGradientKernel final : public Kernel {
+ public:
+  // The kernel for so many images at a time as `images` says, and for the rest.
+  static absl::StatusOr<std::unique_ptr<Kernel>> Make(const KernelRequest& request) {
+    ConvGeometry part = GeometryOf(request.attributes);
+    const int64_t batch = part.batch, images = std::min(request.attributes.Int("images", batch), batch);
+    const ConvOptions options = OptionsOf(request.attributes);
+    part.batch = images;
+    GANTRY_ASSIGN_OR_RETURN(const PanelConv conv, PanelConv::Create(part, Direction::kWeightGradient, options));
+    if (batch % images != 0) part.batch = batch % images;
+    GANTRY_ASSIGN_OR_RETURN(const PanelConv rest, PanelConv::Create(part, Direction::kWeightGradient, options));
+    return std::unique_ptr<Kernel>(new PanelWeightGradientKernel(conv, rest, batch, request));
+  }
+  size_t scratch_bytes() const override { return std::max(conv_.ScratchFloats(threads_), rest_.ScratchFloats(threads_)) * sizeof(float); }
+  std::string_view implementation() const override { return name_; }
+  absl::Status Run(const KernelArguments& arguments) override {
+    const auto* const x = static_cast<const float*>(arguments.inputs[0]);
+    const auto* const g = static_cast<const float*>(arguments.inputs[1]);
+    auto* const sum = static_cast<float*>(arguments.outputs[0]);
+    if (has_into_ && arguments.inputs[2] != sum) {
+      std::memcpy(sum, arguments.inputs[2], static_cast<size_t>(conv_.geometry().weight_count()) * sizeof(float));
+    }
+    const ConvGeometry& geometry = conv_.geometry();
+    const ConvOptions& options = conv_.options();
+    const int64_t x_step = options.input_format == ImageFormat::kPanel ? 16 : geometry.in_channels * geometry.in_h * geometry.in_w;
+    const int64_t g_step = options.output_format == ImageFormat::kPanel ? 16 : geometry.out_channels * geometry.out_h * geometry.out_w;
+    for (int64_t image = 0; image < batch_; image += geometry.batch) {
+      const PanelConv& conv = batch_ - image < geometry.batch ? rest_ : conv_;
+      conv.WeightGradient(x + image * x_step, g + image * g_step, has_into_ || image > 0, sum, static_cast<float*>(arguments.scratch), threads_,
+                          batch_);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  PanelWeightGradientKernel(const PanelConv& conv, const PanelConv& rest, int64_t batch, const KernelRequest& request)
+      : conv_(conv), rest_(rest), batch_(batch), has_into_(request.inputs.size() > 2), threads_(request.thread_count),
+        name_(absl::StrFormat("panel %s %s", Name(conv.options().algorithm), Name(conv.options().isa))) {}
+
+  const PanelConv conv_, rest_;
+  const int64_t batch_;
+  const bool has_into_;
+  const int threads_;
+  const std::string name_;
+};
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakePanelKernel(const KernelRequest& request) {
   const std::string_view name = request.op.name;
   if (name == "reorder") return std::make_unique<ReorderKernel>(request);
   if (name != "pack_weights" && name != "panel_conv" && name != "panel_conv_weight_grad") return nullptr;
+  if (name == "panel_conv_weight_grad") return PanelWeightGradientKernel::Make(request);
   GANTRY_ASSIGN_OR_RETURN(PanelConv conv, ConvOf(request.attributes));
   if (name == "pack_weights") return std::make_unique<PackWeightsKernel>(conv, request.thread_count);
   return std::make_unique<PanelConvKernel>(conv, request.inputs.size() > 2, request.attributes, request.thread_count);
@@ -165,13 +212,18 @@ std::vector<OpDefinition> PanelOps() {
                               : std::vector<TensorType>{{DataType::kF32, Shape{g.batch, g.in_channels, g.in_h, g.in_w}}};
                  },
                  .cost = cpu::ConvCost});
-  ops.push_back({.name = "panel_conv_weight_grad", .min_inputs = 2, .max_inputs = 2,
-                 .infer = [](Inputs, const Attributes& attributes) -> Types {
+  ops.push_back({.name = "panel_conv_weight_grad", .min_inputs = 2, .max_inputs = 3,
+                 .infer = [](Inputs inputs, const Attributes& attributes) -> Types {
                    const cpu::ConvGeometry g = cpu::GeometryOf(attributes);
-                   return std::vector<TensorType>{
-                       {DataType::kF32, Shape{g.out_channels, g.in_channels, g.kernel_h, g.kernel_w}}};
+                   const TensorType gradient{DataType::kF32, Shape{g.out_channels, g.in_channels, g.kernel_h, g.kernel_w}};
+                   if (inputs.size() > 2 && !(inputs[2] == gradient)) {
+                     return absl::InvalidArgumentError(absl::StrFormat("it adds to %s, not to %s", gradient.ToString(), inputs[2].ToString()));
+                   }
+                   if (attributes.Int("images", 1) < 1) return absl::InvalidArgumentError("attribute 'images' must be at least 1");
+                   return std::vector<TensorType>{gradient};
                  },
-                 .cost = cpu::ConvCost});
+                 .cost = cpu::ConvCost,
+                 .in_place = {{0, 2}}});
   return ops;
 }
 

@@ -122,8 +122,11 @@ class SignKeeper {
     }
     std::vector<ValueId> rest = {activation};
     for (int i = 1; i < sign; ++i) rest.push_back(copier.Mapped(op.inputs[i]));
-    const std::vector<ValueId> outputs = target.Emit(
-        op.definition->name, rest, {{"axes", op.attributes.Ints("axes")}, {"eps", op.attributes.Float("eps")}});
+    Attributes attributes;
+    for (const auto& [name, value] : op.attributes.entries()) {
+      if (name != "slope") attributes.Set(name, value);
+    }
+    const std::vector<ValueId> outputs = target.Emit(op.definition->name, rest, std::move(attributes));
     for (size_t i = 0; i < outputs.size(); ++i) {
       if (outputs[i] == kNoValue) return;
       copier.Map(op.outputs[i], outputs[i]);

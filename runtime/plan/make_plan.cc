@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_join.h"
 #include "memory/hash.h"
+#include "memory/residency/residency_gaps.h"
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/plan/cost_model.h"
@@ -15,6 +16,7 @@
 #include "runtime/plan/plan_totals.h"
 #include "runtime/plan/plan.h"
 #include "runtime/plan/reside.h"
+#include "runtime/plan/split_batch.h"
 #include "runtime/plan/split_weights.h"
 #include "runtime/plan/too_small.h"
 
@@ -25,6 +27,8 @@ namespace {
 constexpr int kBudgetRounds = 12;
 // Once a plan fits, larger targets are tried until the next is nearer than this part of the budget.
 constexpr int kTargetShare = 64;
+// Ops on so many pieces' worth of images are split by batch where it is needed: an eighth of the budget.
+constexpr int64_t kSplitPieces = 4;
 // Layout search: about a third of a second, for training programs meet their bound much earlier or not at all; none where only the order
 // matters.
 constexpr int64_t kBestLayout = 300'000'000, kAnyLayout = 1;
@@ -50,14 +54,22 @@ void CountEncodings(Plan& plan) {
   }
 }
 
-absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
+int64_t LargestOpBytes(const ResidencyProblem& problem) {
+  int64_t largest = 0;
+  for (int op = 0; op < static_cast<int>(problem.ops.size()); ++op) largest = std::max(largest, OperandBytes(problem, op));
+  return largest;
+}
+
+// In so many parts of the batch as SplitBatch takes. Without `last`, kResourceExhausted says nothing.
+absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint, int batch_parts, bool last) {
   // A weight, its gradient and a few pieces on their way in and out should be most of what an update takes.
   const int64_t piece_bytes = std::max<int64_t>(1, budget / 32);
   Plan base;
-  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, piece_bytes));
+  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, piece_bytes, batch_parts));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
+  if (!last && LargestOpBytes(resider.problem()) > budget) return absl::ResourceExhaustedError("");
   const double unlimited = CostModel(options).Seconds(base);
   int64_t target = budget;
   ResidencySolution best;  // of those that do not fit
@@ -104,7 +116,7 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
     } else {
       if (!fits || solution.schedule.seconds < fits->residency.seconds) {
         const ResidencySchedule& schedule = solution.schedule;
-        plan.residency = {.used = true, .budget_bytes = budget, .piece_bytes = piece_bytes, .footprint_bytes = footprint, .seconds = schedule.seconds,
+        plan.residency = {.used = true, .budget_bytes = budget, .piece_bytes = piece_bytes, .batch_parts = batch_parts, .footprint_bytes = footprint, .seconds = schedule.seconds,
                           .wait_seconds = schedule.wait_seconds, .recompute_seconds = schedule.recompute_seconds,
                           .unlimited_seconds = unlimited, .bound_seconds = solution.bound_seconds};
         for (const ResidencyAction& action : schedule.actions) {
@@ -118,7 +130,9 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
       low = target;
       target = low + (high - low) / 2;
     }
-    if (fits && high - low < budget / kTargetShare) break;
+    // To those who look for advice any plan will do, and programs in parts are long.
+    const bool good = high - low < budget / kTargetShare || (batch_parts > 1 && !options.advise);
+    if (fits && good) break;
   }
   if (fits) {
     CountEncodings(*fits);
@@ -127,12 +141,22 @@ absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& optio
     GANTRY_RETURN_IF_ERROR(VerifyPlan(*fits));
     return *std::move(fits);
   }
+  if (!last) return absl::ResourceExhaustedError("");
   return TooSmall(program, base, resider, options, budget, best, best_bytes);
+}
+
+// Whole batches where they fit, else the fewest parts that do.
+absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
+  for (int batch_parts = 1; batch_parts < kMostBatchParts; batch_parts *= 2) {
+    absl::StatusOr<Plan> plan = PlanInParts(program, options, budget, footprint, batch_parts, false);
+    if (plan.ok() || !absl::IsResourceExhausted(plan.status())) return plan;
+  }
+  return PlanInParts(program, options, budget, footprint, kMostBatchParts, true);
 }
 
 }  // namespace
 
-absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, int64_t piece_bytes) {
+absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, int64_t piece_bytes, int batch_parts) {
   const bool tight = piece_bytes > 0;
   GANTRY_ASSIGN_OR_RETURN(Program result, Simplify(program));
   if (options.fuse) {
@@ -145,10 +169,12 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
     GANTRY_ASSIGN_OR_RETURN(result, Simplify(result));
   }
   GANTRY_ASSIGN_OR_RETURN(result, ChunkWeights(result, options.chunk_bytes));
+  GANTRY_ASSIGN_OR_RETURN(result, ChunkBatches(result, options.chunk_bytes));
   if (!tight) return OrderForOverlap(result, options);
   if (options.encode) {
     GANTRY_ASSIGN_OR_RETURN(result, KeepSigns(result));
   }
+  GANTRY_ASSIGN_OR_RETURN(result, SplitBatch(result, batch_parts, kSplitPieces * piece_bytes));
   GANTRY_ASSIGN_OR_RETURN(result, SplitWeights(result, piece_bytes));
   GANTRY_ASSIGN_OR_RETURN(result, SplitUpdates(result, piece_bytes));
   return UpdateEarly(result);
@@ -225,6 +251,9 @@ std::string Describe(const Plan& plan) {
         residency.footprint_bytes, residency.stashes, residency.fetches, residency.repeats, residency.seconds,
         residency.unlimited_seconds, residency.wait_seconds, residency.recompute_seconds, residency.bound_seconds,
         100.0 * (residency.seconds / residency.bound_seconds - 1.0)));
+    if (residency.batch_parts > 1) {
+      absl::StrAppend(&text, absl::StrFormat("split          ops on many images in up to %d parts of the batch\n", residency.batch_parts));
+    }
     absl::StrAppend(&text, DescribeEncodings(residency));
   }
   if (!plan.residency.used) absl::StrAppend(&text, absl::StrFormat("predicted      %.4g s a step\n", plan.residency.seconds));

@@ -11,6 +11,7 @@
 #include "runtime/plan/plan_totals.h"
 #include "runtime/plan/cost_model.h"
 #include "runtime/plan/reside.h"
+#include "runtime/plan/split_batch.h"
 
 namespace gantry {
 namespace {
@@ -142,6 +143,8 @@ PlannedResidency ReadResidency(Reader& reader, const Json& json) {
   residency.used = reader.Get<bool>(*found, "used", false);
   residency.budget_bytes = reader.Get<int64_t>(*found, "budget_bytes", 0);
   residency.piece_bytes = reader.Get<int64_t>(*found, "piece_bytes", 0);
+  residency.batch_parts = reader.Get<int>(*found, "batch_parts", 1);
+  if (!IsBatchParts(residency.batch_parts)) reader.Fail(absl::StrFormat("batch_parts is %d; a batch is in 1, 2, 4 or 8 parts", residency.batch_parts));
   residency.footprint_bytes = reader.Get<int64_t>(*found, "footprint_bytes", 0);
   residency.seconds = reader.Get<double>(*found, "seconds", 0);
   residency.wait_seconds = reader.Get<double>(*found, "wait_seconds", 0);
@@ -173,6 +176,7 @@ std::string PlanToJson(const Plan& plan) {
   json["residency"] = {{"used", residency.used},
                        {"budget_bytes", residency.budget_bytes},
                        {"piece_bytes", residency.piece_bytes},
+                       {"batch_parts", residency.batch_parts},
                        {"footprint_bytes", residency.footprint_bytes},
                        {"seconds", residency.seconds},
                        {"wait_seconds", residency.wait_seconds},
@@ -298,7 +302,8 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
   if (plan.arena_bytes < 0 || plan.arena_bytes > kMostBytes) return Damaged("the arena's size is impossible");
 
   Plan base;
-  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, residency.used ? std::max<int64_t>(1, residency.piece_bytes) : 0));
+  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, residency.used ? std::max<int64_t>(1, residency.piece_bytes) : 0,
+                                                       residency.batch_parts));
   if (const std::string here = Fingerprint(base.program); here != plan.origin.prepared) {
     return Differs("way of lowering", plan.origin.prepared, here);
   }

@@ -271,13 +271,13 @@ void StoreWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, con
 
 int64_t WeightGradientScratchFloats(const ConvGeometry& g) { return ForwardWeightFloats(g); }
 
-void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const float* input,
+void WeightGradient(const ConvGeometry& g, const ImageCounts& images, const PanelKernels& kernels, const float* input,
                     const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                     int thread_count) {
   const Axis vertical = Vertical(g), horizontal = Horizontal(g);
   const int64_t in_panels = PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
-  const int64_t panel_floats = g.batch * 16;
+  const int64_t input_floats = images.input * 16, output_floats = images.output * 16;  // of a panel
   const int64_t chunk_pixels = std::clamp<int64_t>(256 / g.batch, 1, kChunkPanels);
   const int64_t groups = Groups(g.taps(), out_panels, thread_count);
 
@@ -300,16 +300,16 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const fl
         const int64_t width = kernels.gemm_transposed_pair != nullptr && o + 1 < last_out ? 2 : 1;
         const float* gradients[kChunkPanels];
         const float* next[kChunkPanels];
-        for (int64_t i = 0; i < count; ++i) gradients[i] = outputs[i] + o * panel_floats;
-        for (int64_t i = 0; i < count; ++i) next[i] = gradients[i] + width * panel_floats;
+        for (int64_t i = 0; i < count; ++i) gradients[i] = outputs[i] + o * output_floats;
+        for (int64_t i = 0; i < count; ++i) next[i] = gradients[i] + width * output_floats;
         for (int64_t c = 0; c < in_panels; ++c) {
           const float* sources[kChunkPanels];
-          for (int64_t i = 0; i < count; ++i) sources[i] = inputs[i] + c * panel_floats;
+          for (int64_t i = 0; i < count; ++i) sources[i] = inputs[i] + c * input_floats;
           const int64_t rows = std::min<int64_t>(16, g.in_channels - c * 16);
           float* sum = sums + (o * in_panels + c) * 256;
           const float* const* fetched = c == 0 && o + width < last_out ? next : nullptr;
           if (width == 2) {
-            kernels.gemm_transposed_pair(rows, count, sources, gradients, panel_floats, g.batch, sum, in_panels * 256, !first,
+            kernels.gemm_transposed_pair(rows, count, sources, gradients, output_floats, g.batch, sum, in_panels * 256, !first,
                                          fetched);
           } else {
             kernels.gemm_transposed(rows, count, sources, gradients, g.batch, sum, !first, fetched);
@@ -326,8 +326,8 @@ void WeightGradient(const ConvGeometry& g, const PanelKernels& kernels, const fl
       for (int64_t x = 0; x < g.out_w; ++x) {
         const int64_t in_x = horizontal.Input(x, kx);
         if (in_x < 0) continue;
-        inputs[count] = input + (in_y * g.in_w + in_x) * in_panels * panel_floats;
-        outputs[count] = output_gradient + (y * g.out_w + x) * out_panels * panel_floats;
+        inputs[count] = input + (in_y * g.in_w + in_x) * in_panels * input_floats;
+        outputs[count] = output_gradient + (y * g.out_w + x) * out_panels * output_floats;
         if (++count == chunk_pixels) flush();
       }
     }

@@ -36,6 +36,11 @@ struct ConvGeometry {
   }
 };
 
+// Images that the panel operands of a weight gradient have in memory: at least the geometry's batch, which is a part of them.
+struct ImageCounts {
+  int64_t input, output;
+};
+
 enum class Direction : uint8_t { kForward, kInputGradient, kWeightGradient };
 
 enum class Algorithm : uint8_t {
@@ -81,9 +86,11 @@ class PanelConv {
   // input_gradient = the adjoint of conv applied to output_gradient, then `epilogue` over the input's channels.
   void InputGradient(const float* output_gradient, const float* packed_weights, const Epilogue& epilogue,
                      float* input_gradient, float* scratch, int thread_count) const;
-  // weight_gradient[out_channels, in_channels, kernel_h, kernel_w] = (accumulate ? itself : 0) + gradient.
+  // weight_gradient[out_channels, in_channels, kernel_h, kernel_w] = (accumulate ? itself : 0) + gradient. `images`: of a larger batch of
+  // so many images (0: no more than the geometry's), only those from the two pointers on are summed. A panel operand's next image is 16
+  // floats on, a plain one's a whole image.
   void WeightGradient(const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
-                      float* scratch, int thread_count) const;
+                      float* scratch, int thread_count, int64_t images = 0) const;
 
   const ConvGeometry& geometry() const { return geometry_; }
   const ConvOptions& options() const { return options_; }

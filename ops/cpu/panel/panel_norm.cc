@@ -15,9 +15,10 @@ constexpr int64_t kBlockRows = 128;
 
 struct Panels {
   const PanelShape& shape;
+  int64_t images = shape.batch;  // in memory; the shape's may be a part of them
   int64_t pixels = shape.height * shape.width;
   int64_t panels = PanelCount(shape.channels);
-  int64_t panel_floats = shape.batch * 16;
+  int64_t panel_floats = images * 16;
   int64_t slices = std::min(kSlices, pixels);
 };
 
@@ -27,7 +28,24 @@ struct Sums {
   double second[16];
 };
 
+// The scratch: sums of slices, three arrays of 16 floats per panel, two doubles per channel.
 Sums* SliceSums(float* scratch) { return reinterpret_cast<Sums*>(scratch); }
+int64_t SliceFloats(const Panels& p) { return p.panels * p.slices * static_cast<int64_t>(sizeof(Sums) / sizeof(float)); }
+double* TotalsIn(const PanelShape& shape, float* scratch) {
+  const Panels p{shape};
+  return reinterpret_cast<double*>(scratch + SliceFloats(p) + 3 * p.panels * 16);
+}
+
+// Calls run(shape of a part, images before it) for `part` images at a time; 0: all.
+template <typename Run>
+void ForEachPart(const PanelShape& shape, int64_t part, const Run& run) {
+  if (part == 0) part = shape.batch;
+  for (int64_t before = 0; before < shape.batch; before += part) {
+    PanelShape images = shape;
+    images.batch = std::min(part, shape.batch - before);
+    run(images, before);
+  }
+}
 
 // Calls block(panel index, offset of the first row, rows, sums of the slice, rows summed before) for every block of
 // every slice; blocks of one slice come in order.
@@ -65,20 +83,23 @@ void CopyChannels(const float* from, int64_t panel, int64_t channels, float* to)
 
 int64_t NormScratchFloats(const PanelShape& shape) {
   const Panels p{shape};
-  return p.panels * p.slices * static_cast<int64_t>(sizeof(Sums) / sizeof(float)) + 3 * p.panels * 16;
+  return SliceFloats(p) + 3 * p.panels * 16 + 4 * p.panels * 16;
 }
 
-void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch,
-                     int thread_count, Isa isa) {
-  const Panels p{shape};
+namespace {
+
+// AddMoments of one part; x has `images` images in memory.
+void AddMomentsOfPart(const PanelShape& shape, const float* x, int64_t images, int64_t before, double* moments, float* scratch,
+                      int thread_count, Isa isa) {
+  const Panels p{shape, images};
   const PanelKernels& kernels = KernelsFor(isa);
   Sums* sums = SliceSums(scratch);  // mean and sum of squared deviations so far
-  ForEachBlock(p, sums, thread_count, [&](int64_t, int64_t offset, int64_t rows, Sums& slice, int64_t before) {
+  ForEachBlock(p, sums, thread_count, [&](int64_t, int64_t offset, int64_t rows, Sums& slice, int64_t rows_before) {
     alignas(64) float center[16], sum[16], squares[16];
     kernels.moments(rows, x + offset, center, sum, squares);
     const double count = static_cast<double>(rows);
-    const double fraction = count / static_cast<double>(before + rows);
-    const double weight = static_cast<double>(before) * fraction;
+    const double fraction = count / static_cast<double>(rows_before + rows);
+    const double weight = static_cast<double>(rows_before) * fraction;
     for (int64_t c = 0; c < 16; ++c) {
       const double offset_from_center = sum[c] / count;
       const double delta = center[c] + offset_from_center - slice.first[c];
@@ -86,8 +107,11 @@ void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float
       slice.second[c] += (squares[c] - sum[c] * offset_from_center) + delta * delta * weight;
     }
   });
+  double* const means = moments;
+  double* const squares = moments + shape.channels;
   for (int64_t channel = 0; channel < shape.channels; ++channel) {
-    double total = 0.0, center = 0.0, deviations = 0.0;
+    double total = static_cast<double>(before * p.pixels);
+    double center = before > 0 ? means[channel] : 0.0, deviations = before > 0 ? squares[channel] : 0.0;
     for (int64_t slice = 0; slice < p.slices; ++slice) {
       const Sums& part = sums[channel / 16 * p.slices + slice];
       const double rows =
@@ -97,9 +121,32 @@ void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float
       center += delta * rows / total;
       deviations += part.second[channel % 16] + delta * delta * rows * (total - rows) / total;
     }
-    mean[channel] = static_cast<float>(center);
-    variance[channel] = static_cast<float>(deviations / total);
+    means[channel] = center;
+    squares[channel] = deviations;
   }
+}
+
+}  // namespace
+
+void AddMoments(const PanelShape& shape, const float* x, int64_t before, double* moments, float* scratch, int thread_count, Isa isa,
+                int64_t part) {
+  ForEachPart(shape, part, [&](const PanelShape& images, int64_t first) {
+    AddMomentsOfPart(images, x + first * 16, shape.batch, before + first, moments, scratch, thread_count, isa);
+  });
+}
+
+void FinishMoments(int64_t channels, int64_t count, const double* moments, float* mean, float* variance) {
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    mean[channel] = static_cast<float>(moments[channel]);
+    variance[channel] = static_cast<float>(moments[channels + channel] / static_cast<double>(count));
+  }
+}
+
+void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch,
+                     int thread_count, Isa isa, int64_t part) {
+  double* const moments = TotalsIn(shape, scratch);
+  AddMoments(shape, x, 0, moments, scratch, thread_count, isa, part);
+  FinishMoments(shape.channels, shape.batch * shape.height * shape.width, moments, mean, variance);
 }
 
 void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, const float* variance,
@@ -119,11 +166,15 @@ void BatchNormalize(const PanelShape& shape, const float* x, const float* mean, 
   });
 }
 
-void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, float* scratch, int thread_count, Isa isa) {
-  const Panels p{shape};
+namespace {
+
+// AddGradientSums of one part; the operands have `images` images in memory.
+void AddGradientSumsOfPart(const PanelShape& shape, const BatchNormGradient& a, int64_t images, int64_t before, double* sums,
+                           float* scratch, int thread_count, Isa isa) {
+  const Panels p{shape, images};
   const PanelKernels& kernels = KernelsFor(isa);
-  Sums* sums = SliceSums(scratch);  // of g and of g * (x - mean)
-  ForEachBlock(p, sums, thread_count, [&](int64_t panel, int64_t offset, int64_t rows, Sums& slice, int64_t) {
+  Sums* slices = SliceSums(scratch);  // of g and of g * (x - mean)
+  ForEachBlock(p, slices, thread_count, [&](int64_t panel, int64_t offset, int64_t rows, Sums& slice, int64_t) {
     alignas(64) float means[16], sum[16], products[16];
     CopyChannels(a.mean, panel, shape.channels, means);
     kernels.gradient_sums(rows, a.dy + offset, a.x + offset, a.y != nullptr ? a.y + offset : nullptr, a.slope, means,
@@ -133,22 +184,52 @@ void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, floa
       slice.second[c] += products[c];
     }
   });
-  float* scales = scratch + p.panels * p.slices * (sizeof(Sums) / sizeof(float));
+  for (int64_t channel = 0; channel < shape.channels; ++channel) {
+    double& sum = sums[channel];
+    double& products = sums[shape.channels + channel];
+    if (before == 0) sum = products = 0.0;
+    for (int64_t slice = 0; slice < p.slices; ++slice) {
+      sum += slices[channel / 16 * p.slices + slice].first[channel % 16];
+      products += slices[channel / 16 * p.slices + slice].second[channel % 16];
+    }
+  }
+}
+
+}  // namespace
+
+void AddGradientSums(const PanelShape& shape, const BatchNormGradient& a, int64_t before, double* sums, float* scratch, int thread_count,
+                     Isa isa, int64_t part) {
+  ForEachPart(shape, part, [&](const PanelShape& images, int64_t first) {
+    BatchNormGradient from = a;
+    from.dy += first * 16;
+    from.x += first * 16;
+    if (from.y != nullptr) from.y += first * 16;
+    AddGradientSumsOfPart(images, from, shape.batch, before + first, sums, scratch, thread_count, isa);
+  });
+}
+
+void FinishGradientSums(int64_t channels, const double* sums, const float* variance, float epsilon, float* dgamma, float* dbeta) {
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    const double inverse = 1.0 / std::sqrt(static_cast<double>(variance[channel]) + epsilon);
+    dbeta[channel] = static_cast<float>(sums[channel]);
+    dgamma[channel] = static_cast<float>(sums[channels + channel] * inverse);
+  }
+}
+
+void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& a, int64_t batch, const double* sums,
+                            float* scratch, int thread_count, Isa isa) {
+  const Panels p{shape};
+  const PanelKernels& kernels = KernelsFor(isa);
+  float* scales = scratch + SliceFloats(p);
   float* x_scales = scales + p.panels * 16;
   float* shifts = x_scales + p.panels * 16;
-  const double count = static_cast<double>(p.pixels * shape.batch);
+  const double count = static_cast<double>(p.pixels * batch);
   for (int64_t channel = 0; channel < p.panels * 16; ++channel) {
     scales[channel] = x_scales[channel] = shifts[channel] = 0.0f;
     if (channel >= shape.channels) continue;
-    double sum = 0.0, products = 0.0;
-    for (int64_t slice = 0; slice < p.slices; ++slice) {
-      sum += sums[channel / 16 * p.slices + slice].first[channel % 16];
-      products += sums[channel / 16 * p.slices + slice].second[channel % 16];
-    }
+    const double sum = sums[channel], products = sums[shape.channels + channel];
     const double inverse = 1.0 / std::sqrt(static_cast<double>(a.variance[channel]) + a.epsilon);
     const double scale = a.gamma[channel] * inverse;
-    a.dbeta[channel] = static_cast<float>(sum);
-    a.dgamma[channel] = static_cast<float>(products * inverse);
     scales[channel] = static_cast<float>(scale);
     x_scales[channel] = static_cast<float>(-scale * inverse * inverse * products / count);
     shifts[channel] = static_cast<float>(-scale * sum / count);
@@ -160,6 +241,14 @@ void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, floa
                                a.slope, means, scales + panel * 16, x_scales + panel * 16, shifts + panel * 16,
                                a.dx + offset);
   });
+}
+
+void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, float* scratch, int thread_count, Isa isa,
+                       int64_t part) {
+  double* const sums = TotalsIn(shape, scratch);
+  AddGradientSums(shape, a, 0, sums, scratch, thread_count, isa, part);
+  FinishGradientSums(shape.channels, sums, a.variance, a.epsilon, a.dgamma, a.dbeta);
+  BatchNormInputGradient(shape, a, shape.batch, sums, scratch, thread_count, isa);
 }
 
 void ChannelSums(const PanelShape& shape, const float* x, float* sums, float* scratch, int thread_count, Isa isa) {

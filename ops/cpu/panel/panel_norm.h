@@ -21,9 +21,17 @@ struct PanelShape {
 // For every function below that takes a scratch.
 int64_t NormScratchFloats(const PanelShape& shape);
 
-// Mean and biased variance of every channel.
+// Mean and biased variance of every channel. `part` above 0: so many images are summed at a time, one part after the other, as AddMoments
+// does it that sees each part alone: the same bits.
 void BatchStatistics(const PanelShape& shape, const float* x, float* mean, float* variance, float* scratch,
-                     int thread_count, Isa isa = BestIsa());
+                     int thread_count, Isa isa = BestIsa(), int64_t part = 0);
+
+// The same in steps, for a batch of which only some images are at hand. `moments` are 2 x channels doubles, mean and sum of squared
+// deviations of the `before` images seen so far (not read where there are none); those of the shape's images are merged into them.
+void AddMoments(const PanelShape& shape, const float* x, int64_t before, double* moments, float* scratch, int thread_count,
+                Isa isa = BestIsa(), int64_t part = 0);
+// `count`: elements of one channel in all images together.
+void FinishMoments(int64_t channels, int64_t count, const double* moments, float* mean, float* variance);
 
 // y = v > 0 ? v : slope * v with v = gamma * (x - mean) / sqrt(variance + epsilon) + beta; slope 1: no activation.
 // y may be x.
@@ -46,8 +54,19 @@ struct BatchNormGradient {
   float* dgamma;
   float* dbeta;
 };
+// `part` as of BatchStatistics.
 void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& arguments, float* scratch, int thread_count,
-                       Isa isa = BestIsa());
+                       Isa isa = BestIsa(), int64_t part = 0);
+
+// The same in steps. `sums` are 2 x channels doubles, of g and of g * (x - mean), g the gradient before the activation; those of the shape's
+// images are added to them, or take their place where nothing was `before`. dx, dgamma, dbeta and gamma are not used.
+void AddGradientSums(const PanelShape& shape, const BatchNormGradient& arguments, int64_t before, double* sums, float* scratch,
+                     int thread_count, Isa isa = BestIsa(), int64_t part = 0);
+// dgamma and dbeta from the sums of all images.
+void FinishGradientSums(int64_t channels, const double* sums, const float* variance, float epsilon, float* dgamma, float* dbeta);
+// dx of the shape's images; `batch`: how many the sums are of.
+void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& arguments, int64_t batch, const double* sums,
+                            float* scratch, int thread_count, Isa isa = BestIsa());
 
 // sums[c] = sum of x over N, H and W: the gradient of a bias.
 void ChannelSums(const PanelShape& shape, const float* x, float* sums, float* scratch, int thread_count,

@@ -527,6 +527,74 @@ TEST(PanelConvTest, ThreadsDoNotChangeABitOfWinogradForms) {
   }
 }
 
+// Images [begin, begin + count) of a problem as a problem of their own.
+Problem PartOf(const Problem& whole, int64_t begin, int64_t count) {
+  Problem part = whole;
+  part.g.batch = count;
+  for (std::vector<float>* images : {&part.input, &part.output}) {
+    const auto image = static_cast<int64_t>(images->size()) / whole.g.batch;
+    *images = std::vector<float>(images->begin() + begin * image, images->begin() + (begin + count) * image);
+  }
+  return part;
+}
+
+// Where a budget is small, convolutions run on parts of the batch: runtime/plan/split_batch.h.
+TEST(PanelConvTest, APartOfTheBatchHasTheBitsOfTheWhole) {
+  std::mt19937 random(10);
+  const std::vector<float> none;
+  for (const Isa isa : AvailableIsas()) {
+    for (const Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd3, Algorithm::kWinograd4}) {
+      for (const int64_t in_channels : {3, 20}) {
+        const Problem whole({.batch = 20, .in_channels = in_channels, .out_channels = 36, .in_h = 20, .in_w = 18, .out_h = 10, .out_w = 9,
+                             .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1},
+                            random);
+        for (const ImageFormat input_format : {ImageFormat::kPanel, ImageFormat::kPlain}) {
+          if (input_format == ImageFormat::kPlain && in_channels > 3) continue;
+          const ConvOptions options{.algorithm = algorithm, .input_format = input_format, .isa = isa};
+          if (!PanelConv::Supports(whole.g, Direction::kForward, options)) continue;
+          for (const Direction direction : {Direction::kForward, Direction::kInputGradient}) {
+            const std::vector<float> all = Compute(whole, direction, options, none, 0.1f, 2);
+            for (const int64_t images : {8, 16}) {
+              std::vector<float> parts;
+              for (int64_t begin = 0; begin < 20; begin += images) {
+                const std::vector<float> part = Compute(PartOf(whole, begin, std::min(images, 20 - begin)), direction, options, none, 0.1f, 2);
+                parts.insert(parts.end(), part.begin(), part.end());
+              }
+              EXPECT_EQ(all, parts) << Name(direction) << " " << Name(algorithm) << " " << Name(isa) << " " << in_channels << " channels, "
+                                    << images << " images";
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(PanelConvTest, AWeightGradientOfImagesAmongOthers) {
+  std::mt19937 random(11);
+  for (const Isa isa : AvailableIsas()) {
+    for (const Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd4}) {
+      for (const ImageFormat input_format : {ImageFormat::kPanel, ImageFormat::kPlain}) {
+        const Problem whole({.batch = 24, .in_channels = 3, .out_channels = 40, .in_h = 20, .in_w = 18, .out_h = 10, .out_w = 9,
+                             .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1},
+                            random);
+        const ConvGeometry& g = whole.g;
+        const Problem part = PartOf(whole, 8, 9);
+        const ConvOptions options{.algorithm = algorithm, .input_format = input_format, .isa = isa};
+        const std::vector<float> alone = Compute(part, Direction::kWeightGradient, options, {}, 1.0f, 2);
+        const PanelConv conv = *PanelConv::Create(part.g, Direction::kWeightGradient, options);
+        Floats input(PanelFloats(24, 3, 20, 18)), output(PanelFloats(24, 40, 10, 9)), scratch(conv.ScratchFloats(2)), sum(g.weight_count());
+        const bool panel = input_format == ImageFormat::kPanel;
+        if (panel) PlainToPanel(whole.input.data(), 24, 3, 20, 18, input.data(), 1);
+        else std::copy(whole.input.begin(), whole.input.end(), input.data());
+        PlainToPanel(whole.output.data(), 24, 40, 10, 9, output.data(), 1);
+        conv.WeightGradient(input.data() + 8 * (panel ? 16 : 3 * 20 * 18), output.data() + 8 * 16, false, sum.data(), scratch.data(), 2, 24);
+        EXPECT_EQ(alone, std::vector<float>(sum.data(), sum.data() + sum.count())) << Name(algorithm) << " " << Name(isa);
+      }
+    }
+  }
+}
+
 TEST(PanelConvTest, RejectsImpossibleSizes) {
   EXPECT_EQ(PanelConv::Create({.batch = 0}, Direction::kForward, {}).status().code(),
             absl::StatusCode::kInvalidArgument);

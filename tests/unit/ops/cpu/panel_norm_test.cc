@@ -183,6 +183,72 @@ TEST_P(PanelNormTest, ChannelSumsMatchAndThreadsDoNotMatter) {
   }
 }
 
+// Sums over parts of a batch, one after the other: as accurate as over all images, and the same bits whether a call sees all images or some.
+TEST_P(PanelNormTest, StepsOverPartsHaveTheBitsOfTheWhole) {
+  std::mt19937 random(4);
+  const PanelShape whole{27, 20, 5, 4};
+  constexpr float kEpsilon = 1e-5f, kSlope = 0.2f;
+  constexpr int64_t kPart = 4;
+  const int64_t image = 20 * 5 * 4;
+  const std::vector<float> x = Random(27 * image, random, 30.0f), dy = Random(27 * image, random), gamma = Random(20, random),
+                           beta = Random(20, random);
+  const auto Images = [&](const std::vector<float>& plain, int64_t begin, int64_t count) {
+    PanelShape shape = whole;
+    shape.batch = count;
+    return Panel(shape, std::vector<float>(plain.begin() + begin * image, plain.begin() + (begin + count) * image));
+  };
+  Panel x_panel(whole, x), dy_panel(whole, dy), y_panel(PanelFloats(27, 20, 5, 4)), dx_panel(PanelFloats(27, 20, 5, 4));
+  Panel scratch(NormScratchFloats(whole));
+  std::vector<float> mean(20), variance(20), dgamma(20), dbeta(20), exact_mean(20), exact_variance(20);
+  BatchStatistics(whole, x_panel.data(), mean.data(), variance.data(), scratch.data(), 2, GetParam(), kPart);
+  BatchStatistics(whole, x_panel.data(), exact_mean.data(), exact_variance.data(), scratch.data(), 2, GetParam());
+  BatchNormalize(whole, x_panel.data(), mean.data(), variance.data(), gamma.data(), beta.data(), kEpsilon, kSlope, y_panel.data(), 2,
+                 GetParam());
+  BatchNormGradient gradient{.dy = dy_panel.data(), .x = x_panel.data(), .y = y_panel.data(), .gamma = gamma.data(), .mean = mean.data(),
+                             .variance = variance.data(), .epsilon = kEpsilon, .slope = kSlope, .dx = dx_panel.data(),
+                             .dgamma = dgamma.data(), .dbeta = dbeta.data()};
+  BatchNormBackward(whole, gradient, scratch.data(), 2, GetParam(), kPart);
+  const std::vector<float> y = y_panel.Plain(whole), dx = dx_panel.Plain(whole);
+  for (int64_t channel = 0; channel < 20; ++channel) {
+    double sum = 0, squares = 0, gradients = 0;
+    const std::vector<int64_t> indices = ChannelIndices(whole, channel);
+    const double size = static_cast<double>(indices.size());
+    for (int64_t i : indices) sum += x[i];
+    for (int64_t i : indices) squares += (x[i] - sum / size) * (x[i] - sum / size);
+    for (int64_t i : indices) gradients += y[i] > 0 ? dy[i] : kSlope * dy[i];
+    ASSERT_NEAR(mean[channel], sum / size, 3e-6);
+    ASSERT_NEAR(variance[channel], squares / size, 3e-7 * squares / size);
+    ASSERT_NEAR(variance[channel], exact_variance[channel], 3e-7 * squares / size);
+    ASSERT_NEAR(dbeta[channel], gradients, 1e-5 * std::sqrt(size));
+  }
+  for (const int64_t step : {4, 8, 12}) {
+    std::vector<double> moments(40), sums(40);
+    std::vector<float> mean_again(20), variance_again(20), dgamma_again(20), dbeta_again(20), dx_again;
+    for (const int pass : {0, 1, 2}) {  // moments, sums of gradients, gradients
+      for (int64_t begin = 0; begin < 27; begin += step) {
+        PanelShape part = whole;
+        part.batch = std::min<int64_t>(step, 27 - begin);
+        Panel x_part = Images(x, begin, part.batch), dy_part = Images(dy, begin, part.batch), y_part = Images(y, begin, part.batch);
+        BatchNormGradient of_part = gradient;
+        of_part.dy = dy_part.data(), of_part.x = x_part.data(), of_part.y = y_part.data(), of_part.dx = dy_part.data();
+        if (pass == 0) AddMoments(part, x_part.data(), begin, moments.data(), scratch.data(), 2, GetParam(), kPart);
+        if (pass == 1) AddGradientSums(part, of_part, begin, sums.data(), scratch.data(), 2, GetParam(), kPart);
+        if (pass < 2) continue;
+        BatchNormInputGradient(part, of_part, 27, sums.data(), scratch.data(), 2, GetParam());
+        const std::vector<float> dx_part = dy_part.Plain(part);
+        dx_again.insert(dx_again.end(), dx_part.begin(), dx_part.end());
+      }
+      if (pass == 0) FinishMoments(20, 27 * 5 * 4, moments.data(), mean_again.data(), variance_again.data());
+      if (pass == 1) FinishGradientSums(20, sums.data(), variance.data(), kEpsilon, dgamma_again.data(), dbeta_again.data());
+    }
+    EXPECT_EQ(mean, mean_again) << step;
+    EXPECT_EQ(variance, variance_again) << step;
+    EXPECT_EQ(dgamma, dgamma_again) << step;
+    EXPECT_EQ(dbeta, dbeta_again) << step;
+    EXPECT_EQ(dx, dx_again) << step;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Isas, PanelNormTest, testing::Values(Isa::kPortable, Isa::kAvx2, Isa::kAvx512),
                          [](const auto& info) { return std::string(Name(info.param)); });
 

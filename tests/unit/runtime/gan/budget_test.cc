@@ -85,6 +85,23 @@ TEST_P(BudgetTest, LosslessEncodingsGiveTheSameBits) {
   }
 }
 
+// What the largest op has at once does not fit: it runs in parts of the batch.
+TEST(BatchPartsTest, ABudgetBelowTheLargestOpGivesTheSameBits) {
+  for (const std::string family : {"dcgan", "wgan-gp"}) {
+    Case setup = CaseOf(family);
+    setup.plan.advise = false;
+    setup.batch = 32;
+    setup.width = 8;
+    setup.plan.chunk_bytes = 1 << 14;
+    const Outcome unlimited = Train(setup, 2);
+    setup.plan.tiers = {Host()};
+    setup.plan.device_memory.bytes = 1'000'000;
+    const Outcome split = Train(setup, 2);
+    EXPECT_GT(split.residency.batch_parts, 1) << family;
+    EXPECT_TRUE(split == unlimited) << family;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, BudgetTest, ::testing::ValuesIn(FamilyNames()), [](const auto& info) {
   std::string name = info.param;
   std::replace(name.begin(), name.end(), '-', '_');

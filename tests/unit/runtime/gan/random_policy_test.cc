@@ -13,6 +13,7 @@
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/plan_file.h"
 #include "runtime/plan/reside.h"
+#include "runtime/plan/split_batch.h"
 #include "tests/support/gan_case.h"
 
 namespace gantry {
@@ -71,9 +72,10 @@ ResidencyChoice DrawChoice(const ResidencyProblem& problem, int tiers, double le
 // A plan with random choices. What cannot run again, because its inputs have changed, is kept instead.
 absl::StatusOr<Plan> DrawPlan(const Program& program, PlanOptions options, Dice& dice) {
   options.rates.copy_bytes_per_second = dice.Chance(0.5) ? 1e8 : 1e11;  // when copies begin
-  const int64_t piece_bytes = int64_t{1} << (12 + dice.Below(8));
+  const int64_t piece_bytes = int64_t{1} << (10 + dice.Below(10));
   Plan base;
-  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, piece_bytes));
+  const int batch_parts = kMostBatchParts >> dice.Below(3);
+  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, piece_bytes, batch_parts));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, 0, 1));
   Resider resider(base, taken_over, options);
@@ -92,7 +94,7 @@ absl::StatusOr<Plan> DrawPlan(const Program& program, PlanOptions options, Dice&
   GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
   for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
   GANTRY_RETURN_IF_ERROR(LayOut(plan, options, 0, 1).status());
-  plan.residency = {.used = true, .piece_bytes = piece_bytes, .footprint_bytes = base.arena_bytes};
+  plan.residency = {.used = true, .piece_bytes = piece_bytes, .batch_parts = batch_parts, .footprint_bytes = base.arena_bytes};
   for (const ResidencyAction& action : solution.schedule.actions) {
     plan.residency.stashes += action.kind == ResidencyAction::Kind::kStash;
     plan.residency.fetches += action.kind == ResidencyAction::Kind::kFetch;
@@ -118,12 +120,13 @@ struct NamedCase {
 std::vector<NamedCase> Cases() {
   std::vector<NamedCase> cases;
   for (const std::string& family : FamilyNames()) {
-    for (const int64_t batch : {1, 4}) {  // by rows of weights, and on panels
+    for (const int64_t batch : {1, 4, 20}) {  // by rows of weights, on panels, and in parts of the batch
+      if (batch == 20 && family == kVideoFamily) continue;  // clips are not on panels
       GanCase setup = CaseOf(family);
       setup.size = 16;
       setup.batch = batch;
       setup.plan.chunk_bytes = 1 << 13;
-      std::string name = family + (batch == 1 ? "One" : "Four");
+      std::string name = family + (batch == 1 ? "One" : batch == 4 ? "Four" : "Twenty");
       std::erase(name, '-');
       cases.push_back({name, setup});
     }
@@ -162,6 +165,7 @@ TEST_P(RandomPolicyTest, GivesTheBitsOfTheUnlimitedStep) {
   const absl::StatusOr<Program> program = test::StepProgramOf(setup);
   ASSERT_TRUE(program.ok()) << program.status();
   int stashes = 0, repeats = 0;
+  bool parts = false;
   for (int policy = 0; policy < policies; ++policy) {
     Dice dice(1000 * policy + setup.batch);
     GanCase drawn = setup;
@@ -171,13 +175,15 @@ TEST_P(RandomPolicyTest, GivesTheBitsOfTheUnlimitedStep) {
     ASSERT_TRUE(plan.ok()) << plan.status();
     stashes += plan->residency.stashes;
     repeats += plan->residency.repeats;
+    for (const Op& op : plan->program.ops()) parts = parts || op.definition->name == "put_images";
     drawn.plan_file = ::testing::TempDir() + "random_policy_" + GetParam().name + ".json";
     std::ofstream(drawn.plan_file) << PlanToJson(*plan);
-    EXPECT_TRUE(Train(drawn, steps) == unlimited) << "policy " << policy;
+    EXPECT_TRUE(Train(drawn, steps) == unlimited) << "policy " << policy << ", up to " << plan->residency.batch_parts << " parts";
     std::remove(drawn.plan_file.c_str());
   }
   EXPECT_GT(stashes, 10);
   EXPECT_GT(repeats, 0);
+  EXPECT_EQ(parts, setup.batch == 20);  // at least one policy has parts
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, RandomPolicyTest, ::testing::ValuesIn(Cases()), [](const auto& info) { return info.param.name; });

@@ -132,6 +132,7 @@ absl::Status GanSession::ChooseSplit(const Program& program) {
   parallel.automatic = false;
   parallel.batch = chosen.batch;
   parallel.space = chosen.space;
+  parallel.channel = chosen.channel;
   parallel.shard = chosen.shard;
   parallel.roles = chosen.roles;
   parallel.batch_ranks = chosen.batch_ranks;

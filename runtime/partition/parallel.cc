@@ -115,17 +115,22 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
       name = "batch";
     }
     rest = plus < rest.size() ? rest.substr(plus + 1) : std::string_view();
-    bool* const part = name == "batch"   ? &parallel.batch
-                       : name == "space" ? &parallel.space
-                       : name == "shard" ? &parallel.shard
-                       : name == "roles" ? &parallel.roles
-                                         : nullptr;
+    bool* const part = name == "batch"     ? &parallel.batch
+                       : name == "space"   ? &parallel.space
+                       : name == "channel" ? &parallel.channel
+                       : name == "shard"   ? &parallel.shard
+                       : name == "roles"   ? &parallel.roles
+                                           : nullptr;
     if (part == nullptr || *part) {
       return absl::InvalidArgumentError(
-          absl::StrFormat("parallel.split is \"%s\"; it must be \"auto\", or \"batch\", \"space\", \"shard\" or \"roles\", or several of them joined with \"+\", each once; "
+          absl::StrFormat("parallel.split is \"%s\"; it must be \"auto\", or \"batch\", \"space\", \"channel\", \"shard\" or \"roles\", or several of them joined with \"+\", each once; "
                           "\"batch:4+space\" has 4 ranks along the batch", text));
     }
     *part = true;
+  }
+  if (parallel.space && parallel.channel) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "parallel.split is \"%s\", but space and channels are not split together; choose \"space\" for large images, \"channel\" for wide layers", text));
   }
   return parallel;
 }
@@ -133,7 +138,8 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
 std::string Parallel::Text() const {
   if (automatic) return "auto";
   std::string text;
-  for (const auto& [on, name] : {std::pair(batch, "batch"), std::pair(space, "space"), std::pair(shard, "shard"), std::pair(roles, "roles")}) {
+  for (const auto& [on, name] : {std::pair(batch, "batch"), std::pair(space, "space"), std::pair(channel, "channel"), std::pair(shard, "shard"),
+                                 std::pair(roles, "roles")}) {
     if (!on) continue;
     absl::StrAppend(&text, text.empty() ? "" : "+", name);
     if (name == std::string_view("batch") && batch_ranks > 0) absl::StrAppend(&text, ":", batch_ranks);
@@ -143,7 +149,7 @@ std::string Parallel::Text() const {
 
 MeshSize MeshOf(const Parallel& parallel, int ranks) {
   if (parallel.roles) ranks /= 2;
-  if (!parallel.space) return {ranks, 1};
+  if (!parallel.second()) return {ranks, 1};
   if (!parallel.batch) return {1, ranks};
   if (parallel.batch_ranks > 0) return {parallel.batch_ranks, std::max(1, ranks / parallel.batch_ranks)};
   int batch = 1;
@@ -160,28 +166,28 @@ struct Place {
   int first, role, row, column;
 };
 Place PlaceOf(const Parallel& parallel, const MeshSize& mesh, int rank) {
-  const int half = mesh.batch * mesh.space, role = parallel.roles ? rank / half : 0;
+  const int half = mesh.batch * mesh.second, role = parallel.roles ? rank / half : 0;
   const int within = rank - role * half;
-  return {role * half, role, within / mesh.space, within % mesh.space};
+  return {role * half, role, within / mesh.second, within % mesh.second};
 }
 
-std::vector<int> BatchAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.column, mesh.space, mesh.batch); }
-std::vector<int> SpaceAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.row * mesh.space, 1, mesh.space); }
+std::vector<int> BatchAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.column, mesh.second, mesh.batch); }
+std::vector<int> SecondAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.row * mesh.second, 1, mesh.second); }
 std::vector<int> RoleAxisOf(const Place& place, const MeshSize& mesh) {
-  const int within = place.row * mesh.space + place.column;
-  return {within, within + mesh.batch * mesh.space};
+  const int within = place.row * mesh.second + place.column;
+  return {within, within + mesh.batch * mesh.second};
 }
-std::vector<int> ShardAxis(const Place& place, const MeshSize& mesh) { return mesh.space > 1 ? SpaceAxis(place, mesh) : BatchAxis(place, mesh); }
+std::vector<int> ShardAxis(const Place& place, const MeshSize& mesh) { return mesh.second > 1 ? SecondAxis(place, mesh) : BatchAxis(place, mesh); }
 
 }  // namespace
 
 std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks) {
   const MeshSize mesh = MeshOf(parallel, ranks);
   const Place place = PlaceOf(parallel, mesh, rank);
-  std::vector<int> group = parallel.shard ? ShardAxis(place, mesh) : std::vector{rank};
+  std::vector<int> group = parallel.states_in_parts() ? ShardAxis(place, mesh) : std::vector{rank};
   if (!parallel.roles) return group;
   // One copy of each network's: the first role's parts, then the second's.
-  const int half = mesh.batch * mesh.space;
+  const int half = mesh.batch * mesh.second;
   for (int& member : group) member -= place.first;
   const size_t count = group.size();
   for (size_t i = 0; i < count; ++i) group.push_back(group[i] + half);
@@ -193,7 +199,7 @@ std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int r
   const Place place = PlaceOf(parallel, mesh, rank);
   std::vector<std::vector<int>> groups;
   if (mesh.batch > 1) groups.push_back(BatchAxis(place, mesh));
-  if (mesh.space > 1) groups.push_back(SpaceAxis(place, mesh));
+  if (mesh.second > 1) groups.push_back(SecondAxis(place, mesh));
   if (parallel.roles) groups.push_back(RoleAxisOf(place, mesh));
   groups.push_back(ShardGroup(parallel, rank, ranks));
   return groups;
@@ -201,11 +207,11 @@ std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int r
 
 namespace {
 
-// `program` along the batch, then along space, as the rank at `place` runs it.
+// `program` along the batch, then along space or channels, as the rank at `place` runs it.
 absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place) {
   RankProgram result;
   result.program = program;
-  const int ranks = mesh.batch * mesh.space;
+  const int ranks = mesh.batch * mesh.second;
   const auto Apply = [&](PartitionAxis axis, int index, bool last) -> absl::Status {
     if (axis.ranks.size() == 1) return absl::OkStatus();
     if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
@@ -216,9 +222,10 @@ absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel
     result = std::move(next);
     return absl::OkStatus();
   };
+  const SplitKind second = parallel.channel ? SplitKind::kChannel : SplitKind::kSpace;
   const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
-  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.space == 1));
-  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = SpaceAxis(place, mesh)}, place.column, true));
+  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.second == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.second == 1));
+  GANTRY_RETURN_IF_ERROR(Apply({.split = second, .shard_states = parallel.shard, .ranks = SecondAxis(place, mesh)}, place.column, true));
   return result;
 }
 
@@ -234,10 +241,10 @@ std::vector<int64_t> SamplesOf(const Program& program, const MeshSize& mesh, int
   return samples;
 }
 
-// Space is split by what a row's values look like. Rows with other numbers of samples may come to another answer where a model mixes
+// Space and channels are split by what a row's values look like. Rows with other numbers of samples may come to another answer where a model mixes
 // samples and places in one dimension; what they exchange would then not fit together.
 absl::Status CheckRows(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place, const RankProgram& mine) {
-  if (mesh.batch == 1 || mesh.space == 1) return absl::OkStatus();
+  if (mesh.batch == 1 || mesh.second == 1) return absl::OkStatus();
   std::set<std::vector<int64_t>> seen = {SamplesOf(program, mesh, place.row)};
   for (int other = 0; other < mesh.batch; ++other) {
     if (!seen.insert(SamplesOf(program, mesh, other)).second) continue;
@@ -247,12 +254,13 @@ absl::Status CheckRows(const Program& program, const Parallel& parallel, const M
     if (theirs.crossings == mine.crossings) continue;
     const size_t at = std::mismatch(mine.crossings.begin(), mine.crossings.end(), theirs.crossings.begin(), theirs.crossings.end()).first -
                       mine.crossings.begin();
+    const std::string_view second = parallel.channel ? "channel" : "space";
     const auto TextAt = [&](const RankProgram& of) { return at < of.crossings.size() ? of.crossings[at] : std::string("none"); };
     return absl::InvalidArgumentError(absl::StrFormat(
-        "parallel.split batch+space: rows %d and %d of the %d x %d mesh have different numbers of samples, and this model's shapes make them split "
-        "space in different ways (exchange %d of the batch: %s and %s); choose a train.batch that %d divides, or parallel.split batch or space",
-        std::min(place.row, other), std::max(place.row, other), mesh.batch, mesh.space, at, TextAt(place.row < other ? mine : theirs),
-        TextAt(place.row < other ? theirs : mine), mesh.batch));
+        "parallel.split %s: rows %d and %d of the %d x %d mesh have different numbers of samples, and this model's shapes make them split "
+        "%s in different ways (exchange %d of the batch: %s and %s); choose a train.batch that %d divides, or parallel.split batch or %s",
+        parallel.Text(), std::min(place.row, other), std::max(place.row, other), mesh.batch, mesh.second, second, at, TextAt(place.row < other ? mine : theirs),
+        TextAt(place.row < other ? theirs : mine), mesh.batch, second));
   }
   return absl::OkStatus();
 }
@@ -273,14 +281,14 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
     return absl::InvalidArgumentError(absl::StrFormat("parallel.overlap \"across\" does not go with parallel.split \"%s\": the other role needs the new weights at once; "
                                                       "use \"on\"", parallel.Text()));
   }
-  if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.space) parallel.batch = !parallel.shard;
+  if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.second()) parallel.batch = !parallel.shard;
   if (parallel.automatic) return absl::InvalidArgumentError("parallel.split is \"auto\", which is not decided yet");
   if (parallel.gradients_first) {
     GANTRY_ASSIGN_OR_RETURN(result.program, GradientsFirst(result.program));
   }
   GANTRY_ASSIGN_OR_RETURN(result.program, HoldNorms(result.program));
   const MeshSize mesh = MeshOf(parallel, ranks);
-  if (mesh.batch * mesh.space != (parallel.roles ? ranks / 2 : ranks)) {
+  if (mesh.batch * mesh.second != (parallel.roles ? ranks / 2 : ranks)) {
     return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\": %d ranks do not make a mesh with %d along the batch", parallel.Text(),
                                                       parallel.roles ? ranks / 2 : ranks, parallel.batch_ranks));
   }

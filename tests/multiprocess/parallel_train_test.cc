@@ -142,9 +142,15 @@ INSTANTIATE_TEST_SUITE_P(Cases, ParallelTrainTest,
                                           testing::Values(2, 3, 4)),
                          NameOf);
 
+// Layers' channels and weights in parts.
+INSTANTIATE_TEST_SUITE_P(Channels, ParallelTrainTest,
+                         testing::Combine(testing::Values(0, 1, 2, 3), testing::Values("channel", "batch+channel", "channel+shard"),
+                                          testing::Values(2, 3, 4)),
+                         NameOf);
+
 // Generators on one half of the ranks, discriminators on the other.
 INSTANTIATE_TEST_SUITE_P(Roles, ParallelTrainTest,
-                         testing::Combine(testing::Values(0, 1, 2, 3), testing::Values("roles", "batch+roles", "shard+roles", "space+roles"),
+                         testing::Combine(testing::Values(0, 1, 2, 3), testing::Values("roles", "batch+roles", "shard+roles", "space+roles", "channel+roles"),
                                           testing::Values(2, 4)),
                          NameOf);
 

@@ -283,10 +283,19 @@ TEST_P(PartitionFamilyTest, ShardedStatesAlone) {
   Check({.split = SplitKind::kNone, .shard_states = true, .ranks = {0, 1, 2}, .least_elements = 8});
 }
 TEST_P(PartitionFamilyTest, SpaceOverTwo) { Check({.split = SplitKind::kSpace, .ranks = {0, 1}}); }
+TEST_P(PartitionFamilyTest, ChannelsOverTwo) { Check({.split = SplitKind::kChannel, .ranks = {0, 1}}); }
+TEST_P(PartitionFamilyTest, ChannelsOverThree) { Check({.split = SplitKind::kChannel, .ranks = {0, 1, 2}, .least_channels = 1}); }
+TEST_P(PartitionFamilyTest, ChannelsOverThreeUnequal) {
+  Check({.split = SplitKind::kChannel, .ranks = {0, 1, 2}, .shares = {1.0, 0.5, 2.0}, .least_channels = 2});
+}
+TEST_P(PartitionFamilyTest, ChannelsAndShardedStates) {
+  Check({.split = SplitKind::kChannel, .shard_states = true, .ranks = {0, 1}, .least_elements = 8});
+}
 TEST_P(PartitionFamilyTest, SpaceOverThree) { Check({.split = SplitKind::kSpace, .ranks = {0, 1, 2}, .least_rows = 2}); }
 
 // A mesh of two axes: along the first batch, along the second space or states.
 TEST_P(PartitionFamilyTest, BatchOverTwoAndSpaceOverTwo) { CheckMesh({.split = SplitKind::kSpace}); }
+TEST_P(PartitionFamilyTest, BatchOverTwoAndChannelsOverTwo) { CheckMesh({.split = SplitKind::kChannel}); }
 TEST_P(PartitionFamilyTest, BatchOverTwoAndStatesOverTwo) {
   CheckMesh({.split = SplitKind::kNone, .shard_states = true, .least_elements = 8});
 }

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <set>
 
+#include "absl/strings/str_join.h"
 #include "ops/functional.h"
 #include "runtime/gan/families.h"
 #include "runtime/gan/gan_step.h"
@@ -251,6 +253,33 @@ TEST(PartitionTest, SpaceSharesOutWhatOpsMake) {
     // 1.6 of a fourth at most: a window op reads a copy of its rows and its neighbours' edges. Sharing them in place would bring it near 1.
     EXPECT_LE(ActivationBytes(rank.program), alone * 1.65 / 4);
     EXPECT_LE(MadeBytes(rank.program), MadeBytes(program) * 1.4 / 4);
+  }
+}
+
+// Each weight, moment and average once among the ranks, and nowhere whole: layers work on parts.
+TEST(PartitionTest, ChannelsShareOutLayers) {
+  for (const Case& setup : Cases()) {
+    SCOPED_TRACE(setup.family);
+    const Program program = Build(setup);
+    std::set<std::vector<int64_t>> weights;
+    for (const State& state : program.states()) {
+      const Shape& shape = program.TypeOf(state.first).shape;
+      if (state.role == StateRole::kParameter && shape.rank() == 4 && shape[0] >= 8) weights.insert(shape.dims());
+    }
+    for (const RankProgram& rank : PartitionAll(program, {.split = SplitKind::kChannel, .ranks = {0, 1}})) {
+      // Spectral norms keep a vector for each side of a weight, whole.
+      EXPECT_LE(StateBytes(rank.program), StateBytes(program) * (setup.family == "sngan" ? 1.08 : 1.02) / 2);
+    }
+    if (setup.family == "r3gan") continue;  // of this width it has layers of fewer groups than ranks: they are gathered
+    // A third of one weight does not look like another one.
+    for (const RankProgram& rank : PartitionAll(program, {.split = SplitKind::kChannel, .ranks = {0, 1, 2}, .least_channels = 2})) {
+      EXPECT_EQ(absl::StrJoin(rank.gathered, " "), "");
+      for (const Op& op : rank.program.ops()) {
+        if (!op.definition->name.starts_with("conv")) continue;
+        const ValueId weight = op.definition->name == "conv_weight_grad" ? op.outputs[0] : op.inputs[1];
+        EXPECT_FALSE(weights.contains(rank.program.TypeOf(weight).shape.dims())) << rank.program.TypeOf(weight).ToString();
+      }
+    }
   }
 }
 

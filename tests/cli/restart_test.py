@@ -207,7 +207,7 @@ class Restart(GantryTestCase):
                                            (3, "shard", 4, "batch+space+shard"), (4, "roles+batch", 3, "batch+shard"), (2, "batch+shard", 4, "roles+shard"),
                                            (2, "channel", 3, "channel"), (4, "batch+channel", 1, ""), (3, "batch+shard", 4, "channel+roles")):
             with self.subTest(before=before, split=split, after=after):
-                folder = f"out-{before}-{after}"
+                folder = f"out-{before}-{split}-{after}"
                 flags = [*f64, "--set", f"output.directory={self.path(folder)}"]
                 self.run_gantry("train", run, *flags, "--ranks", before, "--parallel", split, "--steps", 3)
                 self.assertEqual(len([name for name in os.listdir(self.path(folder)) if ".part-" in name]), before)

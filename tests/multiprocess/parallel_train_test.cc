@@ -154,6 +154,15 @@ INSTANTIATE_TEST_SUITE_P(Roles, ParallelTrainTest,
                                           testing::Values(2, 4)),
                          NameOf);
 
+// Layers of every network on different ranks.
+INSTANTIATE_TEST_SUITE_P(Pipeline, ParallelTrainTest,
+                         testing::Combine(testing::Values(0, 1, 2, 3), testing::Values("pipeline"), testing::Values(2, 3, 4)), NameOf);
+INSTANTIATE_TEST_SUITE_P(PipelineOfMeshes, ParallelTrainTest,
+                         testing::Combine(testing::Values(0, 1, 2, 3),
+                                          testing::Values("batch+pipeline", "space+pipeline", "channel+pipeline", "shard+pipeline"),
+                                          testing::Values(4)),
+                         NameOf);
+
 // The serial schedule, and links of any speed: the same bits, and fewer than all exchanges where compute stands still.
 class OverlapTest : public testing::TestWithParam<std::tuple<int, const char*, int>> {};
 

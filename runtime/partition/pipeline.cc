@@ -1,0 +1,346 @@
+#include "runtime/partition/pipeline.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+#include <numeric>
+#include <queue>
+#include <set>
+
+#include "ops/functional.h"
+#include "runtime/graph/rewrite.h"
+#include "runtime/partition/homes.h"
+
+namespace gantry {
+namespace {
+
+constexpr int64_t kSmallBytes = 4096;
+// Of a core: what layers weigh against each other. The order of magnitude matters, not the machine.
+constexpr double kFlopsPerSecond = 5e10, kBytesPerSecond = 1e10;
+constexpr double kLinkBytesPerSecond = 4e9, kLinkLatencySeconds = 2e-5;
+
+double Seconds(const Program& program, const Op& op) {
+  if (op.definition->is_view) return 0.0;
+  std::vector<TensorType> inputs, outputs;
+  double bytes = 0.0;
+  for (ValueId input : op.inputs) inputs.push_back(program.TypeOf(input));
+  for (ValueId output : op.outputs) outputs.push_back(program.TypeOf(output));
+  for (const std::vector<TensorType>& types : {inputs, outputs}) {
+    for (const TensorType& type : types) bytes += static_cast<double>(type.size_bytes());
+  }
+  const double flops = op.definition->cost == nullptr ? 0.0 : op.definition->cost(inputs, outputs, op.attributes).flops;
+  return flops / kFlopsPerSecond + bytes / kBytesPerSecond;
+}
+
+bool IsNorm(const Op& op) { return op.definition->name == "sum_squares"; }
+
+// A norm over weights of several stages: each tensor's by itself, then their sum.
+absl::StatusOr<Program> SplitNorms(const Program& program) {
+  Program target;
+  ProgramCopier copier(program, target);
+  for (OpId id = 0; id < static_cast<OpId>(program.ops().size()); ++id) {
+    const Op& op = program.ops()[id];
+    if (!IsNorm(op) || op.inputs.size() < 2) {
+      copier.Copy(id);
+      continue;
+    }
+    copier.SetLabels(op);
+    ValueId sum = kNoValue;
+    for (ValueId input : op.inputs) {
+      const ValueId one[] = {copier.Mapped(input)};
+      const ValueId squares = ops::SumSquares(target, one);
+      sum = sum == kNoValue ? squares : ops::Add(target, sum, squares);
+    }
+    copier.Map(op.outputs[0], sum);
+    target.NameValue(sum, program.values()[op.outputs[0]].name);
+  }
+  copier.Finish();
+  GANTRY_RETURN_IF_ERROR(target.status());
+  return target;
+}
+
+// Which layer every op and state belongs to. A layer is what reads some states of a network, or makes what they read next.
+class Layers {
+ public:
+  explicit Layers(const Program& program) : program_(program), state_of_(program.values().size(), -1), layer_of_state_(program.states().size(), kNone) {
+    for (size_t s = 0; s < program.states().size(); ++s) state_of_[program.states()[s].first] = static_cast<int>(s);
+    for (const Op& op : program.ops()) {
+      for (int u = 0; u < UpdateCount(op); ++u) state_of_[op.outputs[u]] = state_of_[op.inputs[u]];
+    }
+    FindLayers();
+    Pull();
+    Place();
+  }
+
+  int count() const { return static_cast<int>(network_.size()); }
+  const std::string& network(int layer) const { return network_[layer]; }
+  double seconds(int layer) const { return seconds_[layer]; }
+  int OfState(size_t state) const { return layer_of_state_[state]; }
+  int OfOp(OpId op) const { return layer_of_op_[op]; }  // kEverywhere: small, and of inputs alone
+
+ private:
+  static constexpr int kNone = -2;
+
+  bool Reads(const Op& op) const { return UpdateCount(op) == 0 && !IsNorm(op); }
+
+  // States that one op reads are of one layer. Layers are in the order in which they are first read.
+  void FindLayers() {
+    std::vector<int> parent(program_.states().size());
+    std::iota(parent.begin(), parent.end(), 0);
+    const auto Root = [&](int state) {
+      while (parent[state] != state) state = parent[state];
+      return state;
+    };
+    std::vector<int> read;  // in that order
+    for (const Op& op : program_.ops()) {
+      if (!Reads(op)) continue;
+      int first = -1;
+      for (ValueId input : op.inputs) {
+        const int state = state_of_[input];
+        if (state < 0) continue;
+        read.push_back(state);
+        if (first >= 0) parent[Root(state)] = Root(first);
+        first = state;
+      }
+    }
+    std::map<int, int> layers;  // by root
+    for (const int state : read) {
+      const auto [found, made] = layers.emplace(Root(state), static_cast<int>(network_.size()));
+      if (made) network_.push_back(program_.states()[state].network);
+      layer_of_state_[state] = found->second;
+    }
+    if (network_.empty()) network_.emplace_back();
+    seconds_.assign(network_.size(), 0.0);
+  }
+
+  // The layer of the states that an op reads, or updates; kNone.
+  int Anchor(const Op& op) const {
+    for (size_t i = 0; i < op.inputs.size(); ++i) {
+      const int state = state_of_[op.inputs[i]];
+      if (state >= 0 && layer_of_state_[state] != kNone && (Reads(op) || i == 0)) return layer_of_state_[state];
+    }
+    return kNone;
+  }
+
+  // The layer that first wants a value, directly or through others.
+  void Pull() {
+    pull_.assign(program_.values().size(), kNone);
+    for (auto op = program_.ops().rbegin(); op != program_.ops().rend(); ++op) {
+      int layer = Anchor(*op);
+      for (ValueId output : op->outputs) {
+        if (layer == kNone) layer = pull_[output];
+      }
+      if (layer == kNone) continue;
+      for (ValueId input : op->inputs) pull_[input] = layer;
+    }
+  }
+
+  void Place() {
+    const auto Of = [&](std::vector<int>& set, int layer) { return std::find(set.begin(), set.end(), layer) != set.end(); };
+    std::vector<std::vector<int>> where(program_.values().size());  // layers that have a value; empty: everywhere
+    for (size_t s = 0; s < program_.states().size(); ++s) {
+      if (layer_of_state_[s] != kNone) where[program_.states()[s].first] = {layer_of_state_[s]};
+    }
+    for (const Op& op : program_.ops()) {
+      const int updates = UpdateCount(op);
+      int layer = Anchor(op);
+      if (layer == kNone) layer = Cheapest(op, where);
+      layer_of_op_.push_back(layer);
+      // Moments, averages and statistics are where their update is.
+      for (int u = 0; u < updates; ++u) {
+        const int state = state_of_[op.inputs[u]];
+        if (state < 0 || layer_of_state_[state] != kNone) continue;
+        layer_of_state_[state] = layer == kEverywhere ? 0 : layer;
+        where[program_.states()[state].first] = {layer_of_state_[state]};
+      }
+      if (layer == kEverywhere) continue;
+      seconds_[layer] += Seconds(program_, op);
+      for (ValueId input : op.inputs) {
+        if (!where[input].empty() && !Of(where[input], layer)) where[input].push_back(layer);
+      }
+      for (ValueId output : op.outputs) where[output] = {layer};
+    }
+    for (int& layer : layer_of_state_) layer = std::max(layer, 0);  // nobody uses it
+  }
+
+  // Where the fewest bytes have to go to, counting the result's way to who wants it; of equals where the last operand was made.
+  int Cheapest(const Op& op, std::vector<std::vector<int>>& where) const {
+    int64_t made = 0;
+    for (ValueId output : op.outputs) made += program_.TypeOf(output).size_bytes();
+    const int wanted = op.outputs.empty() ? kNone : pull_[op.outputs[0]];
+    std::vector<std::pair<ValueId, int>> candidates;
+    for (ValueId input : op.inputs) {
+      for (const int layer : where[input]) candidates.emplace_back(input, layer);
+    }
+    if (candidates.empty()) {
+      if (made <= kSmallBytes && !op.definition->communicates && UpdateCount(op) == 0) return kEverywhere;
+      return std::max(wanted, 0);
+    }
+    std::stable_sort(candidates.begin(), candidates.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+    int best = kNone;
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (const auto& [value, layer] : candidates) {
+      int64_t bytes = wanted == kNone || wanted == layer ? 0 : made;
+      for (ValueId input : op.inputs) {
+        const bool missing = !where[input].empty() && std::find(where[input].begin(), where[input].end(), layer) == where[input].end();
+        bytes += missing ? program_.TypeOf(input).size_bytes() : 0;
+      }
+      if (bytes < least) {
+        least = bytes;
+        best = layer;
+      }
+    }
+    return best;
+  }
+
+  const Program& program_;
+  std::vector<int> state_of_;        // per value: the state that it is a version of; -1
+  std::vector<int> layer_of_state_;  // per state
+  std::vector<std::string> network_;  // per layer
+  std::vector<double> seconds_;       // likewise
+  std::vector<int> pull_;             // per value
+  std::vector<int> layer_of_op_;
+};
+
+// Where stages begin, that the longest takes the least: `seconds` of layers, in at most `stages` runs. Stage of each layer.
+std::vector<int> Balance(const std::vector<double>& seconds, int stages) {
+  const size_t count = seconds.size();
+  std::vector<double> until(count + 1, 0.0);
+  for (size_t i = 0; i < count; ++i) until[i + 1] = until[i] + seconds[i];
+  // best[s][i]: the longest of s + 1 stages of the first i layers; from[s][i]: where the last of them begins.
+  std::vector<std::vector<double>> best(stages, std::vector<double>(count + 1));
+  std::vector<std::vector<size_t>> from(stages, std::vector<size_t>(count + 1, 0));
+  best[0] = until;
+  for (int s = 1; s < stages; ++s) {
+    for (size_t i = 0; i <= count; ++i) {
+      best[s][i] = std::numeric_limits<double>::infinity();
+      for (size_t begin = 0; begin <= i; ++begin) {
+        const double longest = std::max(best[s - 1][begin], until[i] - until[begin]);
+        if (longest < best[s][i]) {
+          best[s][i] = longest;
+          from[s][i] = begin;
+        }
+      }
+    }
+  }
+  std::vector<int> stage(count, 0);
+  size_t end = count;
+  for (int s = stages - 1; s >= 0; --s) {
+    const size_t begin = s == 0 ? 0 : from[s][end];
+    for (size_t i = begin; i < end; ++i) stage[i] = s;
+    end = begin;
+  }
+  return stage;
+}
+
+std::vector<int> RanksOfLayers(const Layers& layers, const PipelineAxis& axis) {
+  const int ranks = static_cast<int>(axis.ranks.size());
+  std::map<std::string, std::vector<int>> networks;
+  for (int layer = 0; layer < layers.count(); ++layer) networks[layers.network(layer)].push_back(layer);
+  std::vector<int> rank_of(layers.count(), 0);
+  for (const auto& [network, members] : networks) {
+    std::vector<double> seconds;
+    for (const int layer : members) seconds.push_back(layers.seconds(layer));
+    const std::vector<int> stages = Balance(seconds, ranks);
+    const bool forward = std::ranges::find(axis.forward, network) != axis.forward.end();
+    for (size_t i = 0; i < members.size(); ++i) rank_of[members[i]] = forward ? stages[i] : ranks - 1 - stages[i];
+  }
+  return rank_of;
+}
+
+// The order in which ranks begin ops if each takes the first of the program that is ready.
+std::vector<OpId> OrderOfRanks(const Program& program, const std::vector<int>& home, int ranks) {
+  const auto count = static_cast<OpId>(program.ops().size());
+  std::vector<std::set<OpId>> after(count);  // what waits for an op
+  std::vector<int> missing(count, 0);
+  const auto Wait = [&](OpId op, OpId first) {
+    if (first != op && after[first].insert(op).second) ++missing[op];
+  };
+  std::vector<std::vector<OpId>> readers(program.values().size());
+  for (OpId id = 0; id < count; ++id) {
+    const Op& op = program.ops()[id];
+    for (ValueId input : op.inputs) {
+      if (program.values()[input].kind == ValueKind::kComputed) Wait(id, program.values()[input].producer);
+    }
+    // Who reads a version comes before the next one is written over it.
+    for (int u = 0; u < UpdateCount(op); ++u) {
+      for (const OpId reader : readers[op.inputs[u]]) Wait(id, reader);
+    }
+    for (ValueId input : op.inputs) readers[input].push_back(id);
+  }
+  using Ready = std::priority_queue<OpId, std::vector<OpId>, std::greater<>>;
+  std::vector<Ready> ready(ranks);                 // per rank: what it could begin now
+  std::vector<double> free(ranks, 0.0), arrives(count, 0.0);
+  std::multimap<double, OpId> coming;              // what has all operands, when they are there
+  std::vector<OpId> order;
+  // Ops for everywhere are small: the first rank's.
+  const auto RankOf = [&](OpId op) { return std::max(home[op], 0); };
+  const auto IsMissingNothing = [&](OpId op) { coming.emplace(arrives[op], op); };
+  for (OpId id = 0; id < count; ++id) {
+    if (missing[id] == 0) IsMissingNothing(id);
+  }
+  double now = 0.0;
+  while (static_cast<OpId>(order.size()) < count) {
+    for (; !coming.empty() && coming.begin()->first <= now; coming.erase(coming.begin())) ready[RankOf(coming.begin()->second)].push(coming.begin()->second);
+    bool began = false;
+    for (int rank = 0; rank < ranks; ++rank) {
+      if (free[rank] > now || ready[rank].empty()) continue;
+      const OpId op = ready[rank].top();
+      ready[rank].pop();
+      began = true;
+      order.push_back(op);
+      free[rank] = now + Seconds(program, program.ops()[op]);
+      for (const OpId next : after[op]) {
+        double there = free[rank];
+        if (home[op] != kEverywhere && RankOf(next) != rank) {
+          double bytes = 0.0;
+          for (ValueId output : program.ops()[op].outputs) bytes += static_cast<double>(program.TypeOf(output).size_bytes());
+          there += kLinkLatencySeconds + bytes / kLinkBytesPerSecond;
+        }
+        arrives[next] = std::max(arrives[next], there);
+        if (--missing[next] == 0) IsMissingNothing(next);
+      }
+    }
+    if (began) continue;
+    // Nothing begins now: to the next moment at which something could.
+    double next = std::numeric_limits<double>::infinity();
+    if (!coming.empty()) next = coming.begin()->first;
+    for (int rank = 0; rank < ranks; ++rank) {
+      if (!ready[rank].empty()) next = std::min(next, free[rank]);
+    }
+    now = std::max(now, next);
+  }
+  return order;
+}
+
+}  // namespace
+
+absl::StatusOr<Program> PartitionPipeline(const Program& program, const PipelineAxis& axis, int index) {
+  const int ranks = static_cast<int>(axis.ranks.size());
+  if (ranks < 2 || ranks > kMostHomes) {
+    return absl::InvalidArgumentError(absl::StrFormat("a pipeline has stages on 2 to %d ranks, not on %d", kMostHomes, ranks));
+  }
+  GANTRY_ASSIGN_OR_RETURN(const Program source, SplitNorms(program));
+  const Layers layers(source);
+  const std::vector<int> rank_of = RanksOfLayers(layers, axis);
+  std::vector<int> home;
+  for (OpId op = 0; op < static_cast<OpId>(source.ops().size()); ++op) {
+    home.push_back(layers.OfOp(op) == kEverywhere ? kEverywhere : rank_of[layers.OfOp(op)]);
+  }
+  Program ordered;
+  ProgramCopier copier(source, ordered);
+  std::vector<int> home_in_order;
+  for (const OpId op : OrderOfRanks(source, home, ranks)) {
+    copier.Copy(op);
+    home_in_order.push_back(home[op]);
+  }
+  copier.Finish();
+  GANTRY_RETURN_IF_ERROR(ordered.status());
+  std::map<std::string, int, std::less<>> home_of_state;
+  for (size_t state = 0; state < source.states().size(); ++state) home_of_state[source.states()[state].name] = rank_of[layers.OfState(state)];
+  const Homes homes{.of_state = [&](const State& state) { return home_of_state.find(state.name)->second; },
+                    .of_op = [&](const Op& op, std::span<const RankSet>) { return home_in_order[&op - ordered.ops().data()]; }};
+  return PartitionByHomes(ordered, axis.ranks, index, homes);
+}
+
+}  // namespace gantry

@@ -63,7 +63,7 @@ class HomePartitioner {
       if ((At(home) & ~where_[input]) != 0) Share(input, home);
     }
     target_.SetPhase(source_.labels()[op.phase]);
-    target_.SetNetwork(source_.labels()[op.network]);
+    target_.SetNetwork(homes_.network == nullptr ? source_.labels()[op.network] : homes_.network(op));
     target_.SetCondition(op.condition == kNoValue ? kNoValue : local_[op.condition]);
     for (ValueId output : op.outputs) where_[output] = At(home);
     // Numbered on all ranks, so that the order of all is one.

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "runtime/graph/program.h"
@@ -17,8 +18,10 @@ using RankSet = uint64_t;  // ranks of the axis: bit i for the one at index i
 struct Homes {
   // Where a state is held and updated.
   std::function<int(const State& state)> of_state;
-  // Where an op runs; `where` has for each value that was made before it the ranks that have it. Ops that communicate have one home.
+  // Where an op runs; `where` has for each value that was made before it the ranks that have it.
   std::function<int(const Op& op, std::span<const RankSet> where)> of_op;
+  // The network that an op is labelled with from here on; null: as it is.
+  std::function<std::string(const Op& op)> network = nullptr;
 };
 
 // The program of the rank at `index` of the axis `ranks` (of the job): the ops and states at home there, and what these need of other ranks, each value once

@@ -336,6 +336,11 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
                                                       ranks / outermost, parallel.batch_ranks));
   }
   const Place place = PlaceOf(parallel, mesh, rank);
+  StagedProgram staged;
+  if (parallel.pipeline) {
+    GANTRY_ASSIGN_OR_RETURN(staged, AssignStages(result.program, parallel.generators, outermost));
+    result.program = staged.program;
+  }
   whole = std::move(result.program);
   GANTRY_ASSIGN_OR_RETURN(result, PartitionMesh(whole, parallel, mesh, place));
   GANTRY_RETURN_IF_ERROR(CheckRows(whole, parallel, mesh, place, result));
@@ -347,7 +352,7 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
   if (parallel.roles) {
     GANTRY_ASSIGN_OR_RETURN(result.program, PartitionRoles(result.program, {.first = parallel.generators, .ranks = axis}, place.role));
   } else {
-    GANTRY_ASSIGN_OR_RETURN(result.program, PartitionPipeline(result.program, {.forward = parallel.generators, .ranks = axis}, place.role));
+    GANTRY_ASSIGN_OR_RETURN(result.program, PartitionPipeline(result.program, staged, axis, place.role));
   }
   return result;
 }

@@ -15,6 +15,7 @@ namespace gantry {
 namespace {
 
 constexpr int64_t kSmallBytes = 4096;
+constexpr char kStageMark[] = "|";  // between a network and the stage
 // Of a core: what layers weigh against each other. The order of magnitude matters, not the machine.
 constexpr double kFlopsPerSecond = 5e10, kBytesPerSecond = 1e10;
 constexpr double kLinkBytesPerSecond = 4e9, kLinkLatencySeconds = 2e-5;
@@ -233,23 +234,22 @@ std::vector<int> Balance(const std::vector<double>& seconds, int stages) {
   return stage;
 }
 
-std::vector<int> RanksOfLayers(const Layers& layers, const PipelineAxis& axis) {
-  const int ranks = static_cast<int>(axis.ranks.size());
+std::vector<int> StagesOfLayers(const Layers& layers, std::span<const std::string> forward, int stages) {
   std::map<std::string, std::vector<int>> networks;
   for (int layer = 0; layer < layers.count(); ++layer) networks[layers.network(layer)].push_back(layer);
-  std::vector<int> rank_of(layers.count(), 0);
+  std::vector<int> stage_of(layers.count(), 0);
   for (const auto& [network, members] : networks) {
     std::vector<double> seconds;
     for (const int layer : members) seconds.push_back(layers.seconds(layer));
-    const std::vector<int> stages = Balance(seconds, ranks);
-    const bool forward = std::ranges::find(axis.forward, network) != axis.forward.end();
-    for (size_t i = 0; i < members.size(); ++i) rank_of[members[i]] = forward ? stages[i] : ranks - 1 - stages[i];
+    const std::vector<int> balanced = Balance(seconds, stages);
+    const bool first_to_last = std::ranges::find(forward, network) != forward.end();
+    for (size_t i = 0; i < members.size(); ++i) stage_of[members[i]] = first_to_last ? balanced[i] : stages - 1 - balanced[i];
   }
-  return rank_of;
+  return stage_of;
 }
 
-// The order in which ranks begin ops if each takes the first of the program that is ready.
-std::vector<OpId> OrderOfRanks(const Program& program, const std::vector<int>& home, int ranks) {
+// The order in which stages begin ops if each takes the first of the program that is ready.
+std::vector<OpId> OrderOfStages(const Program& program, const std::vector<int>& home, int stages) {
   const auto count = static_cast<OpId>(program.ops().size());
   std::vector<std::set<OpId>> after(count);  // what waits for an op
   std::vector<int> missing(count, 0);
@@ -269,30 +269,30 @@ std::vector<OpId> OrderOfRanks(const Program& program, const std::vector<int>& h
     for (ValueId input : op.inputs) readers[input].push_back(id);
   }
   using Ready = std::priority_queue<OpId, std::vector<OpId>, std::greater<>>;
-  std::vector<Ready> ready(ranks);                 // per rank: what it could begin now
-  std::vector<double> free(ranks, 0.0), arrives(count, 0.0);
+  std::vector<Ready> ready(stages);                 // per stage: what it could begin now
+  std::vector<double> free(stages, 0.0), arrives(count, 0.0);
   std::multimap<double, OpId> coming;              // what has all operands, when they are there
   std::vector<OpId> order;
-  // Ops for everywhere are small: the first rank's.
-  const auto RankOf = [&](OpId op) { return std::max(home[op], 0); };
+  // Ops for everywhere are small: the first stage's.
+  const auto StageOf = [&](OpId op) { return std::max(home[op], 0); };
   const auto IsMissingNothing = [&](OpId op) { coming.emplace(arrives[op], op); };
   for (OpId id = 0; id < count; ++id) {
     if (missing[id] == 0) IsMissingNothing(id);
   }
   double now = 0.0;
   while (static_cast<OpId>(order.size()) < count) {
-    for (; !coming.empty() && coming.begin()->first <= now; coming.erase(coming.begin())) ready[RankOf(coming.begin()->second)].push(coming.begin()->second);
+    for (; !coming.empty() && coming.begin()->first <= now; coming.erase(coming.begin())) ready[StageOf(coming.begin()->second)].push(coming.begin()->second);
     bool began = false;
-    for (int rank = 0; rank < ranks; ++rank) {
-      if (free[rank] > now || ready[rank].empty()) continue;
-      const OpId op = ready[rank].top();
-      ready[rank].pop();
+    for (int stage = 0; stage < stages; ++stage) {
+      if (free[stage] > now || ready[stage].empty()) continue;
+      const OpId op = ready[stage].top();
+      ready[stage].pop();
       began = true;
       order.push_back(op);
-      free[rank] = now + Seconds(program, program.ops()[op]);
+      free[stage] = now + Seconds(program, program.ops()[op]);
       for (const OpId next : after[op]) {
-        double there = free[rank];
-        if (home[op] != kEverywhere && RankOf(next) != rank) {
+        double there = free[stage];
+        if (home[op] != kEverywhere && StageOf(next) != stage) {
           double bytes = 0.0;
           for (ValueId output : program.ops()[op].outputs) bytes += static_cast<double>(program.TypeOf(output).size_bytes());
           there += kLinkLatencySeconds + bytes / kLinkBytesPerSecond;
@@ -305,8 +305,8 @@ std::vector<OpId> OrderOfRanks(const Program& program, const std::vector<int>& h
     // Nothing begins now: to the next moment at which something could.
     double next = std::numeric_limits<double>::infinity();
     if (!coming.empty()) next = coming.begin()->first;
-    for (int rank = 0; rank < ranks; ++rank) {
-      if (!ready[rank].empty()) next = std::min(next, free[rank]);
+    for (int stage = 0; stage < stages; ++stage) {
+      if (!ready[stage].empty()) next = std::min(next, free[stage]);
     }
     now = std::max(now, next);
   }
@@ -315,32 +315,54 @@ std::vector<OpId> OrderOfRanks(const Program& program, const std::vector<int>& h
 
 }  // namespace
 
-absl::StatusOr<Program> PartitionPipeline(const Program& program, const PipelineAxis& axis, int index) {
-  const int ranks = static_cast<int>(axis.ranks.size());
-  if (ranks < 2 || ranks > kMostHomes) {
-    return absl::InvalidArgumentError(absl::StrFormat("a pipeline has stages on 2 to %d ranks, not on %d", kMostHomes, ranks));
+absl::StatusOr<StagedProgram> AssignStages(const Program& program, std::span<const std::string> forward, int stages) {
+  if (stages < 2 || stages > kMostHomes) {
+    return absl::InvalidArgumentError(absl::StrFormat("a pipeline has 2 to %d stages, not %d", kMostHomes, stages));
   }
   GANTRY_ASSIGN_OR_RETURN(const Program source, SplitNorms(program));
   const Layers layers(source);
-  const std::vector<int> rank_of = RanksOfLayers(layers, axis);
+  const std::vector<int> stage_of = StagesOfLayers(layers, forward, stages);
   std::vector<int> home;
   for (OpId op = 0; op < static_cast<OpId>(source.ops().size()); ++op) {
-    home.push_back(layers.OfOp(op) == kEverywhere ? kEverywhere : rank_of[layers.OfOp(op)]);
+    home.push_back(layers.OfOp(op) == kEverywhere ? kEverywhere : stage_of[layers.OfOp(op)]);
   }
+  // The ops of the ordered program by stage, then with the stage in their labels.
   Program ordered;
   ProgramCopier copier(source, ordered);
-  std::vector<int> home_in_order;
-  for (const OpId op : OrderOfRanks(source, home, ranks)) {
-    copier.Copy(op);
-    home_in_order.push_back(home[op]);
-  }
+  const std::vector<OpId> order = OrderOfStages(source, home, stages);
+  for (const OpId op : order) copier.Copy(op);
   copier.Finish();
   GANTRY_RETURN_IF_ERROR(ordered.status());
-  std::map<std::string, int, std::less<>> home_of_state;
-  for (size_t state = 0; state < source.states().size(); ++state) home_of_state[source.states()[state].name] = rank_of[layers.OfState(state)];
-  const Homes homes{.of_state = [&](const State& state) { return home_of_state.find(state.name)->second; },
-                    .of_op = [&](const Op& op, std::span<const RankSet>) { return home_in_order[&op - ordered.ops().data()]; }};
-  return PartitionByHomes(ordered, axis.ranks, index, homes);
+  StagedProgram staged;
+  ProgramCopier marker(ordered, staged.program);
+  for (OpId op = 0; op < static_cast<OpId>(order.size()); ++op) {
+    marker.Copy(op);
+    staged.program.SetOpNetwork(static_cast<OpId>(staged.program.ops().size()) - 1,
+                                absl::StrCat(ordered.labels()[ordered.ops()[op].network], kStageMark, home[order[op]]));
+  }
+  marker.Finish();
+  GANTRY_RETURN_IF_ERROR(staged.program.status());
+  for (size_t state = 0; state < source.states().size(); ++state) {
+    staged.stage_of_state[source.states()[state].name] = stage_of[layers.OfState(state)];
+  }
+  return staged;
+}
+
+absl::StatusOr<Program> PartitionPipeline(const Program& program, const StagedProgram& staged, std::span<const int> ranks, int stage) {
+  const auto Split = [&](const Op& op) { return std::string_view(program.labels()[op.network]).rfind(kStageMark); };
+  for (const Op& op : program.ops()) {
+    if (Split(op) == std::string_view::npos) return absl::InternalError("an op of a pipeline has no stage");
+  }
+  for (const State& state : program.states()) {
+    if (!staged.stage_of_state.contains(state.whole.empty() ? state.name : state.whole)) {
+      return absl::InternalError(absl::StrFormat("state '%s' of a pipeline has no stage", state.name));
+    }
+  }
+  const Homes homes{
+      .of_state = [&](const State& state) { return staged.stage_of_state.find(state.whole.empty() ? state.name : state.whole)->second; },
+      .of_op = [&](const Op& op, std::span<const RankSet>) { return std::stoi(program.labels()[op.network].substr(Split(op) + 1)); },
+      .network = [&](const Op& op) { return program.labels()[op.network].substr(0, Split(op)); }};
+  return PartitionByHomes(program, ranks, stage, homes);
 }
 
 }  // namespace gantry

@@ -84,7 +84,8 @@ class Layers {
 
   bool Reads(const Op& op) const { return UpdateCount(op) == 0 && !IsNorm(op); }
 
-  // States that one op reads are of one layer. Layers are in the order in which they are first read.
+  // States that one op reads, as they are or as something made of states alone (a reshaped weight, one over its spectral norm), are of one layer. Layers are
+  // in the order in which something else meets them first.
   void FindLayers() {
     std::vector<int> parent(program_.states().size());
     std::iota(parent.begin(), parent.end(), 0);
@@ -92,20 +93,32 @@ class Layers {
       while (parent[state] != state) state = parent[state];
       return state;
     };
-    std::vector<int> read;  // in that order
+    std::vector<int> met;  // in that order
+    made_of_.resize(program_.values().size());
+    for (size_t value = 0; value < state_of_.size(); ++value) {
+      if (state_of_[value] >= 0) made_of_[value] = {state_of_[value]};
+    }
+    std::vector<bool> constant(program_.values().size(), false);
     for (const Op& op : program_.ops()) {
       if (!Reads(op)) continue;
-      int first = -1;
+      std::set<int> states;
+      bool alone = true;
       for (ValueId input : op.inputs) {
-        const int state = state_of_[input];
-        if (state < 0) continue;
-        read.push_back(state);
-        if (first >= 0) parent[Root(state)] = Root(first);
-        first = state;
+        states.insert(made_of_[input].begin(), made_of_[input].end());
+        alone = alone && (constant[input] || !made_of_[input].empty());
+      }
+      for (ValueId output : op.outputs) {
+        constant[output] = alone && states.empty();
+        if (alone) made_of_[output] = states;
+      }
+      if (alone || states.empty()) continue;
+      for (const int state : states) {
+        met.push_back(state);
+        parent[Root(state)] = Root(*states.begin());
       }
     }
     std::map<int, int> layers;  // by root
-    for (const int state : read) {
+    for (const int state : met) {
       const auto [found, made] = layers.emplace(Root(state), static_cast<int>(network_.size()));
       if (made) network_.push_back(program_.states()[state].network);
       layer_of_state_[state] = found->second;
@@ -116,9 +129,11 @@ class Layers {
 
   // The layer of the states that an op reads, or updates; kNone.
   int Anchor(const Op& op) const {
-    for (size_t i = 0; i < op.inputs.size(); ++i) {
-      const int state = state_of_[op.inputs[i]];
-      if (state >= 0 && layer_of_state_[state] != kNone && (Reads(op) || i == 0)) return layer_of_state_[state];
+    if (IsNorm(op)) return kNone;
+    for (size_t i = 0; i < op.inputs.size() && (i == 0 || Reads(op)); ++i) {
+      for (const int state : made_of_[op.inputs[i]]) {
+        if (layer_of_state_[state] != kNone) return layer_of_state_[state];
+      }
     }
     return kNone;
   }
@@ -196,27 +211,30 @@ class Layers {
 
   const Program& program_;
   std::vector<int> state_of_;        // per value: the state that it is a version of; -1
-  std::vector<int> layer_of_state_;  // per state
+  std::vector<std::set<int>> made_of_;  // per value: the states that it is made of, and of nothing else
+  std::vector<int> layer_of_state_;     // per state
   std::vector<std::string> network_;  // per layer
   std::vector<double> seconds_;       // likewise
   std::vector<int> pull_;             // per value
   std::vector<int> layer_of_op_;
 };
 
-// Where stages begin, that the longest takes the least: `seconds` of layers, in at most `stages` runs. Stage of each layer.
-std::vector<int> Balance(const std::vector<double>& seconds, int stages) {
+// Where stages begin, that the longest takes the least: `seconds` of layers, in at most as many runs as there are stages, which take `others` beside. Stage of
+// each layer.
+std::vector<int> Balance(const std::vector<double>& seconds, const std::vector<double>& others) {
   const size_t count = seconds.size();
+  const int stages = static_cast<int>(others.size());
   std::vector<double> until(count + 1, 0.0);
   for (size_t i = 0; i < count; ++i) until[i + 1] = until[i] + seconds[i];
   // best[s][i]: the longest of s + 1 stages of the first i layers; from[s][i]: where the last of them begins.
   std::vector<std::vector<double>> best(stages, std::vector<double>(count + 1));
   std::vector<std::vector<size_t>> from(stages, std::vector<size_t>(count + 1, 0));
-  best[0] = until;
+  for (size_t i = 0; i <= count; ++i) best[0][i] = others[0] + until[i];
   for (int s = 1; s < stages; ++s) {
     for (size_t i = 0; i <= count; ++i) {
       best[s][i] = std::numeric_limits<double>::infinity();
       for (size_t begin = 0; begin <= i; ++begin) {
-        const double longest = std::max(best[s - 1][begin], until[i] - until[begin]);
+        const double longest = std::max(best[s - 1][begin], others[s] + until[i] - until[begin]);
         if (longest < best[s][i]) {
           best[s][i] = longest;
           from[s][i] = begin;
@@ -237,13 +255,21 @@ std::vector<int> Balance(const std::vector<double>& seconds, int stages) {
 std::vector<int> StagesOfLayers(const Layers& layers, std::span<const std::string> forward, int stages) {
   std::map<std::string, std::vector<int>> networks;
   for (int layer = 0; layer < layers.count(); ++layer) networks[layers.network(layer)].push_back(layer);
-  std::vector<int> stage_of(layers.count(), 0);
-  for (const auto& [network, members] : networks) {
-    std::vector<double> seconds;
-    for (const int layer : members) seconds.push_back(layers.seconds(layer));
-    const std::vector<int> balanced = Balance(seconds, stages);
-    const bool first_to_last = std::ranges::find(forward, network) != forward.end();
-    for (size_t i = 0; i < members.size(); ++i) stage_of[members[i]] = first_to_last ? balanced[i] : stages - 1 - balanced[i];
+  constexpr int kNoStage = -1, kRounds = 4;
+  std::vector<int> stage_of(layers.count(), kNoStage);
+  // One network after the other is cut anew, with the others as they are.
+  for (int round = 0; round < kRounds; ++round) {
+    for (const auto& [network, members] : networks) {
+      const bool first_to_last = std::ranges::find(forward, network) != forward.end();
+      std::vector<double> seconds, others(stages, 0.0);
+      for (const int layer : members) seconds.push_back(layers.seconds(layer));
+      for (int layer = 0; layer < layers.count(); ++layer) {
+        if (stage_of[layer] != kNoStage && layers.network(layer) != network) others[stage_of[layer]] += layers.seconds(layer);
+      }
+      if (!first_to_last) std::ranges::reverse(others);
+      const std::vector<int> balanced = Balance(seconds, others);
+      for (size_t i = 0; i < members.size(); ++i) stage_of[members[i]] = first_to_last ? balanced[i] : stages - 1 - balanced[i];
+    }
   }
   return stage_of;
 }

@@ -31,6 +31,12 @@ std::vector<Parallel> AllSplits(const Parallel& base, int ranks) {
       }
     }
   }
+  if (ranks > 1) {
+    Parallel split = base;
+    split.automatic = false;
+    split.pipeline = true;
+    splits.push_back(std::move(split));
+  }
   return splits;
 }
 

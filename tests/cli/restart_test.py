@@ -91,7 +91,7 @@ class Restart(GantryTestCase):
         for split, ranks, how, memory in (("batch", 2, "train", ""), ("batch+shard", 3, "run", ""), ("space", 2, "run", ""),
                                           ("batch+shard", 3, "train", "--checkpoint-memory"), ("batch", 2, "run", "--checkpoint-memory=3"),
                                           ("batch+space+shard", 4, "train", "--checkpoint-memory"), ("batch", 1, "train", "--checkpoint-memory"), ("roles", 2, "train", "--checkpoint-memory"),
-                                          ("channel", 2, "run", "--checkpoint-memory")):
+                                          ("channel", 2, "run", "--checkpoint-memory"), ("pipeline", 2, "train", "--checkpoint-memory")):
             with self.subTest(split=split, ranks=ranks, how=how, memory=memory):
                 steps, kills = 240, 4
                 flags = ["--parallel", split]
@@ -205,7 +205,8 @@ class Restart(GantryTestCase):
         self.run_gantry("train", run, *f64)
         for before, split, after, then in ((2, "batch+shard", 3, "batch+shard"), (4, "space+shard", 1, ""), (4, "batch+space+shard", 2, "space"),
                                            (3, "shard", 4, "batch+space+shard"), (4, "roles+batch", 3, "batch+shard"), (2, "batch+shard", 4, "roles+shard"),
-                                           (2, "channel", 3, "channel"), (4, "batch+channel", 1, ""), (3, "batch+shard", 4, "channel+roles")):
+                                           (2, "channel", 3, "channel"), (4, "batch+channel", 1, ""), (3, "batch+shard", 4, "channel+roles"),
+                                           (3, "pipeline", 2, "pipeline"), (4, "batch+pipeline", 1, "")):
             with self.subTest(before=before, split=split, after=after):
                 folder = f"out-{before}-{split}-{after}"
                 flags = [*f64, "--set", f"output.directory={self.path(folder)}"]

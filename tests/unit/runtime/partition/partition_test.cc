@@ -339,13 +339,33 @@ TEST_P(PartitionFamilyTest, SharesByTheSpeedOfRanks) {
   std::vector<RankProgram> one(1);
   one[0].program = Build(setup);
   const Outcome expected = Train(one, 3);
-  for (const char* split : {"batch", "space", "batch+shard"}) {
+  for (const char* split : {"batch", "space", "batch+shard", "channel", "pipeline"}) {
     SCOPED_TRACE(split);
     Parallel parallel = *Parallel::Parse(split);
     parallel.shares = {1.0, 0.5, 0.25};
     std::vector<RankProgram> ranks;
     for (int rank = 0; rank < 3; ++rank) {
       absl::StatusOr<RankProgram> mine = PartitionFor(program, parallel, rank, 3);
+      ASSERT_TRUE(mine.ok()) << mine.status();
+      ranks.push_back(*std::move(mine));
+    }
+    ExpectSame(expected, Train(ranks, 3), 1e-9);
+  }
+}
+
+// Rows of a mesh with different numbers of samples have the same stages.
+TEST_P(PartitionFamilyTest, StagesOfUnevenRows) {
+  Case setup = Cases()[GetParam()];
+  setup.batch = 7;
+  const Program program = Build(setup);
+  std::vector<RankProgram> one(1);
+  one[0].program = Build(setup);
+  const Outcome expected = Train(one, 3);
+  for (const char* split : {"batch+pipeline", "shard+pipeline", "space+pipeline", "channel+pipeline"}) {
+    SCOPED_TRACE(split);
+    std::vector<RankProgram> ranks;
+    for (int rank = 0; rank < 4; ++rank) {
+      absl::StatusOr<RankProgram> mine = PartitionFor(program, *Parallel::Parse(split), rank, 4);
       ASSERT_TRUE(mine.ok()) << mine.status();
       ranks.push_back(*std::move(mine));
     }

@@ -282,9 +282,12 @@ std::vector<OpId> OrderOfStages(const Program& program, const std::vector<int>& 
   const auto Wait = [&](OpId op, OpId first) {
     if (first != op && after[first].insert(op).second) ++missing[op];
   };
-  std::vector<std::vector<OpId>> readers(program.values().size());
+  std::vector<std::vector<OpId>> readers(program.values().size());  // of a value and of its views
+  std::vector<ValueId> viewed(program.values().size());             // per value: whose memory it is
+  std::iota(viewed.begin(), viewed.end(), 0);
   for (OpId id = 0; id < count; ++id) {
     const Op& op = program.ops()[id];
+    if (op.definition->is_view) viewed[op.outputs[0]] = viewed[op.inputs[0]];
     for (ValueId input : op.inputs) {
       if (program.values()[input].kind == ValueKind::kComputed) Wait(id, program.values()[input].producer);
     }
@@ -292,7 +295,7 @@ std::vector<OpId> OrderOfStages(const Program& program, const std::vector<int>& 
     for (int u = 0; u < UpdateCount(op); ++u) {
       for (const OpId reader : readers[op.inputs[u]]) Wait(id, reader);
     }
-    for (ValueId input : op.inputs) readers[input].push_back(id);
+    for (ValueId input : op.inputs) readers[viewed[input]].push_back(id);
   }
   using Ready = std::priority_queue<OpId, std::vector<OpId>, std::greater<>>;
   std::vector<Ready> ready(stages);                 // per stage: what it could begin now

@@ -160,6 +160,32 @@ TEST(PipelineTest, SendsGoBetweenTwoRanks) {
   }
 }
 
+// Ranks make their groups one after the other, all at once: whoever is in one must make it at the same time.
+TEST(PipelineTest, PairsAreMadeInRounds) {
+  for (const char* text : {"pipeline", "pipeline:3+batch", "pipeline:4+batch"}) {
+    const Parallel parallel = *Parallel::Parse(text);
+    for (const int ranks : {2, 3, 4, 5, 6, 8, 12}) {
+      if (ranks % OutermostOf(parallel, ranks) != 0) continue;
+      std::vector<std::vector<std::vector<int>>> groups;
+      for (int rank = 0; rank < ranks; ++rank) groups.push_back(GroupsOf(parallel, rank, ranks));
+      for (int rank = 0; rank < ranks; ++rank) {
+        std::set<std::vector<int>> pairs;
+        ASSERT_EQ(groups[rank].size(), groups[0].size()) << text;
+        for (size_t round = 0; round < groups[rank].size(); ++round) {
+          for (const int member : groups[rank][round]) EXPECT_EQ(groups[member][round], groups[rank][round]) << text << " over " << ranks << ", rank " << rank;
+          pairs.insert(groups[rank][round]);
+        }
+        // With every other stage at its place of the mesh.
+        const int stages = OutermostOf(parallel, ranks), half = ranks / stages;
+        for (int stage = 0; stage < stages; ++stage) {
+          const int other = rank % half + stage * half;
+          if (other != rank) EXPECT_TRUE(pairs.contains({std::min(rank, other), std::max(rank, other)})) << rank << " and " << other;
+        }
+      }
+    }
+  }
+}
+
 TEST(PipelineTest, SaysWhatItTakes) {
   const Program whole = Step(1);
   for (const int count : {0, 1, kMostHomes + 1}) EXPECT_EQ(AssignStages(whole, kForward, count).status().code(), absl::StatusCode::kInvalidArgument);

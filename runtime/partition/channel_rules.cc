@@ -1,7 +1,5 @@
 // Rules of the split over channels: a layer's weights are in parts along their first axis, so that each rank makes a part of the layer's
 // channels of all its input (column parallel), or a part of the sum over its input channels (row parallel; Shoeybi et al. 2019, section 3).
-#include <limits>
-
 #include "ops/convolution.h"
 #include "ops/functional.h"
 #include "runtime/partition/partitioner.h"
@@ -31,6 +29,16 @@ void Partitioner::FindChannelStates() {
     found->second.cuts = Cuts(groups);
     for (int64_t& cut : found->second.cuts) cut *= weight[0] / groups;
   }
+}
+
+int Partitioner::Choose(std::span<const int64_t> bytes) {
+  auto choice = static_cast<int>(std::min_element(bytes.begin(), bytes.end()) - bytes.begin());
+  if (choices_.size() < axis_.choices.size()) choice = axis_.choices[choices_.size()];
+  choices_.push_back(choice);
+  if (choice >= 0 && choice < static_cast<int>(bytes.size()) && bytes[choice] != kImpossible) return choice;
+  Fail(absl::InvalidArgumentError(absl::StrFormat("rows of the mesh would split channels in different ways (choice %d of the first row cannot be made in this one); "
+                                                  "choose a train.batch that the rows divide", choices_.size() - 1)));
+  return -1;
 }
 
 int64_t Partitioner::BytesToMove(ValueId id, const Placement& wanted) const {
@@ -64,10 +72,10 @@ Partitioner::Locals Partitioner::ConvolutionOverChannels(std::string_view op, st
   const Way by_first = weight_gradient ? Way{1, kNone, 1} : Way{1, transposed ? 0 : 1, kNone};
   const Way by_second = weight_gradient ? Way{kNone, 1, 0} : Way{kNone, transposed ? 1 : 0, 1};
   const bool any_apart = values_[inputs[0]].placement.split() || values_[inputs[1]].placement.split();
-  Way best{};
-  std::vector<int64_t> best_cuts;
-  int64_t least = std::numeric_limits<int64_t>::max();
-  for (const Way& way : {by_second, by_first}) {
+  const Way ways[] = {by_second, by_first};
+  std::vector<int64_t> cuts_of[2], bytes_of(2, kImpossible);
+  for (size_t number = 0; number < 2; ++number) {
+    const Way& way = ways[number];
     if (way.result == kNone && attributes.Has("slope")) continue;  // not of a sum
     // At cuts that an operand has already.
     std::vector<int64_t> cuts;
@@ -80,14 +88,15 @@ Partitioner::Locals Partitioner::ConvolutionOverChannels(std::string_view op, st
     }
     if (cuts.empty()) continue;
     const auto Wanted = [&](int axis) { return axis == kNone ? Placement::Whole() : Placement::Split(axis, cuts); };
-    const int64_t bytes = BytesToMove(inputs[0], Wanted(way.first)) + BytesToMove(inputs[1], Wanted(way.second)) +
-                          (way.result == kNone ? BytesToSum(output) : BytesToState(output, way.result));
-    if (bytes >= least) continue;
-    least = bytes;
-    best = way;
-    best_cuts = std::move(cuts);
+    bytes_of[number] = BytesToMove(inputs[0], Wanted(way.first)) + BytesToMove(inputs[1], Wanted(way.second)) +
+                       (way.result == kNone ? BytesToSum(output) : BytesToState(output, way.result));
+    cuts_of[number] = std::move(cuts);
   }
-  if (best_cuts.empty()) return {};
+  if (cuts_of[0].empty() && cuts_of[1].empty()) return {};
+  const int choice = Choose(bytes_of);
+  if (choice < 0) return {};
+  const Way& best = ways[choice];
+  const std::vector<int64_t>& best_cuts = cuts_of[choice];
   const auto Part = [&](ValueId input, int axis) { return axis == kNone ? AsWhole(input) : AsSplit(input, axis, best_cuts); };
   std::vector<ValueId> locals = {Part(inputs[0], best.first), Part(inputs[1], best.second)};
   if (best.result != kNone) {

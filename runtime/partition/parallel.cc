@@ -248,6 +248,18 @@ std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int r
 
 namespace {
 
+// How many samples the ranks of a row get of each input that the batch splits.
+std::vector<int64_t> SamplesOf(const Program& program, const MeshSize& mesh, int row) {
+  std::vector<int64_t> samples;
+  for (const ValueId input : program.inputs()) {
+    const Shape& shape = program.TypeOf(input).shape;
+    if (shape.rank() == 0) continue;
+    const std::vector<int64_t> cuts = CutsOf(shape[0], mesh.batch, {});
+    if (!cuts.empty()) samples.push_back(cuts[row + 1] - cuts[row]);
+  }
+  return samples;
+}
+
 // `program` along the batch, then along space or channels, as the rank at `place` runs it.
 absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place) {
   RankProgram result;
@@ -266,20 +278,16 @@ absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel
   const SplitKind second = parallel.channel ? SplitKind::kChannel : SplitKind::kSpace;
   const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
   GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.second == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.second == 1));
-  GANTRY_RETURN_IF_ERROR(Apply({.split = second, .shard_states = parallel.shard, .ranks = SecondAxis(place, mesh)}, place.column, true));
-  return result;
-}
-
-// How many samples the ranks of a row get of each input that the batch splits.
-std::vector<int64_t> SamplesOf(const Program& program, const MeshSize& mesh, int row) {
-  std::vector<int64_t> samples;
-  for (const ValueId input : program.inputs()) {
-    const Shape& shape = program.TypeOf(input).shape;
-    if (shape.rank() == 0) continue;
-    const std::vector<int64_t> cuts = CutsOf(shape[0], mesh.batch, {});
-    if (!cuts.empty()) samples.push_back(cuts[row + 1] - cuts[row]);
+  PartitionAxis along{.split = second, .shard_states = parallel.shard, .ranks = SecondAxis(place, mesh)};
+  // Rows with other numbers of samples weigh bytes in other ways: all do as the first one does.
+  if (parallel.channel && mesh.second > 1 && place.row > 0 && SamplesOf(program, mesh, place.row) != SamplesOf(program, mesh, 0)) {
+    Place first = place;
+    first.row = 0;
+    GANTRY_ASSIGN_OR_RETURN(const RankProgram theirs, PartitionMesh(program, parallel, mesh, first));
+    along.choices = theirs.choices;
   }
-  return samples;
+  GANTRY_RETURN_IF_ERROR(Apply(std::move(along), place.column, true));
+  return result;
 }
 
 // Space and channels are split by what a row's values look like. Rows with other numbers of samples may come to another answer where a model mixes

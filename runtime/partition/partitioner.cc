@@ -383,6 +383,7 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
   result.input_parts = std::move(input_parts_);
   result.gathered.assign(gathered_.begin(), gathered_.end());
   result.crossings = std::move(crossings_);
+  result.choices = std::move(choices_);
   return result;
 }
 

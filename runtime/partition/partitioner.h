@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <limits>
 #include <map>
 #include <set>
 #include <span>
@@ -116,6 +117,9 @@ class Partitioner final : public Builder {
   Locals GroupedConvolutionOverChannels(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                                         const TensorType& output);
   void FindChannelStates();
+  // The place of the least, or the one that the axis says; what cannot be has kImpossible.
+  static constexpr int64_t kImpossible = std::numeric_limits<int64_t>::max();
+  int Choose(std::span<const int64_t> bytes);
   int64_t BytesToMove(ValueId value, const Placement& wanted) const;  // roughly, a rank
   int64_t BytesToSum(const TensorType& type) const;                   // of a result that is a sum of what the ranks have
   // A result in parts along `dim` that a state of this shape wants along another one.
@@ -141,6 +145,7 @@ class Partitioner final : public Builder {
   std::vector<std::string> crossings_;
   // kChannel, per shape of a state that is split: along what, and where.
   std::map<std::vector<int64_t>, Placement> channel_states_;
+  std::vector<int> choices_;
   int64_t sequence_ = 0;  // of exchanges
   int at_ = -1;           // op of the source that is being carried out
   bool is_update_ = false;  // it changes states, or takes the norm of what does: sums that it wants are gradients

@@ -1,6 +1,5 @@
 // One rule a kind of op: from where the inputs are, where the outputs are and what this rank computes of them.
 #include <algorithm>
-#include <limits>
 
 #include "absl/strings/str_join.h"
 #include "ops/functional.h"
@@ -260,15 +259,16 @@ Partitioner::Locals Partitioner::Matmul(std::span<const ValueId> inputs, const A
   if (over_channels() && inner + rows + columns > 1) {
     const std::vector<int64_t> cuts = a.split(inner_a) ? a.cuts : b.cuts;
     const auto Bytes = [&](bool possible, const Placement& left, const Placement& right, int64_t result) {
-      return possible ? BytesToMove(inputs[0], left) + BytesToMove(inputs[1], right) + result : std::numeric_limits<int64_t>::max();
+      return possible ? BytesToMove(inputs[0], left) + BytesToMove(inputs[1], right) + result : kImpossible;
     };
-    const int64_t by_inner = Bytes(inner, Placement::Split(inner_a, cuts), Placement::Split(inner_b, cuts), BytesToSum(output));
-    const int64_t by_rows = Bytes(rows, a, Placement::Whole(), BytesToState(output, rank - 2));
-    const int64_t by_columns = Bytes(columns, Placement::Whole(), b, BytesToState(output, rank - 1));
-    const int64_t least = std::min({by_inner, by_rows, by_columns});
-    inner = by_inner == least;
-    rows = !inner && by_rows == least;
-    columns = !inner && !rows;
+    const int64_t bytes[] = {Bytes(inner, Placement::Split(inner_a, cuts), Placement::Split(inner_b, cuts), BytesToSum(output)),
+                             Bytes(rows, a, Placement::Whole(), BytesToState(output, rank - 2)),
+                             Bytes(columns, Placement::Whole(), b, BytesToState(output, rank - 1))};
+    const int choice = Choose(bytes);
+    if (choice < 0) return {};
+    inner = choice == 0;
+    rows = choice == 1;
+    columns = choice == 2;
   }
   if (inner) {
     const std::vector<int64_t> cuts = a.split(inner_a) ? a.cuts : b.cuts;
@@ -416,7 +416,7 @@ Partitioner::Locals Partitioner::Communication(std::string_view op, ValueId x, c
   const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "exchange" ? attributes.Int("axis") : 0);
   const bool whole = moves_along || placement.flat();
   if (whole) placement = Placement::Whole();
-  crossings_.push_back(absl::StrCat(ToAbsl(op), placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
+  crossings_.push_back(absl::StrCat(ToAbsl(op), " ", sequence_, placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
   if (placement.split()) absl::StrAppend(&crossings_.back(), placement.dim, " at ", absl::StrJoin(placement.cuts, ","));
   const ValueId local = whole ? AsWhole(x) : values_[x].local;
   return {{placement, EmitGroupOp(op, local, attributes, attributes.String("purpose"), values_[x].made_at)}};

@@ -353,15 +353,15 @@ TEST_P(PartitionFamilyTest, SharesByTheSpeedOfRanks) {
   }
 }
 
-// Rows of a mesh with different numbers of samples have the same stages.
-TEST_P(PartitionFamilyTest, StagesOfUnevenRows) {
+// Rows of a mesh with different numbers of samples have the same stages, and split channels alike.
+TEST_P(PartitionFamilyTest, MeshesOfUnevenRows) {
   Case setup = Cases()[GetParam()];
   setup.batch = 7;
   const Program program = Build(setup);
   std::vector<RankProgram> one(1);
   one[0].program = Build(setup);
   const Outcome expected = Train(one, 3);
-  for (const char* split : {"batch+pipeline", "shard+pipeline", "space+pipeline", "channel+pipeline"}) {
+  for (const char* split : {"batch", "batch+space", "batch+channel", "batch+pipeline", "shard+pipeline", "space+pipeline", "channel+pipeline"}) {
     SCOPED_TRACE(split);
     std::vector<RankProgram> ranks;
     for (int rank = 0; rank < 4; ++rank) {

@@ -7,7 +7,7 @@
 //     may: an all-gather wants everything, a halo exchange a few rows more than are held.
 // {sequence} is the exchange's place in the one order in which all ranks begin their exchanges; it also tells exchanges of the same operands
 // apart: what one rank takes for one exchange must not be two for another. {purpose} says what for: "gradient", "gather" (of a state that
-// is held in parts), "halo", "statistics", "sum", "whole", "shares", "edge" (from one role to the other). {urgent = 1}: a gradient that goes before large ones under way. All are linear. The group's name is not part of the program: two groups
+// is held in parts), "halo", "statistics", "sum", "channels" (activations), "whole", "shares", "edge" (from one role or stage to another). {urgent = 1}: a gradient that goes before large ones under way. All are linear. The group's name is not part of the program: two groups
 // with the same ranks are one.
 #include "ops/functional.h"
 #include "ops/infer.h"

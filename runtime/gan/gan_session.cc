@@ -132,10 +132,13 @@ absl::Status GanSession::ChooseSplit(const Program& program) {
   parallel.automatic = false;
   parallel.batch = chosen.batch;
   parallel.space = chosen.space;
+  parallel.channel = chosen.channel;
   parallel.shard = chosen.shard;
   parallel.roles = chosen.roles;
+  parallel.pipeline = chosen.pipeline;
+  parallel.stages = chosen.stages;
   parallel.batch_ranks = chosen.batch_ranks;
-  parallel.across_steps = parallel.across_steps && !chosen.roles;
+  parallel.across_steps = parallel.across_steps && !chosen.by_homes();
   return absl::OkStatus();
 }
 
@@ -305,8 +308,9 @@ absl::Status GanSession::CollectStates(const Program& program) {
     }
     int64_t held = 0;
     for (const State* piece : collected.pieces) held += executor_->program().TypeOf(piece->first).element_count();
-    // With roles, one half of the ranks has nothing of it.
-    const bool of_a_role = options_.ranks != nullptr && options_.parallel.roles && !state.network.empty();
+    // With roles, one half of the ranks has nothing of it; with a pipeline all stages but one.
+    const Parallel& parallel = options_.parallel;
+    const bool of_a_role = options_.ranks != nullptr && (parallel.pipeline || (parallel.roles && !state.network.empty()));
     collected.in_parts = of_a_role || held < collected.type.element_count();
     if (collected.pieces.empty() && !of_a_role) return absl::InternalError(absl::StrFormat("the plan has no state '%s'", state.name));
     states_.push_back(std::move(collected));
@@ -502,10 +506,10 @@ absl::Status GanSession::GatherState(const SessionState& state, std::span<std::b
   Communicator* const group = exchanges_->Find(ranks);
   if (group == nullptr) return absl::InternalError(absl::StrFormat("state '%s' is in parts, but no group has them", state.name));
   std::vector<std::byte> mine;
-  // Where every rank of a role has all of it, the first one gives it.
+  // Where every rank of a role or stage has all of it, the first one gives it.
   const auto place = std::find(ranks.begin(), ranks.end(), rank()) - ranks.begin();
   const bool whole = !state.pieces.empty() && executor_->program().TypeOf(state.pieces[0]->first).element_count() == state.type.element_count();
-  const bool gives = !whole || place % (static_cast<int64_t>(ranks.size()) / 2) == 0;
+  const bool gives = !whole || place % (static_cast<int64_t>(ranks.size()) / OutermostOf(options_.parallel, rank_count())) == 0;
   for (const State* piece : state.pieces) {
     if (!gives) break;
     const size_t begin = mine.size();

@@ -304,8 +304,8 @@ std::vector<RunKeyEntry> MakeTable() {
   };
   keys.insert(keys.end(), memory.begin(), memory.end());
   keys.push_back({.name = "parallel.split",
-                  .help = "how several ranks share out the step: \"batch\" (samples), \"space\" (rows or frames), \"shard\" (weights, moments and "
-                          "averages are held once), \"roles\" (networks), joined with \"+\"; \"auto\": as is predicted to be fastest",
+                  .help = "how several ranks share out the step: \"batch\" (samples), \"space\" (rows or frames), \"channel\" (channels of layers), "
+                          "\"shard\" (weights, moments and averages are held once), \"roles\" (networks), \"pipeline\" (layers), joined with \"+\"; \"auto\": as is predicted to be fastest",
                   .field = Of([](C c, I) -> auto& { return c.parallel; })});
   keys.push_back({.name = "parallel.overlap",
                   .help = "whether exchanges of gradients and gathers of weights run beside compute; \"across\": the last network's beside the next "

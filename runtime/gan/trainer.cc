@@ -298,8 +298,8 @@ void Trainer::KeepProgress() {
 absl::Status Trainer::WatchRanks(double seconds) {
   constexpr int64_t kSteps = 10;
   const int ranks = session_->rank_count();
-  // Roles have work of different sizes.
-  if (ranks == 1 || session_->options().parallel.roles) return absl::OkStatus();
+  // Roles and stages have work of different sizes.
+  if (ranks == 1 || session_->options().parallel.by_homes()) return absl::OkStatus();
   if (stragglers_ == nullptr) {
     stragglers_ = std::make_unique<StragglerWatch>(ranks);
     rank_seconds_.resize(2 * static_cast<size_t>(ranks));

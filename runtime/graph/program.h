@@ -113,6 +113,8 @@ class Program final : public Builder {
   // Labels of the ops emitted from now on.
   void SetPhase(std::string_view phase) { phase_ = Label(phase); }
   void SetNetwork(std::string_view network) { network_ = Label(network); }
+  // Another network's label for an op that is there.
+  void SetOpNetwork(OpId op, std::string_view network) { ops_[op].network = Label(network); }
   // Condition of the ops emitted from now on.
   void SetCondition(ValueId flag) { condition_ = flag; }
   ValueId condition() const { return condition_; }

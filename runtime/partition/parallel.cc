@@ -7,6 +7,7 @@
 #include "absl/strings/numbers.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/defer_tail.h"
+#include "runtime/partition/pipeline.h"
 #include "runtime/partition/roles.h"
 
 namespace gantry {
@@ -114,18 +115,31 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
         parallel.batch_ranks > 0) {
       name = "batch";
     }
+    if (name.starts_with("pipeline:") && parallel.stages == 0 && absl::SimpleAtoi(ToAbsl(name.substr(9)), &parallel.stages) && parallel.stages > 1) {
+      name = "pipeline";
+    }
     rest = plus < rest.size() ? rest.substr(plus + 1) : std::string_view();
-    bool* const part = name == "batch"   ? &parallel.batch
-                       : name == "space" ? &parallel.space
-                       : name == "shard" ? &parallel.shard
-                       : name == "roles" ? &parallel.roles
-                                         : nullptr;
+    bool* const part = name == "batch"      ? &parallel.batch
+                       : name == "space"    ? &parallel.space
+                       : name == "channel"  ? &parallel.channel
+                       : name == "shard"    ? &parallel.shard
+                       : name == "roles"    ? &parallel.roles
+                       : name == "pipeline" ? &parallel.pipeline
+                                            : nullptr;
     if (part == nullptr || *part) {
       return absl::InvalidArgumentError(
-          absl::StrFormat("parallel.split is \"%s\"; it must be \"auto\", or \"batch\", \"space\", \"shard\" or \"roles\", or several of them joined with \"+\", each once; "
-                          "\"batch:4+space\" has 4 ranks along the batch", text));
+          absl::StrFormat("parallel.split is \"%s\"; it must be \"auto\", or \"batch\", \"space\", \"channel\", \"shard\", \"roles\" or \"pipeline\", or several of them joined with \"+\", each once; "
+                          "\"batch:4+space\" has 4 ranks along the batch, \"pipeline:3\" has 3 stages", text));
     }
     *part = true;
+  }
+  if (parallel.space && parallel.channel) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "parallel.split is \"%s\", but space and channels are not split together; choose \"space\" for large images, \"channel\" for wide layers", text));
+  }
+  if (parallel.roles && parallel.pipeline) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "parallel.split is \"%s\", but a pipeline puts all networks on all its ranks; choose \"roles\" for whole networks, \"pipeline\" for layers", text));
   }
   return parallel;
 }
@@ -133,17 +147,26 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
 std::string Parallel::Text() const {
   if (automatic) return "auto";
   std::string text;
-  for (const auto& [on, name] : {std::pair(batch, "batch"), std::pair(space, "space"), std::pair(shard, "shard"), std::pair(roles, "roles")}) {
+  for (const auto& [on, name] : {std::pair(batch, "batch"), std::pair(space, "space"), std::pair(channel, "channel"), std::pair(shard, "shard"),
+                                 std::pair(roles, "roles"), std::pair(pipeline, "pipeline")}) {
     if (!on) continue;
     absl::StrAppend(&text, text.empty() ? "" : "+", name);
     if (name == std::string_view("batch") && batch_ranks > 0) absl::StrAppend(&text, ":", batch_ranks);
+    if (name == std::string_view("pipeline") && stages > 0) absl::StrAppend(&text, ":", stages);
   }
   return text;
 }
 
+int OutermostOf(const Parallel& parallel, int ranks) {
+  if (parallel.roles) return 2;
+  if (!parallel.pipeline) return 1;
+  if (parallel.stages > 0) return parallel.stages;
+  return parallel.batch || parallel.second() || parallel.shard ? 2 : ranks;
+}
+
 MeshSize MeshOf(const Parallel& parallel, int ranks) {
-  if (parallel.roles) ranks /= 2;
-  if (!parallel.space) return {ranks, 1};
+  ranks = std::max(1, ranks / OutermostOf(parallel, ranks));
+  if (!parallel.second()) return {ranks, 1};
   if (!parallel.batch) return {1, ranks};
   if (parallel.batch_ranks > 0) return {parallel.batch_ranks, std::max(1, ranks / parallel.batch_ranks)};
   int batch = 1;
@@ -155,72 +178,75 @@ MeshSize MeshOf(const Parallel& parallel, int ranks) {
 
 namespace {
 
-// Where a rank is: the ranks of its half, or of all, begin at `first`.
+// Where a rank is: the ranks of its role or stage, or all, begin at `first`.
 struct Place {
   int first, role, row, column;
 };
 Place PlaceOf(const Parallel& parallel, const MeshSize& mesh, int rank) {
-  const int half = mesh.batch * mesh.space, role = parallel.roles ? rank / half : 0;
+  const int half = mesh.batch * mesh.second, role = rank / half;
   const int within = rank - role * half;
-  return {role * half, role, within / mesh.space, within % mesh.space};
+  return {role * half, role, within / mesh.second, within % mesh.second};
 }
 
-std::vector<int> BatchAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.column, mesh.space, mesh.batch); }
-std::vector<int> SpaceAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.row * mesh.space, 1, mesh.space); }
-std::vector<int> RoleAxisOf(const Place& place, const MeshSize& mesh) {
-  const int within = place.row * mesh.space + place.column;
-  return {within, within + mesh.batch * mesh.space};
+std::vector<int> BatchAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.column, mesh.second, mesh.batch); }
+std::vector<int> SecondAxis(const Place& place, const MeshSize& mesh) { return Axis(place.first + place.row * mesh.second, 1, mesh.second); }
+std::vector<int> OutermostAxis(const Place& place, const MeshSize& mesh, int count) {
+  return Axis(place.row * mesh.second + place.column, mesh.batch * mesh.second, count);
 }
-std::vector<int> ShardAxis(const Place& place, const MeshSize& mesh) { return mesh.space > 1 ? SpaceAxis(place, mesh) : BatchAxis(place, mesh); }
+std::vector<int> ShardAxis(const Place& place, const MeshSize& mesh) { return mesh.second > 1 ? SecondAxis(place, mesh) : BatchAxis(place, mesh); }
 
 }  // namespace
 
 std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks) {
   const MeshSize mesh = MeshOf(parallel, ranks);
   const Place place = PlaceOf(parallel, mesh, rank);
-  std::vector<int> group = parallel.shard ? ShardAxis(place, mesh) : std::vector{rank};
-  if (!parallel.roles) return group;
-  // One copy of each network's: the first role's parts, then the second's.
-  const int half = mesh.batch * mesh.space;
+  std::vector<int> group = parallel.states_in_parts() ? ShardAxis(place, mesh) : std::vector{rank};
+  if (!parallel.by_homes()) return group;
+  // One copy of each network's: the first role's or stage's parts, then the next one's.
+  const int half = mesh.batch * mesh.second;
   for (int& member : group) member -= place.first;
   const size_t count = group.size();
-  for (size_t i = 0; i < count; ++i) group.push_back(group[i] + half);
+  for (int role = 1; role < OutermostOf(parallel, ranks); ++role) {
+    for (size_t i = 0; i < count; ++i) group.push_back(group[i] + role * half);
+  }
   return group;
 }
+
+namespace {
+
+// All pairs of `axis` with the one at `index`, in rounds in which everybody is in one pair, or alone: a round-robin tournament (the circle method).
+void AppendPairs(const std::vector<int>& axis, int index, std::vector<std::vector<int>>& groups) {
+  const int count = static_cast<int>(axis.size()), rounds = count % 2 == 0 ? count - 1 : count;
+  for (int round = 0; round < rounds; ++round) {
+    // Those whose places add up to the round meet; the one that would meet itself meets the last of an even number.
+    int other = ((round - index) % rounds + rounds) % rounds;
+    if (count % 2 == 0 && index == count - 1) {
+      for (other = 0; 2 * other % rounds != round; ++other) continue;
+    } else if (other == index && count % 2 == 0) {
+      other = count - 1;
+    }
+    groups.push_back(other == index ? std::vector{axis[index]} : std::vector{axis[std::min(index, other)], axis[std::max(index, other)]});
+  }
+}
+
+}  // namespace
 
 std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int ranks) {
   const MeshSize mesh = MeshOf(parallel, ranks);
   const Place place = PlaceOf(parallel, mesh, rank);
   std::vector<std::vector<int>> groups;
   if (mesh.batch > 1) groups.push_back(BatchAxis(place, mesh));
-  if (mesh.space > 1) groups.push_back(SpaceAxis(place, mesh));
-  if (parallel.roles) groups.push_back(RoleAxisOf(place, mesh));
+  if (mesh.second > 1) groups.push_back(SecondAxis(place, mesh));
+  if (parallel.by_homes()) {
+    const std::vector<int> axis = OutermostAxis(place, mesh, OutermostOf(parallel, ranks));
+    groups.push_back(axis);
+    if (axis.size() > 2) AppendPairs(axis, place.role, groups);
+  }
   groups.push_back(ShardGroup(parallel, rank, ranks));
   return groups;
 }
 
 namespace {
-
-// `program` along the batch, then along space, as the rank at `place` runs it.
-absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place) {
-  RankProgram result;
-  result.program = program;
-  const int ranks = mesh.batch * mesh.space;
-  const auto Apply = [&](PartitionAxis axis, int index, bool last) -> absl::Status {
-    if (axis.ranks.size() == 1) return absl::OkStatus();
-    if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
-    GANTRY_ASSIGN_OR_RETURN(RankProgram next, Partition(result.program, axis, index, result.input_parts));
-    next.gathered.insert(next.gathered.end(), result.gathered.begin(), result.gathered.end());
-    // Sums of this axis are early when the next one takes them up.
-    GANTRY_ASSIGN_OR_RETURN(next.program, OrderExchanges(next.program, next.places, last ? parallel.exchanges : ExchangeOrder{.bucket_bytes = 0}));
-    result = std::move(next);
-    return absl::OkStatus();
-  };
-  const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
-  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.space == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.space == 1));
-  GANTRY_RETURN_IF_ERROR(Apply({.split = SplitKind::kSpace, .shard_states = parallel.shard, .ranks = SpaceAxis(place, mesh)}, place.column, true));
-  return result;
-}
 
 // How many samples the ranks of a row get of each input that the batch splits.
 std::vector<int64_t> SamplesOf(const Program& program, const MeshSize& mesh, int row) {
@@ -234,10 +260,40 @@ std::vector<int64_t> SamplesOf(const Program& program, const MeshSize& mesh, int
   return samples;
 }
 
-// Space is split by what a row's values look like. Rows with other numbers of samples may come to another answer where a model mixes
+// `program` along the batch, then along space or channels, as the rank at `place` runs it.
+absl::StatusOr<RankProgram> PartitionMesh(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place) {
+  RankProgram result;
+  result.program = program;
+  const int ranks = mesh.batch * mesh.second;
+  const auto Apply = [&](PartitionAxis axis, int index, bool last) -> absl::Status {
+    if (axis.ranks.size() == 1) return absl::OkStatus();
+    if (static_cast<int>(axis.ranks.size()) == ranks) axis.shares = parallel.shares;
+    GANTRY_ASSIGN_OR_RETURN(RankProgram next, Partition(result.program, axis, index, result.input_parts));
+    next.gathered.insert(next.gathered.end(), result.gathered.begin(), result.gathered.end());
+    // Sums of this axis are early when the next one takes them up.
+    GANTRY_ASSIGN_OR_RETURN(next.program, OrderExchanges(next.program, next.places, last ? parallel.exchanges : ExchangeOrder{.bucket_bytes = 0}));
+    result = std::move(next);
+    return absl::OkStatus();
+  };
+  const SplitKind second = parallel.channel ? SplitKind::kChannel : SplitKind::kSpace;
+  const SplitKind batch = parallel.batch ? SplitKind::kBatch : SplitKind::kNone;
+  GANTRY_RETURN_IF_ERROR(Apply({.split = batch, .shard_states = parallel.shard && mesh.second == 1, .ranks = BatchAxis(place, mesh)}, place.row, mesh.second == 1));
+  PartitionAxis along{.split = second, .shard_states = parallel.shard, .ranks = SecondAxis(place, mesh)};
+  // Rows with other numbers of samples weigh bytes in other ways: all do as the first one does.
+  if (parallel.channel && mesh.second > 1 && place.row > 0 && SamplesOf(program, mesh, place.row) != SamplesOf(program, mesh, 0)) {
+    Place first = place;
+    first.row = 0;
+    GANTRY_ASSIGN_OR_RETURN(const RankProgram theirs, PartitionMesh(program, parallel, mesh, first));
+    along.choices = theirs.choices;
+  }
+  GANTRY_RETURN_IF_ERROR(Apply(std::move(along), place.column, true));
+  return result;
+}
+
+// Space and channels are split by what a row's values look like. Rows with other numbers of samples may come to another answer where a model mixes
 // samples and places in one dimension; what they exchange would then not fit together.
 absl::Status CheckRows(const Program& program, const Parallel& parallel, const MeshSize& mesh, const Place& place, const RankProgram& mine) {
-  if (mesh.batch == 1 || mesh.space == 1) return absl::OkStatus();
+  if (mesh.batch == 1 || mesh.second == 1) return absl::OkStatus();
   std::set<std::vector<int64_t>> seen = {SamplesOf(program, mesh, place.row)};
   for (int other = 0; other < mesh.batch; ++other) {
     if (!seen.insert(SamplesOf(program, mesh, other)).second) continue;
@@ -247,12 +303,13 @@ absl::Status CheckRows(const Program& program, const Parallel& parallel, const M
     if (theirs.crossings == mine.crossings) continue;
     const size_t at = std::mismatch(mine.crossings.begin(), mine.crossings.end(), theirs.crossings.begin(), theirs.crossings.end()).first -
                       mine.crossings.begin();
+    const std::string_view second = parallel.channel ? "channel" : "space";
     const auto TextAt = [&](const RankProgram& of) { return at < of.crossings.size() ? of.crossings[at] : std::string("none"); };
     return absl::InvalidArgumentError(absl::StrFormat(
-        "parallel.split batch+space: rows %d and %d of the %d x %d mesh have different numbers of samples, and this model's shapes make them split "
-        "space in different ways (exchange %d of the batch: %s and %s); choose a train.batch that %d divides, or parallel.split batch or space",
-        std::min(place.row, other), std::max(place.row, other), mesh.batch, mesh.space, at, TextAt(place.row < other ? mine : theirs),
-        TextAt(place.row < other ? theirs : mine), mesh.batch));
+        "parallel.split %s: rows %d and %d of the %d x %d mesh have different numbers of samples, and this model's shapes make them split "
+        "%s in different ways (exchange %d of the batch: %s and %s); choose a train.batch that %d divides, or parallel.split batch or %s",
+        parallel.Text(), std::min(place.row, other), std::max(place.row, other), mesh.batch, mesh.second, second, at, TextAt(place.row < other ? mine : theirs),
+        TextAt(place.row < other ? theirs : mine), mesh.batch, second));
   }
   return absl::OkStatus();
 }
@@ -266,34 +323,45 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
   RankProgram result;
   result.program = std::move(whole);
   if (ranks == 1) return result;
-  if (parallel.roles && ranks % 2 != 0) {
-    return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\", which takes an even number of ranks, not %d", parallel.Text(), ranks));
+  const int outermost = OutermostOf(parallel, ranks);
+  if (ranks % outermost != 0) {
+    const std::string which = outermost == 2 ? "an even number" : absl::StrFormat("a multiple of %d", outermost);
+    return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\", which takes %s of ranks, not %d", parallel.Text(), which, ranks));
   }
-  if (parallel.roles && parallel.across_steps) {
-    return absl::InvalidArgumentError(absl::StrFormat("parallel.overlap \"across\" does not go with parallel.split \"%s\": the other role needs the new weights at once; "
-                                                      "use \"on\"", parallel.Text()));
+  if (parallel.by_homes() && parallel.across_steps) {
+    return absl::InvalidArgumentError(absl::StrFormat("parallel.overlap \"across\" does not go with parallel.split \"%s\": the other %s needs the new weights at once; "
+                                                      "use \"on\"", parallel.Text(), parallel.roles ? "role" : "stage"));
   }
-  if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.space) parallel.batch = !parallel.shard;
+  if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.second()) parallel.batch = !parallel.shard;
   if (parallel.automatic) return absl::InvalidArgumentError("parallel.split is \"auto\", which is not decided yet");
   if (parallel.gradients_first) {
     GANTRY_ASSIGN_OR_RETURN(result.program, GradientsFirst(result.program));
   }
   GANTRY_ASSIGN_OR_RETURN(result.program, HoldNorms(result.program));
   const MeshSize mesh = MeshOf(parallel, ranks);
-  if (mesh.batch * mesh.space != (parallel.roles ? ranks / 2 : ranks)) {
+  if (mesh.batch * mesh.second != ranks / outermost) {
     return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\": %d ranks do not make a mesh with %d along the batch", parallel.Text(),
-                                                      parallel.roles ? ranks / 2 : ranks, parallel.batch_ranks));
+                                                      ranks / outermost, parallel.batch_ranks));
   }
   const Place place = PlaceOf(parallel, mesh, rank);
+  StagedProgram staged;
+  if (parallel.pipeline) {
+    GANTRY_ASSIGN_OR_RETURN(staged, AssignStages(result.program, parallel.generators, outermost));
+    result.program = staged.program;
+  }
   whole = std::move(result.program);
   GANTRY_ASSIGN_OR_RETURN(result, PartitionMesh(whole, parallel, mesh, place));
   GANTRY_RETURN_IF_ERROR(CheckRows(whole, parallel, mesh, place, result));
   if (parallel.across_steps) {
     GANTRY_ASSIGN_OR_RETURN(result.program, DeferTail(result.program));
   }
-  if (!parallel.roles) return result;
-  const RoleAxis roles{.first = parallel.generators, .ranks = RoleAxisOf(place, mesh)};
-  GANTRY_ASSIGN_OR_RETURN(result.program, PartitionRoles(result.program, roles, place.role));
+  if (outermost == 1) return result;
+  const std::vector<int> axis = OutermostAxis(place, mesh, outermost);
+  if (parallel.roles) {
+    GANTRY_ASSIGN_OR_RETURN(result.program, PartitionRoles(result.program, {.first = parallel.generators, .ranks = axis}, place.role));
+  } else {
+    GANTRY_ASSIGN_OR_RETURN(result.program, PartitionPipeline(result.program, staged, axis, place.role));
+  }
   return result;
 }
 

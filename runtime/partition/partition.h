@@ -15,6 +15,7 @@ enum class SplitKind : uint8_t {
   kNone,   // nothing but states are split
   kBatch,  // samples: axis 0 of what the discriminators judge and of noise
   kSpace,  // rows, or frames: axis 2 of [N, C, spatial...]
+  kChannel,  // channels of activations, and weights, moments and averages with them: each rank has its part of a layer (tensor parallel)
 };
 
 // One axis of the mesh of ranks.
@@ -25,6 +26,8 @@ struct PartitionAxis {
   std::vector<int> ranks;        // of the job, in the order of their parts
   std::vector<double> shares;    // of the work, one a rank; empty: equal
   int64_t least_rows = 4;        // kSpace: values with fewer rows a rank than this are not split where nothing splits them yet
+  int64_t least_channels = 4;    // kChannel: values with fewer channels a rank than this are not split where nothing splits them yet
+  std::vector<int> choices;      // kChannel: RankProgram::choices of ranks that share out the same samples otherwise, to be followed; empty: the cheapest
   int64_t least_elements = 256;  // shard_states: states with fewer elements a rank are held by every rank
 };
 
@@ -45,6 +48,8 @@ struct RankProgram {
   ExchangePlaces places;
   // Of the exchanges of the axis before, in order: how what they move is split along this axis. The ranks of such an exchange must agree.
   std::vector<std::string> crossings;
+  // kChannel: which way each op is split for which several were open, in order.
+  std::vector<int> choices;
 };
 
 // Where the parts of `extent` places begin and end, one more number than ranks; no rank's part is empty. Empty where there are fewer places

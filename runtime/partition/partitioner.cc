@@ -119,6 +119,16 @@ void Partitioner::Resolve(ValueId id) {
   const std::string_view purpose = is_update_ ? "gradient" : "sum";
   const int ready = value.made_at;
   if (!is_update_) value.made_at = at_;  // such a sum stands where it is wanted
+  if (over_channels()) {
+    const auto state = is_update_ ? channel_states_.find(value.type.shape.dims()) : channel_states_.end();
+    const bool activation = !is_update_ && value.type.shape.rank() >= 2 && WideEnough(value.type.shape[1]);
+    if (state != channel_states_.end() || activation) {
+      const Placement parts = activation ? Placement::Split(1, Cuts(value.type.shape[1])) : state->second;
+      value.local = ReduceScatter(value, parts.dim, parts.cuts, is_update_ ? purpose : "channels", ready);
+      value.placement = parts;
+      return;
+    }
+  }
   if (axis_.shard_states && elements >= axis_.least_elements * ranks()) {
     const std::vector<int64_t> cuts = Cuts(elements);
     const Ranges ranges = RangesOf(cuts);
@@ -133,6 +143,22 @@ void Partitioner::Resolve(ValueId id) {
   value.placement = Placement::Whole();
 }
 
+ValueId Partitioner::ReduceScatter(const WholeValue& value, int dim, const std::vector<int64_t>& cuts, std::string_view purpose, int ready) {
+  const Shape& shape = value.type.shape;
+  int64_t before = 1, after = 1;
+  for (int axis = 0; axis < shape.rank(); ++axis) (axis < dim ? before : after) *= axis == dim ? 1 : shape[axis];
+  // The exchange is along axis 0.
+  ValueId local = LocalReshape(value.local, Shape{before, shape[dim], after});
+  if (before > 1) local = ops::Transpose(target_, local, {1, 0, 2});
+  const Ranges ranges = RangesOf(cuts);
+  Attributes attributes = GroupAttributes();
+  attributes.Set("begins", ranges.begins);
+  attributes.Set("ends", ranges.ends);
+  local = EmitGroupOp("reduce_scatter", LocalReshape(local, Shape{shape[dim], before, after}), std::move(attributes), purpose, ready);
+  if (before > 1) local = ops::Transpose(target_, local, {1, 0, 2});
+  return LocalReshape(local, LocalShape(shape, Placement::Split(dim, cuts)));
+}
+
 ValueId Partitioner::AsWhole(ValueId id) {
   Resolve(id);
   WholeValue& value = values_[id];
@@ -144,7 +170,7 @@ ValueId Partitioner::AsWhole(ValueId id) {
   const int64_t extent = value.placement.cuts.back();
   const Ranges all{std::vector<int64_t>(ranks(), 0), std::vector<int64_t>(ranks(), extent)};
   const bool flat = value.placement.flat();
-  const ValueId whole = EmitExchange(value, flat ? 0 : value.placement.dim, held, all, flat ? "gather" : "whole");
+  const ValueId whole = EmitExchange(value, flat ? 0 : value.placement.dim, held, all, flat ? "gather" : over_channels() ? "channels" : "whole");
   value.gathered = LocalReshape(whole, value.type.shape);
   value.gathered_phase = target_.Label(target_.phase());
   return value.gathered;
@@ -267,8 +293,23 @@ std::vector<ValueId> Partitioner::Emit(std::string_view name, std::span<const Va
   return results;
 }
 
+Placement Partitioner::PlaceOf(const State& state) const {
+  const TensorType& type = source_.TypeOf(state.first);
+  if (!state.whole.empty()) return Placement::Whole();
+  if (const auto channels = channel_states_.find(type.shape.dims()); channels != channel_states_.end()) {
+    // What layers read of statistics is read whole: vectors of spectral norms.
+    const bool read = state.role == StateRole::kStatistic && std::any_of(source_.ops().begin(), source_.ops().end(), [&](const Op& op) {
+      return UpdateCount(op) == 0 && std::find(op.inputs.begin(), op.inputs.end(), state.first) != op.inputs.end();
+    });
+    if (!read) return channels->second;
+  }
+  const bool in_parts = axis_.shard_states && state.role != StateRole::kStatistic && type.element_count() >= axis_.least_elements * ranks();
+  return in_parts ? Placement::Flat(Cuts(type.element_count())) : Placement::Whole();
+}
+
 absl::StatusOr<RankProgram> Partitioner::Run() {
   GANTRY_RETURN_IF_ERROR(source_.status());
+  if (over_channels()) FindChannelStates();
   std::vector<ValueId> map(source_.values().size(), kNoValue);
   for (ValueId input : source_.inputs()) {
     const Value& value = source_.values()[input];
@@ -290,9 +331,8 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
   }
   for (const State& state : source_.states()) {
     const TensorType& type = source_.TypeOf(state.first);
-    const bool whole = state.role == StateRole::kStatistic || !state.whole.empty() ||
-                       type.element_count() < axis_.least_elements * ranks();
-    if (!axis_.shard_states || whole) {
+    const Placement placement = PlaceOf(state);
+    if (placement.whole()) {
       State named = state;
       named.name = state.whole;
       const ValueId target = state.whole.empty()
@@ -301,9 +341,11 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
       map[state.first] = Add(type, {Placement::Whole(), target});
       continue;
     }
-    const std::vector<int64_t> cuts = Cuts(type.element_count());
-    const ValueId target = target_.AddStatePiece(state.name, state, cuts[index_], {type.dtype, Shape{cuts[index_ + 1] - cuts[index_]}});
-    map[state.first] = Add(type, {Placement::Flat(cuts), target});
+    // Places before the split axis are one place only, so a part is a run of elements.
+    const int64_t place = placement.flat() ? 1 : type.element_count() / type.shape[placement.dim];
+    const ValueId target =
+        target_.AddStatePiece(state.name, state, placement.cuts[index_] * place, {type.dtype, LocalShape(type.shape, placement)});
+    map[state.first] = Add(type, {placement, target});
   }
   for (const Op& op : source_.ops()) {
     ++at_;
@@ -327,8 +369,7 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
   target_.SetCondition(kNoValue);
   for (const State& state : source_.states()) {
     if (state.last == state.first) continue;
-    const WholeValue& value = values_[map[state.last]];
-    target_.UpdateState(state.name, value.local);
+    target_.UpdateState(state.name, values_[map[state.last]].local);
   }
   for (const NamedValue& output : source_.outputs()) {
     const ValueId id = map[output.value];
@@ -342,6 +383,7 @@ absl::StatusOr<RankProgram> Partitioner::Run() {
   result.input_parts = std::move(input_parts_);
   result.gathered.assign(gathered_.begin(), gathered_.end());
   result.crossings = std::move(crossings_);
+  result.choices = std::move(choices_);
   return result;
 }
 

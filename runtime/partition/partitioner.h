@@ -1,7 +1,9 @@
 // The rewrite behind Partition: a builder of whole ops that emits this rank's share of each.
 #pragma once
 
+#include <algorithm>
 #include <deque>
+#include <limits>
 #include <map>
 #include <set>
 #include <span>
@@ -64,8 +66,12 @@ class Partitioner final : public Builder {
   int ranks() const { return static_cast<int>(axis_.ranks.size()); }
   std::vector<int64_t> Cuts(int64_t extent) const { return CutsOf(extent, ranks(), axis_.shares); }
   bool Splittable(int64_t extent) const { return !Cuts(extent).empty(); }
+  bool over_channels() const { return axis_.split == SplitKind::kChannel; }
+  bool WideEnough(int64_t channels) const { return channels >= std::max<int64_t>(1, axis_.least_channels) * ranks(); }
   Ranges RangesOf(const std::vector<int64_t>& cuts) const;
   Shape LocalShape(const Shape& whole, const Placement& placement) const;
+  // Where a state of the source is held.
+  Placement PlaceOf(const State& state) const;
 
   // Ops of this rank's program.
   ValueId EmitLocal(std::string_view op, std::initializer_list<ValueId> inputs, Attributes attributes);
@@ -86,6 +92,8 @@ class Partitioner final : public Builder {
   // A sum over ranks that something other than a sum wants: held in parts where that is what becomes of gradients, else whole.
   void Resolve(ValueId value);
   ValueId As(ValueId value, const Placement& placement);
+  // A sum over ranks, of which each gets its part along `dim`.
+  ValueId ReduceScatter(const WholeValue& value, int dim, const std::vector<int64_t>& cuts, std::string_view purpose, int ready);
   ValueId FromRecipe(const WholeValue& value, int dim, const std::vector<int64_t>& cuts);
 
   ValueId Add(TensorType type, Local local);
@@ -104,6 +112,18 @@ class Partitioner final : public Builder {
   Locals Convolution(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals ConvolutionInSpace(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output,
                             int dim);
+  // Over channels. Where several ways are open, the one that moves the fewest bytes.
+  Locals ConvolutionOverChannels(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  Locals GroupedConvolutionOverChannels(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
+                                        const TensorType& output);
+  void FindChannelStates();
+  // The place of the least, or the one that the axis says; what cannot be has kImpossible.
+  static constexpr int64_t kImpossible = std::numeric_limits<int64_t>::max();
+  int Choose(std::span<const int64_t> bytes);
+  int64_t BytesToMove(ValueId value, const Placement& wanted) const;  // roughly, a rank
+  int64_t BytesToSum(const TensorType& type) const;                   // of a result that is a sum of what the ranks have
+  // A result in parts along `dim` that a state of this shape wants along another one.
+  int64_t BytesToState(const TensorType& type, int dim) const;
   Locals Pooling(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals Normalization(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                        std::span<const TensorType> outputs);
@@ -123,6 +143,9 @@ class Partitioner final : public Builder {
   std::set<std::string> gathered_;
   std::vector<InputPart> input_parts_;
   std::vector<std::string> crossings_;
+  // kChannel, per shape of a state that is split: along what, and where.
+  std::map<std::vector<int64_t>, Placement> channel_states_;
+  std::vector<int> choices_;
   int64_t sequence_ = 0;  // of exchanges
   int at_ = -1;           // op of the source that is being carried out
   bool is_update_ = false;  // it changes states, or takes the norm of what does: sums that it wants are gradients

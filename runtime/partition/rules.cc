@@ -184,12 +184,17 @@ Partitioner::Locals Partitioner::ReshapeTo(ValueId x, const TensorType& output) 
   const ReshapedAxis axis = FindReshapedAxis(TypeOf(x).shape, output.shape, placement.dim);
   if (axis.axis < 0) return {};
   std::vector<int64_t> cuts = placement.cuts;
-  for (int64_t& cut : cuts) {
-    if (cut % axis.divide != 0) return {};
-    cut = cut * axis.multiply / axis.divide;
+  const bool apart = std::any_of(cuts.begin(), cuts.end(), [&](int64_t cut) { return cut % axis.divide != 0; });
+  if (apart) {
+    // Parts that end between two places of the result.
+    cuts = over_channels() ? Cuts(output.shape[axis.axis]) : std::vector<int64_t>();
+    if (cuts.empty()) return {};
+    for (int64_t& cut : cuts) cut *= axis.divide;
   }
+  const ValueId local = AsSplit(x, placement.dim, cuts);
+  for (int64_t& cut : cuts) cut = cut * axis.multiply / axis.divide;
   const Placement result = Placement::Split(axis.axis, std::move(cuts));
-  return {{result, LocalReshape(values_[x].local, LocalShape(output.shape, result))}};
+  return {{result, LocalReshape(local, LocalShape(output.shape, result))}};
 }
 
 // Ops that work along some axes, where the split one is none of them.
@@ -250,16 +255,31 @@ Partitioner::Locals Partitioner::Matmul(std::span<const ValueId> inputs, const A
   const int rows_a = attributes.Int("transpose_a") != 0 ? rank_a - 1 : rank_a - 2, inner_a = 2 * rank_a - 3 - rows_a;
   const int columns_b = attributes.Int("transpose_b") != 0 ? rank_b - 2 : rank_b - 1, inner_b = 2 * rank_b - 3 - columns_b;
   const auto Emit2 = [&](ValueId left, ValueId right) { return EmitLocal("matmul", {left, right}, attributes); };
-  if (a.split(inner_a) || b.split(inner_b)) {
+  bool inner = a.split(inner_a) || b.split(inner_b), rows = a.split(rows_a), columns = b.split(columns_b);
+  if (over_channels() && inner + rows + columns > 1) {
+    const std::vector<int64_t> cuts = a.split(inner_a) ? a.cuts : b.cuts;
+    const auto Bytes = [&](bool possible, const Placement& left, const Placement& right, int64_t result) {
+      return possible ? BytesToMove(inputs[0], left) + BytesToMove(inputs[1], right) + result : kImpossible;
+    };
+    const int64_t bytes[] = {Bytes(inner, Placement::Split(inner_a, cuts), Placement::Split(inner_b, cuts), BytesToSum(output)),
+                             Bytes(rows, a, Placement::Whole(), BytesToState(output, rank - 2)),
+                             Bytes(columns, Placement::Whole(), b, BytesToState(output, rank - 1))};
+    const int choice = Choose(bytes);
+    if (choice < 0) return {};
+    inner = choice == 0;
+    rows = choice == 1;
+    columns = choice == 2;
+  }
+  if (inner) {
     const std::vector<int64_t> cuts = a.split(inner_a) ? a.cuts : b.cuts;
     return {{Placement::Partial(), Emit2(AsSplit(inputs[0], inner_a, cuts), AsSplit(inputs[1], inner_b, cuts))}};
   }
-  if (a.split(rows_a)) {
+  if (rows) {
     const std::vector<int64_t> cuts = a.cuts;
     const ValueId right = AsWhole(inputs[1]);
     return {{Placement::Split(rank - 2, cuts), Emit2(values_[inputs[0]].local, right)}};
   }
-  if (b.split(columns_b)) {
+  if (columns) {
     const std::vector<int64_t> cuts = b.cuts;
     const ValueId left = AsWhole(inputs[0]);
     return {{Placement::Split(rank - 1, cuts), Emit2(left, values_[inputs[1]].local)}};
@@ -379,12 +399,11 @@ Partitioner::Locals Partitioner::Update(std::string_view op, std::span<const Val
                                         std::span<const TensorType> outputs) {
   Placement placement;
   for (size_t o = 0; o < outputs.size(); ++o) {
-    if (values_[inputs[o]].placement.flat()) placement = values_[inputs[o]].placement;
+    if (!values_[inputs[o]].placement.whole()) placement = values_[inputs[o]].placement;
   }
   std::vector<ValueId> locals;
   for (ValueId input : inputs) {
-    const bool tensor = placement.flat() && TypeOf(input).shape == outputs[0].shape;
-    locals.push_back(tensor ? AsFlat(input, placement.cuts) : AsWhole(input));
+    locals.push_back(TypeOf(input).shape == outputs[0].shape ? As(input, placement) : AsWhole(input));
   }
   Locals results;
   for (ValueId value : EmitLocal(op, locals, attributes)) results.push_back({placement, value});
@@ -397,7 +416,7 @@ Partitioner::Locals Partitioner::Communication(std::string_view op, ValueId x, c
   const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "exchange" ? attributes.Int("axis") : 0);
   const bool whole = moves_along || placement.flat();
   if (whole) placement = Placement::Whole();
-  crossings_.push_back(absl::StrCat(ToAbsl(op), placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
+  crossings_.push_back(absl::StrCat(ToAbsl(op), " ", sequence_, placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
   if (placement.split()) absl::StrAppend(&crossings_.back(), placement.dim, " at ", absl::StrJoin(placement.cuts, ","));
   const ValueId local = whole ? AsWhole(x) : values_[x].local;
   return {{placement, EmitGroupOp(op, local, attributes, attributes.String("purpose"), values_[x].made_at)}};

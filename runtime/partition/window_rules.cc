@@ -55,6 +55,7 @@ Partitioner::Locals Partitioner::Convolution(std::string_view op, std::span<cons
                                              const TensorType& output) {
   const Placement &first = values_[inputs[0]].placement, &second = values_[inputs[1]].placement;
   const bool weight_gradient = op == "conv_weight_grad";
+  if (over_channels()) return ConvolutionOverChannels(op, inputs, attributes, output);
   if (first.split(0) || (weight_gradient && second.split(0))) {
     const std::vector<int64_t> cuts = first.split(0) ? first.cuts : second.cuts;
     if (weight_gradient) {

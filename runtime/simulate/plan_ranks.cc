@@ -47,11 +47,11 @@ std::vector<std::vector<int>> DistinctGroups(const Parallel& parallel, int rank,
 // all.
 std::vector<int> Representatives(const Parallel& parallel, int ranks) {
   const MeshSize mesh = MeshOf(parallel, ranks);
-  const int half = mesh.batch * mesh.space;
+  const int half = mesh.batch * mesh.second;
   std::vector<int> stands_for(static_cast<size_t>(ranks));
   for (int rank = 0; rank < ranks; ++rank) {
-    const int column = rank % half % mesh.space;
-    const int like = column == 0 || mesh.space < 3 ? column : column == mesh.space - 1 ? column : 1;
+    const int column = rank % half % mesh.second;
+    const int like = column == 0 || mesh.second < 3 ? column : column == mesh.second - 1 ? column : 1;
     stands_for[static_cast<size_t>(rank)] = rank / half * half + like;
   }
   return stands_for;
@@ -237,7 +237,7 @@ std::string Describe(const JobPlan& job) {
       "ranks          %d on %d %s, %s, a mesh of %d x %d\nstep           %.4g s\nlimit          %s: of the step's "
       "longest chain",
       job.rank_count, job.node_count, job.node_count == 1 ? "node" : "nodes",
-      job.parallel.any() ? job.parallel.Text() : "batch", mesh.batch, mesh.space, simulation.seconds,
+      job.parallel.any() ? job.parallel.Text() : "batch", mesh.batch, mesh.second, simulation.seconds,
       Name(simulation.limit()));
   for (int lane = 0; lane < kSimulatedLanes; ++lane) {
     const double seconds = simulation.critical[static_cast<size_t>(lane)];

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "runtime/simulate/plan_ranks.h"
 
@@ -16,18 +17,25 @@ std::vector<Parallel> AllSplits(const Parallel& base, int ranks) {
     const int mesh = roles ? ranks / 2 : ranks;
     for (int batch = mesh; batch >= 1; --batch) {
       if (mesh % batch != 0) continue;
-      for (const bool shard : {false, true}) {
-        if (shard && mesh == 1) continue;
+      for (const auto& [channel, shard] : {std::pair(false, false), std::pair(false, true), std::pair(true, false)}) {
+        if ((shard && mesh == 1) || (channel && batch == mesh)) continue;
         Parallel split = base;
         split.automatic = false;
         split.roles = roles;
         split.batch = batch > 1;
-        split.space = batch < mesh;
+        split.space = batch < mesh && !channel;
+        split.channel = channel;
         split.shard = shard;
-        split.batch_ranks = split.batch && split.space ? batch : 0;
+        split.batch_ranks = split.batch && split.second() ? batch : 0;
         splits.push_back(std::move(split));
       }
     }
+  }
+  if (ranks > 1) {
+    Parallel split = base;
+    split.automatic = false;
+    split.pipeline = true;
+    splits.push_back(std::move(split));
   }
   return splits;
 }

@@ -29,7 +29,8 @@ def processes(marker):
 class Parallel(GantryTestCase):
     def test_check_agrees_with_the_reference(self):
         for case, split, ranks in (("r1", "batch", 2), ("wgan-gp", "space", 2), ("ring-mlp", "batch+shard", 3), ("r1", "batch+space", 4),
-                                   ("wgan-gp", "roles", 2)):
+                                   ("wgan-gp", "roles", 2), ("r1", "channel", 2), ("wgan-gp", "channel", 3), ("ring-mlp", "channel+shard", 2),
+                                   ("batch-norm", "batch+channel", 4), ("wgan-gp", "pipeline", 2), ("r1", "pipeline", 3)):
             with self.subTest(case=case, split=split, ranks=ranks):
                 done = self.run_gantry("check", os.path.join(REFERENCE, case), "--ranks", str(ranks), "--parallel", split, "--json")
                 line = done.stdout.splitlines()[-1].removeprefix("[0] ")
@@ -40,7 +41,7 @@ class Parallel(GantryTestCase):
             return [json.loads(line) for line in file]
 
     def test_a_run_goes_on_with_another_number_of_ranks(self):
-        run = self.write_run()
+        run = self.write_run(steps=9)
         f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
         self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path('alone')}")
         together = [*f64, "--set", f"output.directory={self.path('together')}"]
@@ -48,6 +49,9 @@ class Parallel(GantryTestCase):
         self.assertIn("ranks           2", done.stdout)
         self.run_gantry("train", run, *together, "--ranks", "3", "--parallel", "space", "--steps", "1", "--resume", "latest")
         self.run_gantry("train", run, *together, "--ranks", "4", "--parallel", "roles+batch", "--steps", "1", "--resume", "latest")
+        self.run_gantry("train", run, *together, "--ranks", "3", "--parallel", "channel", "--steps", "1", "--resume", "latest")
+        self.run_gantry("train", run, *together, "--ranks", "4", "--parallel", "batch+channel", "--steps", "1", "--resume", "latest")
+        self.run_gantry("train", run, *together, "--ranks", "2", "--parallel", "pipeline", "--steps", "1", "--resume", "latest")
         self.run_gantry("train", run, *together, "--resume", "latest")
         for expected, actual in zip(self.rows("alone"), self.rows("together"), strict=True):
             for name in ("step", "images", "discriminator_loss", "generator_loss", "generator.gradient_norm"):
@@ -106,7 +110,7 @@ class Parallel(GantryTestCase):
         run = self.write_run(steps=3)
         f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
         self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path('alone')}")
-        for split in ("batch", "space", "space+shard"):
+        for split in ("batch", "space", "space+shard", "channel", "pipeline"):
             with self.subTest(split):
                 self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path(split)}", "--ranks", "3", "--parallel", split,
                                 "--device-memory", "3/5")

@@ -90,7 +90,8 @@ class Restart(GantryTestCase):
         generator = random.Random(11)
         for split, ranks, how, memory in (("batch", 2, "train", ""), ("batch+shard", 3, "run", ""), ("space", 2, "run", ""),
                                           ("batch+shard", 3, "train", "--checkpoint-memory"), ("batch", 2, "run", "--checkpoint-memory=3"),
-                                          ("batch+space+shard", 4, "train", "--checkpoint-memory"), ("batch", 1, "train", "--checkpoint-memory"), ("roles", 2, "train", "--checkpoint-memory")):
+                                          ("batch+space+shard", 4, "train", "--checkpoint-memory"), ("batch", 1, "train", "--checkpoint-memory"), ("roles", 2, "train", "--checkpoint-memory"),
+                                          ("channel", 2, "run", "--checkpoint-memory"), ("pipeline", 2, "train", "--checkpoint-memory")):
             with self.subTest(split=split, ranks=ranks, how=how, memory=memory):
                 steps, kills = 240, 4
                 flags = ["--parallel", split]
@@ -203,9 +204,11 @@ class Restart(GantryTestCase):
         run = self.write_steps("alone", 6, 0)
         self.run_gantry("train", run, *f64)
         for before, split, after, then in ((2, "batch+shard", 3, "batch+shard"), (4, "space+shard", 1, ""), (4, "batch+space+shard", 2, "space"),
-                                           (3, "shard", 4, "batch+space+shard"), (4, "roles+batch", 3, "batch+shard"), (2, "batch+shard", 4, "roles+shard")):
+                                           (3, "shard", 4, "batch+space+shard"), (4, "roles+batch", 3, "batch+shard"), (2, "batch+shard", 4, "roles+shard"),
+                                           (2, "channel", 3, "channel"), (4, "batch+channel", 1, ""), (3, "batch+shard", 4, "channel+roles"),
+                                           (3, "pipeline", 2, "pipeline"), (4, "batch+pipeline", 1, "")):
             with self.subTest(before=before, split=split, after=after):
-                folder = f"out-{before}-{after}"
+                folder = f"out-{before}-{split}-{after}"
                 flags = [*f64, "--set", f"output.directory={self.path(folder)}"]
                 self.run_gantry("train", run, *flags, "--ranks", before, "--parallel", split, "--steps", 3)
                 self.assertEqual(len([name for name in os.listdir(self.path(folder)) if ".part-" in name]), before)

@@ -37,7 +37,7 @@ CLI::Validator NotEmpty() {
 
 void AddRanks(CLI::App* command, RankFlags& ranks, const char* what = "Start so many ranks on this machine") {
   command->add_option("--ranks", ranks.ranks, what)->check(CLI::Range(1, 16384));
-  command->add_option("--parallel", ranks.parallel, "How ranks share out the step: batch, space, shard, roles, or several joined with +; auto: what is predicted to be fastest")->check(NotEmpty());
+  command->add_option("--parallel", ranks.parallel, "How ranks share out the step: batch, space, channel, shard, roles, pipeline, or several joined with +; auto: what is predicted to be fastest")->check(NotEmpty());
   command->add_option("--overlap", ranks.overlap, "Whether exchanges run beside compute: on, across (steps, too) or off; the same bits")
       ->check(CLI::IsMember({"on", "across", "off"}))
       ->take_last();

@@ -456,9 +456,10 @@ typedef struct gantry_memory {
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
 GANTRY_API gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory);
 
-/* How the step is shared out over the ranks of the context's job: "batch" (samples), "space" (rows or frames), "shard" (weights,
- * moments and averages are held once), or several joined with "+". Call before gantry_gan_plan. With several ranks, gantry_gan_plan,
- * every step and, with "shard", whatever reads or writes states are calls of all ranks, in the same order and with the same arguments: the
+/* How the step is shared out over the ranks of the context's job: "batch" (samples), "space" (rows or frames), "channel" (channels of
+ * layers, with their weights), "shard" (weights, moments and averages are held once), "roles" (generators and discriminators),
+ * "pipeline" (layers of every network), or several joined with "+", but for space with channel and roles with pipeline. Call before gantry_gan_plan. With several ranks, gantry_gan_plan, every step and, with
+ * "shard", "channel", "roles" and "pipeline", whatever reads or writes states are calls of all ranks, in the same order and with the same arguments: the
  * whole batch, of which each rank takes its part. Results are those of one rank up to the order of sums.
  * Errors: GANTRY_INVALID_ARGUMENT     `split` is not as above
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */

@@ -100,6 +100,7 @@ TEST(PartitionOnnxTest, EveryOperatorEqualsOneRank) {
         ASSERT_TRUE(expected.ok()) << array.name << ": " << expected.status();
         for (const auto& [parallel, count] : {std::pair(Parallel{.batch = true}, 2),
                                               {Parallel{.space = true}, 3},
+                                              {Parallel{.channel = true}, 2},
                                               {Parallel{.batch = true, .shard = true}, 3}}) {
           SCOPED_TRACE(absl::StrFormat("%s, batch %d, %s over %d", array.name, batch, parallel.Text(), count));
           std::vector<RankProgram> ranks;

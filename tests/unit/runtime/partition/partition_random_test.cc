@@ -362,12 +362,14 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
   const absl::StatusOr<std::vector<Scalars>> expected = RunRanks(one, NumberAt);
   EXPECT_TRUE(expected.ok()) << expected.status() << "\n" << text;
   if (!expected.ok()) return false;
-  for (const char* split : {"batch", "space", "shard", "batch+shard", "space+shard", "batch+space"}) {
+  for (const char* split : {"batch", "space", "shard", "batch+shard", "space+shard", "batch+space", "channel", "channel+shard", "pipeline"}) {
     const int count = std::string_view(split) == "batch+space" ? 4 : static_cast<int>(draw(2, 5));
     PartitionAxis axis{.shard_states = std::string_view(split).find("shard") != std::string_view::npos,
                        .least_rows = draw(1, 3),
+                       .least_channels = 1,
                        .least_elements = draw(1, 4)};
     axis.split = split[0] == 'b'                                ? SplitKind::kBatch
+                 : split[0] == 'c'                              ? SplitKind::kChannel
                  : std::string_view(split).starts_with("space") ? SplitKind::kSpace
                                                                 : SplitKind::kNone;
     for (int rank = 0; rank < count; ++rank) axis.ranks.push_back(rank);
@@ -387,6 +389,8 @@ bool CheckCase(uint64_t seed, Coverage& apart, Coverage& gathered) {
           ++refused;
           continue;
         }
+      } else if (std::string_view(split) == "pipeline") {
+        mine = PartitionFor(program, {.pipeline = true}, rank, count);
       } else {
         mine = Partition(program, axis, rank);
       }

@@ -75,7 +75,7 @@ TEST(RolesTest, TakesTwoRanksAnAxis) {
 }
 
 TEST(RolesTest, GroupsAreTheSameNumberOnEveryRankAndHoldIt) {
-  for (const char* text : {"roles", "roles+batch", "roles+shard", "roles+space+shard", "roles+batch+space", "batch", "space+shard"}) {
+  for (const char* text : {"roles", "roles+batch", "roles+shard", "roles+space+shard", "roles+batch+space", "batch", "space+shard", "channel", "batch+channel", "roles+channel", "pipeline", "pipeline:2+batch"}) {
     const auto parallel = Parallel::Parse(text);
     ASSERT_TRUE(parallel.ok());
     for (const int ranks : {2, 4, 8}) {

@@ -57,7 +57,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   Pending Announce(const Call& call, bool of_neighbours, const CollectiveOptions& options);
   // Ranks of this group that have not come to a started operation, as bits; none where another thread moves it right
   // now.
-  uint64_t Missing(const Pending::Work& operation);
+  uint64_t MissingFrom(const Pending::Work& operation);
   // Everything started fails with `status`, and so does what follows. False where another thread is in an operation
   // until `deadline`.
   bool Abandon(const absl::Status& status, WaitClock::time_point deadline);

@@ -407,7 +407,7 @@ void NodesCommunicator::ForMissing(With&& with) const {
   if (!is_begun_) return;
   const std::vector<int>& here = layout_.nodes[static_cast<size_t>(node_index_)];
   if (announced_.work() != nullptr && !announced_.done()) {
-    for (uint64_t missing = local_->Missing(*announced_.work()); missing != 0; missing &= missing - 1)
+    for (uint64_t missing = local_->MissingFrom(*announced_.work()); missing != 0; missing &= missing - 1)
       with(here[static_cast<size_t>(std::countr_zero(missing))]);
   }
   const auto look_at = [&](const tcp::Parcel& parcel) {

@@ -100,8 +100,11 @@ std::string ShmCommunicator::DescribeWait(const QueuedOperation& operation) {
                          operation.call.Describe(), Labels(Missing(static_cast<const Operation&>(operation))));
 }
 
-uint64_t ShmCommunicator::Missing(const Pending::Work& operation) const {
-  return Missing(static_cast<const Operation&>(operation));
+uint64_t ShmCommunicator::MissingFrom(const Pending::Work& operation) {
+  if (!DriveBy(WaitClock::now() + std::chrono::milliseconds(1))) return 0;
+  const uint64_t missing = operation.done() ? 0 : Missing(static_cast<const Operation&>(operation));
+  StopDriving();
+  return missing;
 }
 
 std::string ShmCommunicator::Labels(uint64_t ranks) const {

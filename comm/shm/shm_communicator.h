@@ -55,8 +55,9 @@ class ShmCommunicator final : public QueuedCommunicator {
   // Ranks tell each other what they call, and differ about it as about any operation; nothing moves. `of_neighbours`:
   // of a call that not all take part in; a rank says so and goes on.
   Pending Announce(const Call& call, bool of_neighbours, const CollectiveOptions& options);
-  // Ranks of this group that have not come to a started operation, as bits.
-  uint64_t Missing(const Pending::Work& operation) const;
+  // Ranks of this group that have not come to a started operation, as bits; none where another thread moves it right
+  // now.
+  uint64_t MissingFrom(const Pending::Work& operation);
   // Everything started fails with `status`, and so does what follows. False where another thread is in an operation
   // until `deadline`.
   bool Abandon(const absl::Status& status, WaitClock::time_point deadline);

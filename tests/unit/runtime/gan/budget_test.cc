@@ -90,12 +90,12 @@ TEST(BatchPartsTest, ABudgetBelowTheLargestOpGivesTheSameBits) {
   for (const std::string family : {"dcgan", "wgan-gp"}) {
     Case setup = CaseOf(family);
     setup.plan.advise = false;
-    setup.batch = 32;
+    setup.batch = 64;
     setup.width = 8;
     setup.plan.chunk_bytes = 1 << 14;
     const Outcome unlimited = Train(setup, 2);
     setup.plan.tiers = {Host()};
-    setup.plan.device_memory.bytes = 1'000'000;
+    setup.plan.device_memory.bytes = 2'000'000;
     const Outcome split = Train(setup, 2);
     EXPECT_GT(split.residency.batch_parts, 1) << family;
     EXPECT_TRUE(split == unlimited) << family;

@@ -93,7 +93,8 @@ class Mailbox {
                                                        Doorbell& bell, absl::Duration timeout);
   ~Mailbox();
 
-  void Send(Parcel& parcel);
+  // Either end tells the other what it calls, once an operation, so that both see whether they differ.
+  void Send(Parcel& parcel, const CallBytes& call);
   void Receive(Parcel& parcel, const CallBytes& call);
   // Nothing touches its memory any more when it returns. A piece that is half on its way is sent to its end first; for
   // that it waits a second at most, then the connection ends.
@@ -135,6 +136,7 @@ class Mailbox {
   void Read(Peer& peer);
   absl::Status TakeHeader(Peer& peer);
   absl::Status TakePayload(Peer& peer);
+  static void Hear(Peer& peer);
   absl::Status Answer(Peer& peer, const FrameHeader& header);
   absl::StatusOr<std::byte*> OwnMemory(const FrameHeader& header, int64_t bytes, bool writes) const;
   void Flush(Peer& peer);

@@ -248,13 +248,13 @@ void Mailbox::Leave(uint64_t group) {
 }
 
 void Mailbox::Break(uint64_t group, std::span<const int> ranks, const Broken& broken) {
-  const std::string_view text = Message(broken.why).substr(0, kMaxTextBytes);
+  const std::string_view text = std::string_view(broken.why).substr(0, kMaxTextBytes);
   for (const int rank : ranks) {
     if (!Reaches(rank)) continue;
     const std::lock_guard lock(at(rank).mutex);
     SendControl(at(rank),
                 {.kind = FrameKind::kBreak,
-                 .tag = static_cast<uint32_t>(broken.why.code()),
+                 .tag = static_cast<uint32_t>(broken.code),
                  .group = group,
                  .sequence = broken.sequence},
                 std::as_bytes(std::span(text)));
@@ -641,8 +641,8 @@ absl::Status Mailbox::TakePayload(Peer& peer) {
     }
     case FrameKind::kBreak: {
       const auto code = static_cast<absl::StatusCode>(in.tag);
-      const std::string text(reinterpret_cast<const char*>(peer.text.data()), static_cast<size_t>(in.bytes));
-      const Broken broken{in.sequence, absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code, text)};
+      const Broken broken{in.sequence, code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
+                          std::string(reinterpret_cast<const char*>(peer.text.data()), static_cast<size_t>(in.bytes))};
       const std::lock_guard lock(groups_mutex_);
       if (!broken_.emplace(in.group, broken).second) return absl::OkStatus();
       if (const auto found = entered_.find(in.group); found != entered_.end())

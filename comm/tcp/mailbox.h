@@ -81,7 +81,8 @@ struct Heard {
 // How a group ended, and with which of its operations.
 struct Broken {
   uint64_t sequence = 0;
-  absl::Status why;
+  absl::StatusCode code = absl::StatusCode::kUnknown;
+  std::string why;
 };
 
 // Thread-safe. One thread of its own, which sleeps while nothing comes. It rings the bell whenever something is done.

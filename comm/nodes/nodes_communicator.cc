@@ -19,7 +19,7 @@ using shm::Collective;
 using shm::MixIds;
 
 // How long ranks of other nodes have to say whether they have come to an operation that ran out of time.
-constexpr std::chrono::milliseconds kTellTime(300);
+constexpr std::chrono::seconds kTellTime(1);
 constexpr absl::Duration kLook = absl::Milliseconds(10);  // between two looks for losses, while regrouping
 
 tcp::CallBytes ToBytes(const Call& call) {

@@ -26,7 +26,7 @@ void NodesCommunicator::SendTo(tcp::Parcel& parcel, int rank, uint32_t tag, cons
   parcel.priority = operation.priority.load(std::memory_order_relaxed);
   parcel.data = const_cast<std::byte*>(data);
   parcel.bytes = bytes;
-  mailbox_.Send(parcel);
+  mailbox_.Send(parcel, call_);
 }
 
 void NodesCommunicator::ReceiveFrom(tcp::Parcel& parcel, int rank, uint32_t tag, const NodesOperation& operation,

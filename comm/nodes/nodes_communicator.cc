@@ -19,7 +19,7 @@ using shm::Collective;
 using shm::MixIds;
 
 // How long ranks of other nodes have to say whether they have come to an operation that ran out of time.
-constexpr std::chrono::milliseconds kTellTime(300);
+constexpr std::chrono::seconds kTellTime(1);
 constexpr absl::Duration kLook = absl::Milliseconds(10);  // between two looks for losses, while regrouping
 
 tcp::CallBytes ToBytes(const Call& call) {
@@ -315,7 +315,7 @@ bool NodesCommunicator::IsBroken(NodesOperation& operation, bool looks_closely) 
     const std::optional<tcp::Broken> broken = mailbox_.BrokenBy(id_);
     // What came before can still end well.
     if (broken.has_value() && operation.sequence >= broken->sequence) {
-      FailAll(broken->why);
+      FailAll(absl::Status(broken->code, broken->why));
       return true;
     }
     if (!broken.has_value()) breaks_seen_ = breaks;
@@ -374,7 +374,7 @@ bool NodesCommunicator::HasTimedOut(NodesOperation& operation) {
 }
 
 void NodesCommunicator::BreakAll(const NodesOperation& operation, const absl::Status& why) {
-  mailbox_.Break(id_, foreign_, {.sequence = operation.sequence, .why = why});
+  mailbox_.Break(id_, foreign_, {.sequence = operation.sequence, .code = why.code(), .why = std::string(Message(why))});
   FailAll(why);
 }
 

@@ -47,8 +47,9 @@ struct Mailbox::Peer {
   };
   struct OfGroup {
     uint64_t group;
-    Heard heard;
-    std::optional<uint64_t> told;
+    Heard heard;                   // from the peer
+    uint64_t said = 0;             // to it: the last operation
+    std::optional<uint64_t> told;  // by it, how many it has started
   };
 
   OfGroup& Of(uint64_t group) {
@@ -247,13 +248,13 @@ void Mailbox::Leave(uint64_t group) {
 }
 
 void Mailbox::Break(uint64_t group, std::span<const int> ranks, const Broken& broken) {
-  const std::string_view text = Message(broken.why).substr(0, kMaxTextBytes);
+  const std::string_view text = std::string_view(broken.why).substr(0, kMaxTextBytes);
   for (const int rank : ranks) {
     if (!Reaches(rank)) continue;
     const std::lock_guard lock(at(rank).mutex);
     SendControl(at(rank),
                 {.kind = FrameKind::kBreak,
-                 .tag = static_cast<uint32_t>(broken.why.code()),
+                 .tag = static_cast<uint32_t>(broken.code),
                  .group = group,
                  .sequence = broken.sequence},
                 std::as_bytes(std::span(text)));
@@ -287,7 +288,7 @@ std::optional<Heard> Mailbox::HeardOf(int peer, uint64_t group) {
 
 // Parcels.
 
-void Mailbox::Send(Parcel& parcel) {
+void Mailbox::Send(Parcel& parcel, const CallBytes& call) {
   Peer& peer = at(parcel.peer);
   const std::lock_guard lock(peer.mutex);
   parcel.moved = 0;
@@ -305,6 +306,10 @@ void Mailbox::Send(Parcel& parcel) {
     return;
   }
   peer.sends.push_back(&parcel);
+  uint64_t& said = peer.Of(parcel.group).said;
+  if (said >= parcel.sequence) return;
+  said = parcel.sequence;
+  SendControl(peer, {.kind = FrameKind::kCalls, .group = parcel.group, .sequence = parcel.sequence}, call);
 }
 
 void Mailbox::BeginStream(Peer& peer, Parcel& parcel) {
@@ -328,6 +333,7 @@ void Mailbox::Receive(Parcel& parcel, const CallBytes& call) {
   parcel.state.store(peer.ended.ok() ? Parcel::kPosted : Parcel::kFailed, std::memory_order_seq_cst);
   if (!peer.ended.ok()) return;
   peer.receives.push_back(&parcel);
+  peer.Of(parcel.group).said = parcel.sequence;
   SendControl(peer,
               {.kind = FrameKind::kReady,
                .tag = parcel.tag,
@@ -552,6 +558,7 @@ absl::Status Mailbox::TakeHeader(Peer& peer) {
   peer.in_access = nullptr;
   switch (in.kind) {
     case FrameKind::kReady:
+    case FrameKind::kCalls:
     case FrameKind::kBreak:
       peer.into = peer.text.data();
       break;
@@ -588,6 +595,14 @@ absl::Status Mailbox::TakeHeader(Peer& peer) {
   return absl::OkStatus();
 }
 
+// What the peer calls, of the frame that is there.
+void Mailbox::Hear(Peer& peer) {
+  Heard& heard = peer.Of(peer.in.group).heard;
+  if (peer.in.sequence < heard.sequence) return;
+  heard.sequence = peer.in.sequence;
+  std::memcpy(heard.call.data(), peer.text.data(), kCallBytes);
+}
+
 absl::Status Mailbox::TakePayload(Peer& peer) {
   const FrameHeader& in = peer.in;
   switch (in.kind) {
@@ -601,12 +616,12 @@ absl::Status Mailbox::TakePayload(Peer& peer) {
       bell_.Ring();
       return absl::OkStatus();
     }
+    case FrameKind::kCalls:
+      Hear(peer);
+      bell_.Ring();  // this rank may wait for something else, and see here that the two differ
+      return absl::OkStatus();
     case FrameKind::kReady: {
-      Peer::OfGroup& group = peer.Of(in.group);
-      if (in.sequence >= group.heard.sequence) {
-        group.heard.sequence = in.sequence;
-        std::memcpy(group.heard.call.data(), peer.text.data(), kCallBytes);
-      }
+      Hear(peer);
       for (size_t i = 0; i < peer.sends.size(); ++i) {
         Parcel* parcel = peer.sends[i];
         if (parcel->group != in.group || parcel->sequence != in.sequence || parcel->tag != in.tag) continue;
@@ -621,13 +636,13 @@ absl::Status Mailbox::TakePayload(Peer& peer) {
       }
       if (peer.readies.size() == kMaxReady) return absl::DataLossError("it awaits more than it may");
       peer.readies.push_back({.group = in.group, .sequence = in.sequence, .tag = in.tag, .bytes = in.value});
-      bell_.Ring();  // this rank may wait for something else, and see here that the two differ
+      bell_.Ring();
       return absl::OkStatus();
     }
     case FrameKind::kBreak: {
       const auto code = static_cast<absl::StatusCode>(in.tag);
-      const std::string text(reinterpret_cast<const char*>(peer.text.data()), static_cast<size_t>(in.bytes));
-      const Broken broken{in.sequence, absl::Status(code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code, text)};
+      const Broken broken{in.sequence, code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
+                          std::string(reinterpret_cast<const char*>(peer.text.data()), static_cast<size_t>(in.bytes))};
       const std::lock_guard lock(groups_mutex_);
       if (!broken_.emplace(in.group, broken).second) return absl::OkStatus();
       if (const auto found = entered_.find(in.group); found != entered_.end())

@@ -81,7 +81,8 @@ struct Heard {
 // How a group ended, and with which of its operations.
 struct Broken {
   uint64_t sequence = 0;
-  absl::Status why;
+  absl::StatusCode code = absl::StatusCode::kUnknown;
+  std::string why;
 };
 
 // Thread-safe. One thread of its own, which sleeps while nothing comes. It rings the bell whenever something is done.
@@ -93,7 +94,8 @@ class Mailbox {
                                                        Doorbell& bell, absl::Duration timeout);
   ~Mailbox();
 
-  void Send(Parcel& parcel);
+  // Either end tells the other what it calls, once an operation, so that both see whether they differ.
+  void Send(Parcel& parcel, const CallBytes& call);
   void Receive(Parcel& parcel, const CallBytes& call);
   // Nothing touches its memory any more when it returns. A piece that is half on its way is sent to its end first; for
   // that it waits a second at most, then the connection ends.
@@ -135,6 +137,7 @@ class Mailbox {
   void Read(Peer& peer);
   absl::Status TakeHeader(Peer& peer);
   absl::Status TakePayload(Peer& peer);
+  static void Hear(Peer& peer);
   absl::Status Answer(Peer& peer, const FrameHeader& header);
   absl::StatusOr<std::byte*> OwnMemory(const FrameHeader& header, int64_t bytes, bool writes) const;
   void Flush(Peer& peer);

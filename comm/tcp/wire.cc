@@ -13,6 +13,7 @@ constexpr int64_t kMaxAddress = int64_t{1} << 47;
 int64_t LargestPayload(FrameKind kind) {
   switch (kind) {
     case FrameKind::kReady:
+    case FrameKind::kCalls:
       return kCallBytes;
     case FrameKind::kBreak:
       return kMaxTextBytes;
@@ -39,7 +40,7 @@ absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> byte
     return absl::DataLossError(absl::StrFormat("a frame of the unknown kind %d", kind));
   FrameHeader header;
   std::memcpy(&header, bytes.data(), kHeaderBytes);
-  const bool exact = header.kind == FrameKind::kReady;
+  const bool exact = header.kind == FrameKind::kReady || header.kind == FrameKind::kCalls;
   const int64_t most = LargestPayload(header.kind);
   if (header.bytes < (exact ? most : 0) || header.bytes > most) {
     return absl::DataLossError(absl::StrFormat("a frame of kind %d with %d bytes of content", kind, header.bytes));

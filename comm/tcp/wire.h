@@ -23,8 +23,9 @@ enum class FrameKind : uint32_t {
   kFetchAdd,     // tag: region, offset, value, sequence
   kCompareSwap,  // tag: region, offset, group: expected, value: desired, sequence
   kWord,         // sequence, value: what the word was
+  kCalls,        // the sender of a parcel whose receiver is not ready: group, sequence. Payload: what it calls
 };
-inline constexpr uint32_t kLastFrameKind = static_cast<uint32_t>(FrameKind::kWord);
+inline constexpr uint32_t kLastFrameKind = static_cast<uint32_t>(FrameKind::kCalls);
 
 struct FrameHeader {
   FrameKind kind = FrameKind::kReady;
@@ -39,7 +40,7 @@ struct FrameHeader {
 inline constexpr size_t kHeaderBytes = 48;
 inline constexpr int64_t kMaxPayloadBytes = int64_t{64} << 10;  // so that what is urgent waits for little
 inline constexpr int64_t kMaxTextBytes = 4096;                  // payload of kBreak
-inline constexpr int64_t kCallBytes = 128;                      // payload of kReady
+inline constexpr int64_t kCallBytes = 128;                      // payload of kReady and kCalls
 
 std::array<std::byte, kHeaderBytes> Encode(const FrameHeader& header);
 // kDataLoss where the kind is unknown or a size beyond its bound.

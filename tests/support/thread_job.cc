@@ -74,23 +74,22 @@ class ThreadLiveness final : public Liveness {
     return absl::UnavailableError(absl::StrFormat("rank %d (threads) is lost: %s; %s", rank, lost_.at(rank), pending));
   }
   void Report(int rank, std::string_view why) override {
-    std::vector<std::function<void(int)>> calls;
     {
       const std::lock_guard lock(mutex_);
       if (lost_.empty()) first_ = rank;
       if (!lost_.emplace(rank, why).second) return;
       losses_.fetch_add(1);
-      for (const auto& [number, call] : calls_) calls.push_back(call);
     }
-    for (const auto& call : calls) call(rank);
+    const std::lock_guard lock(calls_mutex_);
+    for (const auto& [number, call] : calls_) call(rank);
   }
   int OnLoss(std::function<void(int rank)> call) override {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(calls_mutex_);
     calls_[next_] = std::move(call);
     return next_++;
   }
   void Forget(int number) override {
-    const std::lock_guard lock(mutex_);
+    const std::lock_guard lock(calls_mutex_);  // no call runs when it returns
     calls_.erase(number);
   }
   void Leave() override {}
@@ -99,6 +98,7 @@ class ThreadLiveness final : public Liveness {
   mutable std::mutex mutex_;
   std::map<int, std::string> lost_;
   int first_ = -1;
+  std::mutex calls_mutex_;
   std::map<int, std::function<void(int)>> calls_;
   int next_ = 0;
 };

@@ -7,7 +7,7 @@ namespace gantry {
 namespace {
 
 // Fewer images at a time cost kernels speed: matrix products want rows, and every sum has an end.
-constexpr int64_t kFewestImages = 16;
+constexpr int64_t kFewestImages = 32;
 
 // Images that sums over a batch take at a time; the whole batch where it is too small to be cut.
 int64_t ImagesAtATime(int64_t batch) {

@@ -10,7 +10,7 @@ inline constexpr int kMostBatchParts = 8;
 constexpr bool IsBatchParts(int parts) { return parts >= 1 && parts <= kMostBatchParts && kMostBatchParts % parts == 0; }
 
 // Gives ops that sum over a batch on the panel layout (weight gradients, batch norms and their gradients) the attribute {images}, where an
-// operand is at least two of `chunk_bytes`: they then are a sequence over so many images, an eighth of the batch and at least 16, each sum
+// operand is at least two of `chunk_bytes`: they then are a sequence over so many images, an eighth of the batch and at least 32, each sum
 // added to those before (ops/cpu/panel_ops.cc, ops/cpu/batch_parts.cc). It depends on shapes only and changes the order of sums: it is
 // part of every plan, with a budget and without, so that plans with other budgets give the same bits. `program` is lowered.
 absl::StatusOr<Program> ChunkBatches(const Program& program, int64_t chunk_bytes);

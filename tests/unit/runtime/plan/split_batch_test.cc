@@ -43,12 +43,12 @@ constexpr int64_t kChunkBytes = 1 << 14;
 absl::StatusOr<Program> Lowered(int64_t batch) { return PrepareProgram(Chain(batch).program, {.chunk_bytes = kChunkBytes}, 0); }
 
 TEST(SplitBatchTest, SumsOverLargeBatchesAreOverSoManyImagesInEveryPlan) {
-  const absl::StatusOr<Program> lowered = Lowered(40);
+  const absl::StatusOr<Program> lowered = Lowered(80);
   ASSERT_TRUE(lowered.ok()) << lowered.status();
   for (const Op& op : lowered->ops()) {
     const std::string_view name = op.definition->name;
     const bool sums = name == "normalize" || name == "normalize_grad" || name == "panel_conv_weight_grad";
-    EXPECT_EQ(op.attributes.Int("images", 0), sums ? 16 : 0) << name;  // an eighth of 40 is less than 16
+    EXPECT_EQ(op.attributes.Int("images", 0), sums ? 32 : 0) << name;  // an eighth of 80 is less than 32
   }
   // Nothing is cut where the batch or the bytes are few.
   const absl::StatusOr<Program> small = Lowered(8);
@@ -58,7 +58,7 @@ TEST(SplitBatchTest, SumsOverLargeBatchesAreOverSoManyImagesInEveryPlan) {
 }
 
 TEST(SplitBatchTest, NoOpHasAllImages) {
-  const Program lowered = *Lowered(40);
+  const Program lowered = *Lowered(80);
   const absl::StatusOr<Program> split = SplitBatch(lowered, 8, 1);
   ASSERT_TRUE(split.ok()) << split.status();
   for (const char* name : {"batch_norm_sums", "batch_norm_apply", "batch_norm_grad_sums", "batch_norm_grad_apply", "panel_conv_weight_grad"}) {
@@ -69,7 +69,7 @@ TEST(SplitBatchTest, NoOpHasAllImages) {
   for (const char* name : {"normalize", "normalize_grad"}) EXPECT_EQ(Count(*split, name), 0) << name;
   for (const Op& op : split->ops()) {
     if (!op.attributes.Has("geometry") || op.definition->name == "pack_weights") continue;
-    EXPECT_LE(op.attributes.Ints("geometry")[0], 16);
+    EXPECT_LE(op.attributes.Ints("geometry")[0], 32);
   }
   // Only the output and the mean over everything want all images, the one plain and the other as it is.
   EXPECT_EQ(Count(*split, "put_images"), 6);
@@ -82,7 +82,7 @@ TEST(SplitBatchTest, NoOpHasAllImages) {
 }
 
 TEST(SplitBatchTest, ABudgetBelowTheLargestOpIsMet) {
-  const Program program = Chain(64).program;
+  const Program program = Chain(128).program;
   const PlanOptions free{.thread_count = 1, .chunk_bytes = kChunkBytes};
   const absl::StatusOr<Plan> whole = MakePlan(program, free);
   ASSERT_TRUE(whole.ok()) << whole.status();

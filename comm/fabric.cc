@@ -15,7 +15,8 @@ namespace {
 
 class JobFabric final : public Fabric {
  public:
-  JobFabric(std::unique_ptr<Pool> pool, std::unique_ptr<shm::ShmNode> node) : pool_(std::move(pool)), node_(std::move(node)), of_node_(*node_) {}
+  JobFabric(std::unique_ptr<Pool> pool, std::unique_ptr<shm::ShmNode> node)
+      : pool_(std::move(pool)), node_(std::move(node)), of_node_(*node_) {}
 
   absl::Status Open(const FabricOptions& options) {
     Links& links = node_->links();
@@ -25,9 +26,11 @@ class JobFabric final : public Fabric {
       GANTRY_ASSIGN_OR_RETURN(world_, shm::ShmCommunicator::Create(*node_, ranks, "world", kWorld, options.timeout));
       return absl::OkStatus();
     }
-    GANTRY_ASSIGN_OR_RETURN(mailbox_, tcp::Mailbox::Open(links, node_->liveness(), *pool_, node_->own_bell(), options.timeout));
+    GANTRY_ASSIGN_OR_RETURN(mailbox_,
+                            tcp::Mailbox::Open(links, node_->liveness(), *pool_, node_->own_bell(), options.timeout));
     between_nodes_.emplace(*node_, *mailbox_, of_node_);
-    GANTRY_ASSIGN_OR_RETURN(world_, nodes::NodesCommunicator::Create(*node_, *mailbox_, ranks, "world", kWorld, options.timeout));
+    GANTRY_ASSIGN_OR_RETURN(
+        world_, nodes::NodesCommunicator::Create(*node_, *mailbox_, ranks, "world", kWorld, options.timeout));
     return absl::OkStatus();
   }
 
@@ -45,7 +48,8 @@ class JobFabric final : public Fabric {
     for (int rank = 0; rank < node_->links().size(); ++rank) {
       if (rank == node_->links().rank()) continue;
       const bool is_here = of_node_.Reaches(rank);
-      lines.push_back(absl::StrFormat("rank %d: %s", rank, is_here ? of_node_.DescribePath(rank) : mailbox_->DescribePath(rank)));
+      lines.push_back(
+          absl::StrFormat("rank %d: %s", rank, is_here ? of_node_.DescribePath(rank) : mailbox_->DescribePath(rank)));
     }
     return lines;
   }

@@ -107,7 +107,8 @@ void NodesCommunicator::OpenSlot(NodesOperation& operation, Slot& slot, const Ch
 
   slot.is_open = true;
   slot.chunk = chunk;
-  slot.fold_begun = slot.fold_done = slot.partial_posted = slot.result_awaited = slot.result_posted = slot.spread_begun = false;
+  slot.fold_begun = slot.fold_done = slot.partial_posted = slot.result_awaited = slot.result_posted =
+      slot.spread_begun = false;
   slot.handles = is_fold && handler(run_index_) == rank_;
   slot.folds = is_fold && (run_group_ != nullptr || slot.handles);
   slot.passes_on = slot.handles && run_index_ < last_run;
@@ -202,7 +203,7 @@ bool NodesCommunicator::StartLocal(NodesOperation& operation) {
 // True if something went on, or the operation has failed.
 bool NodesCommunicator::StepSlot(NodesOperation& operation, Slot& slot) {
   bool moved = false;
-  for (tcp::Parcel* parcel : {&slot.prefix_in, &slot.partial_out, &slot.result_in, &slot.result_out}) {
+  for (const tcp::Parcel* parcel : slot.parcels()) {
     if (FailParcel(operation, *parcel)) return true;
   }
   for (Pending* local : {&slot.fold, &slot.spread}) {
@@ -233,11 +234,11 @@ bool NodesCommunicator::StepSlot(NodesOperation& operation, Slot& slot) {
     SendTo(slot.result_out, -1, TagOf(slot.chunk.index, kResultTag), operation, slot.result, slot.chunk.bytes);
     slot.result_posted = moved = true;
   }
-  const bool is_done = slot.gave_its_part() && (!slot.receives || slot.has_result) && (!slot.forwards || slot.result_out.done()) &&
+  const bool is_done = slot.gave_its_part() && (!slot.receives || slot.has_result) &&
+                       (!slot.forwards || slot.result_out.done()) &&
                        (!slot.spreads || (slot.spread_begun && slot.spread.work() == nullptr));
   if (!is_done) return moved;
-  for (tcp::Parcel* parcel : {&slot.prefix_in, &slot.partial_out, &slot.result_in, &slot.result_out})
-    parcel->state.store(tcp::Parcel::kIdle, std::memory_order_relaxed);
+  for (tcp::Parcel* parcel : slot.parcels()) parcel->state.store(tcp::Parcel::kIdle, std::memory_order_relaxed);
   slot.is_open = false;
   return true;
 }

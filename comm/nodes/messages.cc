@@ -120,7 +120,6 @@ void NodesCommunicator::BeginLocalMessage(NodesOperation& operation) {
   }
   // All ordered pairs, one after the other, so that it is the same order on all ranks. Others' pairs are done at once.
   const int count = local_->size(), self = local_->rank();
-  const std::vector<int>& here = layout_.nodes[static_cast<size_t>(node_index_)];
   while (next_pair_ < count * count && local_message_.work() == nullptr) {
     const int from = next_pair_ / count, to = next_pair_ % count;
     ++next_pair_;
@@ -128,7 +127,7 @@ void NodesCommunicator::BeginLocalMessage(NodesOperation& operation) {
     std::byte* data = nullptr;
     int64_t bytes = 0;
     if (from == self || to == self) {
-      const int other = here[static_cast<size_t>(from == self ? to : from)];
+      const int other = here()[static_cast<size_t>(from == self ? to : from)];
       const std::vector<int64_t>& parts = from == self ? operation.parts : operation.to_parts;
       data = from == self ? const_cast<std::byte*>(operation.from) : operation.to;
       for (int rank = 0; rank < other; ++rank) data += parts[static_cast<size_t>(rank)];

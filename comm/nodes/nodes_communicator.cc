@@ -8,7 +8,6 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
-#include "comm/arguments.h"
 #include "comm/channels.h"
 
 namespace gantry::nodes {
@@ -35,9 +34,6 @@ Call FromBytes(const tcp::CallBytes& bytes) {
   std::memcpy(words.data(), bytes.data(), sizeof(words));
   return Call::FromWords(words);
 }
-
-const std::byte* Bytes(const void* data) { return static_cast<const std::byte*>(data); }
-std::byte* Bytes(void* data) { return static_cast<std::byte*>(data); }
 
 }  // namespace
 
@@ -86,10 +82,7 @@ NodesCommunicator::NodesCommunicator(shm::ShmNode& node, tcp::Mailbox& mailbox, 
   for (int rank = 0; rank < size(); ++rank) {
     if (!IsHere(rank)) foreign_.push_back(ranks_[static_cast<size_t>(rank)]);
   }
-  for (NodesOperation& operation : operations_) {
-    operation.parts.resize(ranks_.size());
-    operation.to_parts.resize(ranks_.size());
-  }
+  MakeRoom();
   // A partial result of halves takes twice their bytes.
   room_.resize(2 * 2 * kWindow * kMostChunkBytes);
   for (int i = 0; i < kWindow; ++i) {
@@ -102,17 +95,17 @@ NodesCommunicator::NodesCommunicator(shm::ShmNode& node, tcp::Mailbox& mailbox, 
 }
 
 absl::Status NodesCommunicator::MeetLocal(absl::Duration timeout) {
-  const auto meet = [&](std::span<const int> members, uint64_t id) -> absl::StatusOr<std::unique_ptr<shm::ShmCommunicator>> {
+  const auto meet = [&](std::span<const int> members,
+                        uint64_t id) -> absl::StatusOr<std::unique_ptr<shm::ShmCommunicator>> {
     if (members.size() < 2) return nullptr;
     std::vector<int> of_job;
     for (const int rank : members) of_job.push_back(ranks_[static_cast<size_t>(rank)]);
     return shm::ShmCommunicator::Create(node_, of_job, name_, id, timeout,
                                         std::vector<int>(members.begin(), members.end()));
   };
-  const std::vector<int>& here = layout_.nodes[static_cast<size_t>(node_index_)];
-  GANTRY_ASSIGN_OR_RETURN(local_, meet(here, MixIds(id_, 1)));
+  GANTRY_ASSIGN_OR_RETURN(local_, meet(here(), MixIds(id_, 1)));
   const Layout::Run& run = layout_.runs[static_cast<size_t>(run_index_)];
-  if (run.count == static_cast<int>(here.size())) {
+  if (run.count == static_cast<int>(here().size())) {
     run_group_ = local_.get();
     return absl::OkStatus();
   }
@@ -129,139 +122,13 @@ NodesCommunicator::~NodesCommunicator() {
   mailbox_.Leave(id_);
 }
 
-// What is called.
-
-template <typename Fill>
-Pending NodesCommunicator::StartOne(const CollectiveOptions& options, Fill&& fill) {
-  return Start<NodesOperation>(options, [&](NodesOperation& operation) {
-    operation.from = operation.to = nullptr;
-    operation.from_bytes = 0;
-    operation.halo_count = 0;
-    fill(operation);
-  });
-}
-
-Pending NodesCommunicator::AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
-                                     const CollectiveOptions& options) {
-  if (absl::Status status = CheckCount("all_reduce", count, data); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kAllReduce;
-    operation.call.type = type;
-    operation.call.reduce = op;
-    operation.call.count = count;
-    operation.from = operation.to = Bytes(data);
-    operation.from_bytes = count * SizeBytes(type);
-  });
-}
-
-Pending NodesCommunicator::Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
-                                  const CollectiveOptions& options) {
-  if (absl::Status status = CheckCount("reduce", count, data); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckRank("reduce", root, size()); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kReduce;
-    operation.call.type = type;
-    operation.call.reduce = op;
-    operation.call.root = root;
-    operation.call.count = count;
-    operation.from = operation.to = Bytes(data);
-    operation.from_bytes = count * SizeBytes(type);
-  });
-}
-
-Pending NodesCommunicator::ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type,
-                                         ReduceOp op, const CollectiveOptions& options) {
-  if (absl::Status status = CheckReduceScatter(from, to, counts, rank_, size()); !status.ok())
-    return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kReduceScatter;
-    operation.call.type = type;
-    operation.call.reduce = op;
-    operation.call.count = operation.from_bytes = TotalOf(counts) * SizeBytes(type);
-    operation.call.parts = HashParts(counts);
-    operation.from = Bytes(from);
-    operation.to = Bytes(to);
-    for (size_t rank = 0; rank < counts.size(); ++rank) operation.parts[rank] = counts[rank] * SizeBytes(type);
-  });
-}
-
-Pending NodesCommunicator::AllGather(const void* from, void* to, std::span<const int64_t> bytes,
-                                     const CollectiveOptions& options) {
-  if (absl::Status status = CheckAllGather(from, to, bytes, rank_, size()); !status.ok())
-    return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kAllGather;
-    operation.call.count = TotalOf(bytes);
-    operation.call.parts = HashParts(bytes);
-    operation.from_bytes = bytes[static_cast<size_t>(rank_)];
-    operation.from = Bytes(from);
-    operation.to = Bytes(to);
-    std::copy(bytes.begin(), bytes.end(), operation.parts.begin());
-  });
-}
-
-Pending NodesCommunicator::Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options) {
-  if (absl::Status status = CheckCount("broadcast", bytes, data); !status.ok()) return Pending(std::move(status));
-  if (absl::Status status = CheckRank("broadcast", root, size()); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kBroadcast;
-    operation.call.root = root;
-    operation.call.count = operation.from_bytes = bytes;
-    operation.from = operation.to = Bytes(data);
-  });
-}
-
-Pending NodesCommunicator::AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to,
-                                    std::span<const int64_t> to_bytes, const CollectiveOptions& options) {
-  if (absl::Status status = CheckAllToAll(from, from_bytes, to, to_bytes, rank_, size()); !status.ok())
-    return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kAllToAll;
-    operation.from_bytes = TotalOf(from_bytes);
-    operation.from = Bytes(from);
-    operation.to = Bytes(to);
-    std::copy(from_bytes.begin(), from_bytes.end(), operation.parts.begin());
-    std::copy(to_bytes.begin(), to_bytes.end(), operation.to_parts.begin());
-  });
-}
-
-Pending NodesCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) {
-  if (absl::Status status = CheckHalo(dimensions, rank_, size()); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kExchangeHalo;
-    operation.halo_count = static_cast<int>(dimensions.size());
-    std::copy(dimensions.begin(), dimensions.end(), operation.halos.begin());
-    for (const HaloExchange& halo : dimensions)
-      operation.from_bytes += static_cast<int64_t>(halo.to_before.size() + halo.to_behind.size());
-  });
-}
-
-Pending NodesCommunicator::SendReceive(void* data, int64_t bytes, int from, int to, const CollectiveOptions& options) {
-  if (absl::Status status = CheckSendReceive(data, bytes, from, to, rank_, size()); !status.ok())
-    return Pending(std::move(status));
-  return StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kSendReceive;
-    operation.call.root = from;
-    operation.call.to = to;
-    operation.call.count = operation.from_bytes = bytes;
-    operation.from = operation.to = Bytes(data);
-  });
-}
-
-// One byte that every rank has a part in, and gets back once all have.
-absl::Status NodesCommunicator::Barrier(absl::Duration timeout) {
-  const CollectiveOptions options{.timeout = timeout};
-  Pending barrier = StartOne(options, [&](NodesOperation& operation) {
-    operation.call.kind = Collective::kBarrier;
-    operation.call.type = ElementType::kU8;
-    operation.call.reduce = ReduceOp::kMax;
-    operation.from = operation.to = &barrier_byte_;
-    operation.from_bytes = 1;
-  });
-  return barrier.Wait(absl::InfiniteDuration());
-}
-
 // How it goes on.
+
+// A barrier is one byte that every rank has a part in, and gets back once all have.
+void NodesCommunicator::Prepare(shm::QueuedOperation& operation) {
+  if (operation.call.kind == Collective::kBarrier)
+    FillSum(operation, Collective::kBarrier, &barrier_byte_, &barrier_byte_, 1, ElementType::kU8, ReduceOp::kMax, 0);
+}
 
 // Within the node nothing runs out of time before the operation itself does.
 CollectiveOptions NodesCommunicator::LocalOptions(const NodesOperation& operation) {
@@ -302,7 +169,7 @@ shm::Mover::Result NodesCommunicator::StepFirst(shm::QueuedOperation& queued, bo
 }
 
 bool NodesCommunicator::SharesCore() {
-  for (const int rank : layout_.nodes[static_cast<size_t>(node_index_)]) {
+  for (const int rank : here()) {
     if (rank != rank_ && node_.bell(ranks_[static_cast<size_t>(rank)]).SharesCore()) return true;
   }
   return false;
@@ -390,8 +257,7 @@ bool NodesCommunicator::FailLocal(NodesOperation& operation, absl::Status status
 
 bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel& parcel) {
   const uint32_t state = parcel.state.load(std::memory_order_seq_cst);
-  if (state == tcp::Parcel::kDiffers)
-    return FailIfDiffers(operation, RankOf(parcel.peer), true);
+  if (state == tcp::Parcel::kDiffers) return FailIfDiffers(operation, RankOf(parcel.peer), true);
   if (state != tcp::Parcel::kFailed) return false;
   if (FailIfLost(operation)) return true;
   // The connection ended a moment before the monitor says why; if it does not, the connection alone has gone.
@@ -405,10 +271,9 @@ bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel&
 template <typename With>
 void NodesCommunicator::ForMissing(With&& with) const {
   if (!is_begun_) return;
-  const std::vector<int>& here = layout_.nodes[static_cast<size_t>(node_index_)];
   if (announced_.work() != nullptr && !announced_.done()) {
     for (uint64_t missing = local_->MissingFrom(*announced_.work()); missing != 0; missing &= missing - 1)
-      with(here[static_cast<size_t>(std::countr_zero(missing))]);
+      with(here()[static_cast<size_t>(std::countr_zero(missing))]);
   }
   const auto look_at = [&](const tcp::Parcel& parcel) {
     const uint32_t state = parcel.state.load(std::memory_order_seq_cst);
@@ -416,8 +281,7 @@ void NodesCommunicator::ForMissing(With&& with) const {
   };
   for (const Slot& slot : slots_) {
     if (!slot.is_open) continue;
-    for (const tcp::Parcel* parcel : {&slot.prefix_in, &slot.partial_out, &slot.result_in, &slot.result_out})
-      look_at(*parcel);
+    for (const tcp::Parcel* parcel : slot.parcels()) look_at(*parcel);
   }
   for (int i = 0; i < parcel_count_; ++i) look_at(parcels_[static_cast<size_t>(i)]);
 }
@@ -458,8 +322,7 @@ void NodesCommunicator::LetGo() {
   for (Slot& slot : slots_) {
     slot.fold = Pending();
     slot.spread = Pending();
-    for (tcp::Parcel* parcel : {&slot.prefix_in, &slot.partial_out, &slot.result_in, &slot.result_out})
-      mailbox_.Cancel(*parcel);
+    for (tcp::Parcel* parcel : slot.parcels()) mailbox_.Cancel(*parcel);
     slot.is_open = false;
   }
   for (int i = 0; i < parcel_count_; ++i) mailbox_.Cancel(parcels_[static_cast<size_t>(i)]);
@@ -469,9 +332,8 @@ void NodesCommunicator::LetGo() {
 
 // Regrouping.
 
-absl::StatusOr<std::unique_ptr<Communicator>> NodesCommunicator::Make(std::span<const int> ranks,
-                                                                      std::string_view name, uint64_t id,
-                                                                      absl::Duration timeout) {
+absl::StatusOr<std::unique_ptr<Communicator>> NodesCommunicator::Make(std::span<const int> ranks, std::string_view name,
+                                                                      uint64_t id, absl::Duration timeout) {
   const auto is_here = [&](int rank) { return rank == node_.links().rank() || node_.links().SameNode(rank); };
   if (std::all_of(ranks.begin(), ranks.end(), is_here))
     return shm::ShmCommunicator::Create(node_, ranks, name, id, timeout);
@@ -531,8 +393,9 @@ absl::StatusOr<std::unique_ptr<Communicator>> NodesCommunicator::Shrink(absl::Du
     return absl::FailedPreconditionError(
         absl::StrFormat("group \"%s\" went on without this rank, which the others took for lost", name_));
   }
-  const std::vector<int64_t> words(survivors.begin(), survivors.end());
-  return Make(survivors, name_, MixIds(id_, HashParts(words)), deadline - absl::Now());
+  uint64_t id = id_;
+  for (const int rank : survivors) id = MixIds(id, static_cast<uint64_t>(rank));
+  return Make(survivors, name_, id, deadline - absl::Now());
 }
 
 }  // namespace gantry::nodes

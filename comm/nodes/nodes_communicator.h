@@ -34,13 +34,7 @@ struct Layout {
   static Layout Of(std::span<const int> machine_of_rank);
 };
 
-struct NodesOperation final : shm::QueuedOperation {
-  const std::byte* from = nullptr;
-  std::byte* to = nullptr;
-  std::vector<int64_t> parts, to_parts;  // bytes
-  std::array<HaloExchange, 3> halos;
-  int halo_count = 0;
-};
+struct NodesOperation final : shm::QueuedOperation {};
 
 class NodesCommunicator final : public shm::QueuedCommunicator {
  public:
@@ -51,26 +45,12 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
                                                               uint64_t id, absl::Duration timeout);
   ~NodesCommunicator() override;
 
-  Pending AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
-                    const CollectiveOptions& options) override;
-  Pending ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type, ReduceOp op,
-                        const CollectiveOptions& options) override;
-  Pending AllGather(const void* from, void* to, std::span<const int64_t> bytes,
-                    const CollectiveOptions& options) override;
-  Pending Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options) override;
-  Pending Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
-                 const CollectiveOptions& options) override;
-  Pending AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to, std::span<const int64_t> to_bytes,
-                   const CollectiveOptions& options) override;
-  Pending ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) override;
-  Pending SendReceive(void* data, int64_t bytes, int from, int to, const CollectiveOptions& options) override;
-  absl::Status Barrier(absl::Duration timeout) override;
   // Where two ranks are lost within the time that regrouping takes, some may form a group that others do not know; its
   // operations then fail with the second loss, and Shrink is called again.
   absl::StatusOr<std::unique_ptr<Communicator>> Shrink(absl::Duration timeout) override;
 
  private:
-  static constexpr int kWindow = 8;                                // chunks under way
+  static constexpr int kWindow = 8;  // chunks under way
   static constexpr int64_t kLeastChunkBytes = int64_t{16} << 10;
   static constexpr int64_t kMostChunkBytes = int64_t{128} << 10;
 
@@ -85,22 +65,25 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   struct Slot {
     bool is_open = false;
     Chunk chunk;
-    bool folds = false;          // takes part in a sum with others of its run
-    bool handles = false;        // its run's rank for this chunk
-    bool passes_on = false;      // to the next run
-    bool has_result = false;     // the whole sum ends here; or it is the root's own
-    bool receives = false;       // the result, from another node
+    bool folds = false;       // takes part in a sum with others of its run
+    bool handles = false;     // its run's rank for this chunk
+    bool passes_on = false;   // to the next run
+    bool has_result = false;  // the whole sum ends here; or it is the root's own
+    bool receives = false;    // the result, from another node
     int receives_from = -1;
-    bool forwards = false;       // the result, to another node
-    bool spreads = false;        // takes part in handing the result on within its node
+    bool forwards = false;                 // the result, to another node
+    bool spreads = false;                  // takes part in handing the result on within its node
     int spread_from = -1, spread_to = -1;  // ranks of the node; spread_to -1: to all
     std::byte* result = nullptr;
     tcp::Parcel prefix_in, partial_out, result_in, result_out;
-    bool fold_begun = false, fold_done = false, partial_posted = false, result_awaited = false, result_posted = false, spread_begun = false;
+    bool fold_begun = false, fold_done = false, partial_posted = false, result_awaited = false, result_posted = false,
+         spread_begun = false;
     Pending fold, spread;
     std::byte* prefix = nullptr;  // room for a partial result each
     std::byte* partial = nullptr;
 
+    std::array<tcp::Parcel*, 4> parcels() { return {&prefix_in, &partial_out, &result_in, &result_out}; }
+    std::array<const tcp::Parcel*, 4> parcels() const { return {&prefix_in, &partial_out, &result_in, &result_out}; }
     // The result may take the place of what this rank had in the sum, once nobody reads that any more.
     bool gave_its_part() const { return (!folds || fold_done) && (!passes_on || partial_out.done()); }
   };
@@ -110,6 +93,7 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   absl::Status MeetLocal(absl::Duration timeout);
 
   shm::QueuedOperation& at(uint64_t place) override { return operations_[place]; }
+  void Prepare(shm::QueuedOperation& operation) override;
   Result StepFirst(shm::QueuedOperation& operation, bool looks_closely) override;
   bool SharesCore() override;
   std::string DescribeWait(const shm::QueuedOperation& operation) override;
@@ -119,8 +103,6 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   void LetGo() override;
 
   static CollectiveOptions LocalOptions(const NodesOperation& operation);
-  template <typename Fill>
-  Pending StartOne(const CollectiveOptions& options, Fill&& fill);
 
   // Failing.
   bool IsBroken(NodesOperation& operation, bool looks_closely);
@@ -159,14 +141,15 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   void ReceiveFrom(tcp::Parcel& parcel, int rank, uint32_t tag, const NodesOperation& operation, std::byte* data,
                    int64_t bytes);
   int RankOf(int of_job) const;
+  const std::vector<int>& here() const { return layout_.nodes[static_cast<size_t>(node_index_)]; }
   bool IsHere(int rank) const { return layout_.node_of[rank] == node_index_; }
 
   tcp::Mailbox& mailbox_;
   const Layout layout_;
   int node_index_ = 0, run_index_ = 0;
-  std::vector<int> local_rank_;  // by rank: its number on its node
-  std::vector<int> foreign_;     // ranks of the job, on other nodes
-  std::unique_ptr<shm::ShmCommunicator> local_;  // null where this rank is alone on its node
+  std::vector<int> local_rank_;                   // by rank: its number on its node
+  std::vector<int> foreign_;                      // ranks of the job, on other nodes
+  std::unique_ptr<shm::ShmCommunicator> local_;   // null where this rank is alone on its node
   std::unique_ptr<shm::ShmCommunicator> of_run_;  // where its run is not all of its node
   shm::ShmCommunicator* run_group_ = nullptr;     // one of them; null where it is alone in its run
 

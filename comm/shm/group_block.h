@@ -14,7 +14,7 @@
 namespace gantry::shm {
 
 inline constexpr int kMaxRanks = 64;
-inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of kMaxHaloDimensions
+inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of three dimensions
 inline constexpr int kNameWords = 10;
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
 inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool

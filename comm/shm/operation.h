@@ -25,10 +25,6 @@ struct Message {
 };
 
 struct Operation final : QueuedOperation {
-  const std::byte* from = nullptr;
-  std::byte* to = nullptr;
-  int64_t parts[kMaxRanks] = {};     // bytes of each rank's part, of `from` where `to` has its own
-  int64_t to_parts[kMaxRanks] = {};  // kAllToAll
   Message messages[2 * kMaxMessages];
   int message_count = 0;
   bool is_partial = false;    // not every rank takes part

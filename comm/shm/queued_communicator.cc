@@ -30,6 +30,14 @@ QueuedCommunicator::QueuedCommunicator(ShmNode& node, std::vector<int> ranks, st
   rank_ = static_cast<int>(std::find(ranks_.begin(), ranks_.end(), node_.links().rank()) - ranks_.begin());
 }
 
+void QueuedCommunicator::MakeRoom() {
+  for (uint64_t place = 0; place < kMaxInFlight; ++place) {
+    at(place).group = this;
+    at(place).parts.resize(ranks_.size());
+    at(place).to_parts.resize(ranks_.size());
+  }
+}
+
 QueuedOperation* QueuedCommunicator::NextFree(absl::Status& status) {
   if (!broken_.ok()) {
     status = broken_;
@@ -46,7 +54,6 @@ QueuedOperation* QueuedCommunicator::NextFree(absl::Status& status) {
 void QueuedCommunicator::Enqueue(QueuedOperation& operation, const CollectiveOptions& options) {
   const size_t name_bytes = std::min(options.name.size(), sizeof(operation.call.name) - 1);
   std::copy_n(options.name.data(), name_bytes, operation.call.name);
-  operation.group = this;
   operation.priority.store(options.priority, std::memory_order_relaxed);
   operation.in_background = options.in_background;
   operation.waits_asleep = options.waits_asleep;
@@ -164,7 +171,8 @@ bool QueuedCommunicator::NoteWait(QueuedOperation& operation, int peer) {
 
 absl::Status QueuedCommunicator::DiffersStatus(const Side& low, const Side& high) const {
   return absl::FailedPreconditionError(absl::StrFormat(
-      "group \"%s\": ranks differ about an operation: rank %d calls %s (operation %d), rank %d calls %s (operation %d); "
+      "group \"%s\": ranks differ about an operation: rank %d calls %s (operation %d), rank %d calls %s (operation "
+      "%d); "
       "every rank of a group calls the same collectives in the same order with the same sizes",
       name_, low.rank, low.call.Describe(), low.sequence, high.rank, high.call.Describe(), high.sequence));
 }

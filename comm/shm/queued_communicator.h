@@ -2,6 +2,7 @@
 // steps that any thread of the rank may carry out, one at a time.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -22,7 +23,7 @@ namespace gantry::shm {
 
 class QueuedCommunicator;
 
-// An operation of a group: what was called. Groups keep a fixed number of them.
+// An operation of a group: what was called, and with what. Groups keep a fixed number of them.
 struct QueuedOperation : Pending::Work {
   enum State : uint32_t { kFree, kQueued, kDone };
 
@@ -35,7 +36,13 @@ struct QueuedOperation : Pending::Work {
   absl::Status status;  // once done
 
   Call call;
+  const std::byte* from = nullptr;
+  std::byte* to = nullptr;  // `from` again, where the result takes its place
   int64_t from_bytes = 0;
+  std::vector<int64_t> parts;     // bytes of each rank's part, of `from` where `to` has its own
+  std::vector<int64_t> to_parts;  // kAllToAll
+  std::array<HaloExchange, kMaxMessages / 2> halos;
+  int halo_count = 0;
   std::atomic<int> priority{0};
   bool in_background = false;
   bool waits_asleep = false;
@@ -56,6 +63,23 @@ class QueuedCommunicator : public Communicator, protected Mover {
   int size() const override { return static_cast<int>(ranks_.size()); }
   std::string_view name() const override { return name_; }
   std::span<const int> ranks() const override { return ranks_; }
+
+  // start.cc
+  Pending AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
+                    const CollectiveOptions& options) override;
+  Pending ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type, ReduceOp op,
+                        const CollectiveOptions& options) override;
+  Pending AllGather(const void* from, void* to, std::span<const int64_t> bytes,
+                    const CollectiveOptions& options) override;
+  Pending Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options) override;
+  Pending Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
+                 const CollectiveOptions& options) override;
+  Pending AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to, std::span<const int64_t> to_bytes,
+                   const CollectiveOptions& options) override;
+  Pending ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) override;
+  Pending SendReceive(void* data, int64_t bytes, int from, int to, const CollectiveOptions& options) override;
+  absl::Status Barrier(absl::Duration timeout) override;
+
   absl::StatusOr<std::unique_ptr<Communicator>> Split(int color, int key, std::string_view name) override;
 
   // Of QueuedOperation::Wait.
@@ -64,10 +88,15 @@ class QueuedCommunicator : public Communicator, protected Mover {
  protected:
   // What is derived adds itself to the node once it can be moved, and takes itself away.
   QueuedCommunicator(ShmNode& node, std::vector<int> ranks, std::string_view name, uint64_t id);
+  // In the constructor of what is derived, once it has its ring: room for the parts of all ranks in each operation.
+  void MakeRoom();
 
-  // For what is derived: its ring; a step of the first operation; a group of some of these ranks of the job, which all
+  // For what is derived: its ring; what it notes down of an operation that is called, where it has something of its own
+  // in it (Reset goes before); a step of the first operation; a group of some of these ranks of the job, which all
   // of them make; what it holds of operations that fail now, to let go of.
   virtual QueuedOperation& at(uint64_t place) = 0;
+  virtual void Reset(QueuedOperation&) {}
+  virtual void Prepare(QueuedOperation& operation) = 0;
   virtual Result StepFirst(QueuedOperation& operation, bool looks_closely) = 0;
   virtual bool SharesCore() = 0;
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name,
@@ -78,16 +107,19 @@ class QueuedCommunicator : public Communicator, protected Mover {
   // "group "world", operation 3: all_reduce ... waits for rank 2 of the group"
   virtual std::string DescribeWait(const QueuedOperation& operation) = 0;
 
-  // `fill` gives the operation all that is its own, under the lock of starts.
-  template <typename Operation, typename Fill>
+  // `fill` gives the operation what is called, under the lock of starts.
+  template <typename Fill>
   Pending Start(const CollectiveOptions& options, Fill&& fill) {
-    Operation* operation = nullptr;
+    QueuedOperation* operation = nullptr;
     {
       const std::lock_guard lock(start_mutex_);
       absl::Status status;
-      operation = static_cast<Operation*>(NextFree(status));
+      operation = NextFree(status);
       if (operation == nullptr) return Pending(std::move(status));
       operation->call = Call();
+      operation->from_bytes = 0;
+      operation->halo_count = 0;
+      Reset(*operation);
       fill(*operation);
       Enqueue(*operation, options);
     }
@@ -98,6 +130,8 @@ class QueuedCommunicator : public Communicator, protected Mover {
     }
     return Pending(*operation);
   }
+  static void FillSum(QueuedOperation& operation, Collective kind, const void* from, void* to, int64_t count,
+                      ElementType type, ReduceOp op, int root);
 
   Result MoveOnce(bool rested) override;
   int priority() const override;
@@ -131,6 +165,9 @@ class QueuedCommunicator : public Communicator, protected Mover {
   int rank_ = 0;
 
  private:
+  // Start, with what is derived preparing the operation.
+  template <typename Fill>
+  Pending StartPrepared(const CollectiveOptions& options, Fill&& fill);
   QueuedOperation* NextFree(absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(start_mutex_);
   void Enqueue(QueuedOperation& operation, const CollectiveOptions& options)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(start_mutex_);

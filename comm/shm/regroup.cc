@@ -106,9 +106,9 @@ absl::StatusOr<std::unique_ptr<Communicator>> ShmCommunicator::Shrink(absl::Dura
   }
   std::vector<int> labels(ranks.size());
   std::iota(labels.begin(), labels.end(), 0);
-  return std::unique_ptr<Communicator>(new ShmCommunicator(
-      node_, region_, first_size_, generation_ + 1, std::move(ranks), std::move(slots), std::move(labels), name_,
-      MixIds(id_, survivors)));
+  return std::unique_ptr<Communicator>(new ShmCommunicator(node_, region_, first_size_, generation_ + 1,
+                                                           std::move(ranks), std::move(slots), std::move(labels), name_,
+                                                           MixIds(id_, survivors)));
 }
 
 }  // namespace gantry::shm

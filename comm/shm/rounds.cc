@@ -31,7 +31,7 @@ int64_t SliceBegin(int64_t bytes, int slices, int index) {
   return index == slices ? bytes : bytes / kLineBytes * index / slices * kLineBytes;
 }
 
-int64_t Before(const int64_t* parts, int rank) {
+int64_t Before(std::span<const int64_t> parts, int rank) {
   int64_t offset = 0;
   for (int i = 0; i < rank; ++i) offset += parts[i];
   return offset;
@@ -171,7 +171,7 @@ void ShmCommunicator::PlanRounds(Operation& operation) {
     int64_t largest = operation.call.count;
     if (kind == Collective::kAllReduce || kind == Collective::kReduce) largest *= SizeBytes(operation.call.type);
     if (kind == Collective::kReduceScatter || kind == Collective::kAllGather) {
-      largest = *std::max_element(operation.parts, operation.parts + size());
+      largest = std::ranges::max(operation.parts);
     }
     if (kind == Collective::kAllToAll) {
       largest = 0;
@@ -377,7 +377,7 @@ bool ShmCommunicator::PullParts(Operation& operation, int64_t chunk) {
     if (kind == Collective::kBroadcast) {
       part = peer == operation.call.root && peer != rank_ ? operation.call.count : 0;
     } else {
-      const int64_t* parts = kind == Collective::kAllToAll ? operation.to_parts : operation.parts;
+      const std::vector<int64_t>& parts = kind == Collective::kAllToAll ? operation.to_parts : operation.parts;
       part = parts[peer];
       place = Before(parts, peer);
     }

@@ -16,6 +16,7 @@ ShmCommunicator::ShmCommunicator(ShmNode& node, std::shared_ptr<const SharedRegi
       block_(*reinterpret_cast<GroupBlock*>(region_->data() + BlockOffset(first_size, generation))),
       slots_(std::move(slots)),
       labels_(std::move(labels)) {
+  MakeRoom();
   if (node_.cross_memory()) scratch_.resize(ranks_.size() * kScratchBytes);
   node_.Add(*this);
 }

@@ -26,25 +26,10 @@ class ShmCommunicator final : public QueuedCommunicator {
   // messages call its ranks, where it is a part of another group; empty: 0, 1, 2, ...
   static absl::StatusOr<std::unique_ptr<ShmCommunicator>> Create(ShmNode& node, std::span<const int> ranks,
                                                                  std::string_view name, uint64_t id,
-                                                                 absl::Duration timeout,
-                                                                 std::vector<int> labels = {});
+                                                                 absl::Duration timeout, std::vector<int> labels = {});
   // No Pending of it is left.
   ~ShmCommunicator() override;
 
-  Pending AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
-                    const CollectiveOptions& options) override;
-  Pending ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type, ReduceOp op,
-                        const CollectiveOptions& options) override;
-  Pending AllGather(const void* from, void* to, std::span<const int64_t> bytes,
-                    const CollectiveOptions& options) override;
-  Pending Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options) override;
-  Pending Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
-                 const CollectiveOptions& options) override;
-  Pending AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to, std::span<const int64_t> to_bytes,
-                   const CollectiveOptions& options) override;
-  Pending ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) override;
-  Pending SendReceive(void* data, int64_t bytes, int from, int to, const CollectiveOptions& options) override;
-  absl::Status Barrier(absl::Duration timeout) override;
   absl::StatusOr<std::unique_ptr<Communicator>> Shrink(absl::Duration timeout) override;
 
   // What groups of several nodes are made of:
@@ -78,10 +63,11 @@ class ShmCommunicator final : public QueuedCommunicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
 
-  // start.cc. `is_small`: the operation's memory is at most kInlineBytes on every rank, which all of them know alike.
+  // prepare.cc. `is_small`: the operation's memory is at most kInlineBytes on every rank, which all of them know alike.
+  void Reset(QueuedOperation& operation) override;
+  void Prepare(QueuedOperation& operation) override;
+  void ListMessages(Operation& operation) const;
   void Expose(Operation& operation, const void* data, int64_t bytes, bool is_small = false) const;
-  template <typename Fill>
-  Pending StartOne(const CollectiveOptions& options, Fill&& fill);
 
   // shm_communicator.cc: moving on.
   bool IsBroken(Operation& operation, bool looks_closely);
@@ -128,8 +114,8 @@ class ShmCommunicator final : public QueuedCommunicator {
   const int first_size_;  // ranks of the group that the region was made for
   const int generation_;
   GroupBlock& block_;
-  const std::vector<int> slots_;   // whose slot each rank has: its number in the first group
-  const std::vector<int> labels_;  // by rank, for messages
+  const std::vector<int> slots_;    // whose slot each rank has: its number in the first group
+  const std::vector<int> labels_;   // by rank, for messages
   std::vector<std::byte> scratch_;  // blocks of other processes' memory
   Operation operations_[kMaxInFlight];
 

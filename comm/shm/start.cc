@@ -1,226 +1,222 @@
 // The calls that start operations: they check, note down what is called, and let it go as far as it goes.
 
 #include <algorithm>
-#include <cstring>
 
-#include "comm/arguments.h"
-#include "comm/shm/shm_communicator.h"
+#include "comm/shm/queued_communicator.h"
 
 namespace gantry::shm {
 namespace {
+
+absl::Status CheckParts(std::string_view what, std::span<const int64_t> parts, int ranks) {
+  if (static_cast<int>(parts.size()) != ranks) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s: %d parts for %d ranks", what, parts.size(), ranks));
+  }
+  int64_t left = int64_t{1} << 47;  // an address space
+  for (const int64_t part : parts) {
+    if (part < 0 || part > left) return absl::InvalidArgumentError(absl::StrFormat("%s: a part of %d", what, part));
+    left -= part;
+  }
+  return absl::OkStatus();
+}
+
+int64_t TotalOf(std::span<const int64_t> parts) {
+  int64_t total = 0;
+  for (const int64_t part : parts) total += part;
+  return total;
+}
+
+// FNV-1a over words.
+uint64_t HashParts(std::span<const int64_t> parts) {
+  uint64_t hash = 0xcbf29ce484222325u;
+  for (const int64_t part : parts) hash = (hash ^ static_cast<uint64_t>(part)) * 0x100000001b3u;
+  return hash ^ hash >> 29;
+}
+
+absl::Status CheckCount(std::string_view what, int64_t count, const void* data) {
+  if (count < 0 || count > int64_t{1} << 44)
+    return absl::InvalidArgumentError(absl::StrFormat("%s of %d elements", what, count));
+  if (count > 0 && data == nullptr)
+    return absl::InvalidArgumentError(absl::StrFormat("%s of %d elements at a null pointer", what, count));
+  return absl::OkStatus();
+}
+
+absl::Status CheckRank(std::string_view what, int rank, int ranks) {
+  if (rank >= 0 && rank < ranks) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat("%s: rank %d of a group of %d", what, rank, ranks));
+}
+
+absl::Status CheckReduceScatter(const void* from, const void* to, std::span<const int64_t> counts, int rank,
+                                int ranks) {
+  GANTRY_RETURN_IF_ERROR(CheckParts("reduce_scatter", counts, ranks));
+  GANTRY_RETURN_IF_ERROR(CheckCount("reduce_scatter", TotalOf(counts), from));
+  return CheckCount("reduce_scatter", counts[rank], to);
+}
+
+absl::Status CheckAllGather(const void* from, const void* to, std::span<const int64_t> bytes, int rank, int ranks) {
+  GANTRY_RETURN_IF_ERROR(CheckParts("all_gather", bytes, ranks));
+  GANTRY_RETURN_IF_ERROR(CheckCount("all_gather", bytes[rank], from));
+  return CheckCount("all_gather", TotalOf(bytes), to);
+}
+
+absl::Status CheckAllToAll(const void* from, std::span<const int64_t> from_bytes, const void* to,
+                           std::span<const int64_t> to_bytes, int rank, int ranks) {
+  GANTRY_RETURN_IF_ERROR(CheckParts("all_to_all, from", from_bytes, ranks));
+  GANTRY_RETURN_IF_ERROR(CheckParts("all_to_all, to", to_bytes, ranks));
+  GANTRY_RETURN_IF_ERROR(CheckCount("all_to_all", TotalOf(from_bytes), from));
+  GANTRY_RETURN_IF_ERROR(CheckCount("all_to_all", TotalOf(to_bytes), to));
+  if (from_bytes[rank] == to_bytes[rank]) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat("all_to_all: this rank sends %d bytes to itself and receives %d",
+                                                    from_bytes[rank], to_bytes[rank]));
+}
+
+absl::Status CheckHalo(std::span<const HaloExchange> dimensions, int rank, int ranks) {
+  if (dimensions.size() > kMaxMessages / 2) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("exchange_halo: %d dimensions, at most %d", dimensions.size(), kMaxMessages / 2));
+  }
+  for (const HaloExchange& halo : dimensions) {
+    for (const int neighbour : {halo.before, halo.behind}) {
+      if (neighbour != -1) GANTRY_RETURN_IF_ERROR(CheckRank("exchange_halo", neighbour, ranks));
+    }
+    if ((halo.before == rank || halo.behind == rank) &&
+        (halo.before != halo.behind || halo.to_before.size() != halo.from_behind.size() ||
+         halo.to_behind.size() != halo.from_before.size())) {
+      return absl::InvalidArgumentError(
+          "exchange_halo: a rank that is its own neighbour is so on both sides, with equal sizes");
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSendReceive(const void* data, int64_t bytes, int from, int to, int rank, int ranks) {
+  const bool takes_part = rank == from || rank == to;
+  GANTRY_RETURN_IF_ERROR(CheckCount("send_receive", bytes, takes_part ? data : &data));
+  GANTRY_RETURN_IF_ERROR(CheckRank("send_receive", from, ranks));
+  GANTRY_RETURN_IF_ERROR(CheckRank("send_receive", to, ranks));
+  if (from != to) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrFormat("send_receive from rank %d to itself", from));
+}
 
 const std::byte* Bytes(const void* data) { return static_cast<const std::byte*>(data); }
 std::byte* Bytes(void* data) { return static_cast<std::byte*>(data); }
 
 }  // namespace
 
+void QueuedCommunicator::FillSum(QueuedOperation& operation, Collective kind, const void* from, void* to, int64_t count,
+                                 ElementType type, ReduceOp op, int root) {
+  operation.call.kind = kind;
+  operation.call.type = type;
+  operation.call.reduce = op;
+  operation.call.root = root;
+  operation.call.count = count;
+  operation.from = Bytes(from);
+  operation.to = Bytes(to);
+  operation.from_bytes = count * SizeBytes(type);
+}
+
 template <typename Fill>
-Pending ShmCommunicator::StartOne(const CollectiveOptions& options, Fill&& fill) {
-  return Start<Operation>(options, [&](Operation& operation) {
-    operation.is_partial = operation.is_inline = operation.is_announced = operation.is_fold = false;
-    operation.is_published = operation.is_entered = operation.is_staged = operation.has_process_memory = false;
-    operation.round = operation.last_round = operation.synced = operation.peer_step = 0;
-    operation.cursor = 0;
-    operation.from_bytes = 0;
+Pending QueuedCommunicator::StartPrepared(const CollectiveOptions& options, Fill&& fill) {
+  return Start(options, [&](QueuedOperation& operation) {
     fill(operation);
+    Prepare(operation);
   });
 }
 
-void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t bytes, bool is_small) const {
-  operation.is_inline = is_small;
-  if (bytes == 0) {
-    operation.call.memory = MemoryKind::kNothing;
-  } else if (is_small) {
-    operation.call.memory = MemoryKind::kInline;
-  } else if (const std::optional<GlobalAddress> address = node_.pool().Find(data, bytes); address.has_value()) {
-    operation.call.memory = MemoryKind::kPool;
-    operation.call.place = static_cast<uint64_t>(address->region) << 48 | static_cast<uint64_t>(address->offset);
-  } else if (bytes >= kSlotBytes && node_.cross_memory()) {
-    operation.call.memory = MemoryKind::kProcess;
-    operation.call.place = reinterpret_cast<uint64_t>(data);
-  } else {
-    operation.call.memory = MemoryKind::kStaged;
-  }
-}
-
-Pending ShmCommunicator::AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
-                                   const CollectiveOptions& options) {
+Pending QueuedCommunicator::AllReduce(void* data, int64_t count, ElementType type, ReduceOp op,
+                                      const CollectiveOptions& options) {
   if (absl::Status status = CheckCount("all_reduce", count, data); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
-    operation.call.kind = Collective::kAllReduce;
-    operation.call.type = type;
-    operation.call.reduce = op;
-    operation.call.count = count;
-    operation.from = operation.to = Bytes(data);
-    operation.from_bytes = count * SizeBytes(type);
-    Expose(operation, data, operation.from_bytes, operation.from_bytes <= kInlineBytes);
+  return StartPrepared(options, [&](QueuedOperation& operation) {
+    FillSum(operation, Collective::kAllReduce, data, data, count, type, op, 0);
   });
 }
 
-Pending ShmCommunicator::Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
-                                const CollectiveOptions& options) {
+Pending QueuedCommunicator::Reduce(void* data, int64_t count, ElementType type, ReduceOp op, int root,
+                                   const CollectiveOptions& options) {
   if (absl::Status status = CheckCount("reduce", count, data); !status.ok()) return Pending(std::move(status));
   if (absl::Status status = CheckRank("reduce", root, size()); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
-    operation.call.kind = Collective::kReduce;
-    operation.call.type = type;
-    operation.call.reduce = op;
-    operation.call.root = root;
-    operation.call.count = count;
-    operation.from = operation.to = Bytes(data);
-    operation.from_bytes = count * SizeBytes(type);
-    Expose(operation, data, operation.from_bytes, operation.from_bytes <= kInlineBytes);
+  return StartPrepared(options, [&](QueuedOperation& operation) {
+    FillSum(operation, Collective::kReduce, data, data, count, type, op, root);
   });
 }
 
-Pending ShmCommunicator::ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type,
-                                       ReduceOp op, const CollectiveOptions& options) {
+Pending QueuedCommunicator::ReduceScatter(const void* from, void* to, std::span<const int64_t> counts, ElementType type,
+                                          ReduceOp op, const CollectiveOptions& options) {
   if (absl::Status status = CheckReduceScatter(from, to, counts, rank_, size()); !status.ok())
     return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
-    operation.call.kind = Collective::kReduceScatter;
-    operation.call.type = type;
-    operation.call.reduce = op;
-    operation.from = Bytes(from);
-    operation.to = Bytes(to);
-    for (int rank = 0; rank < size(); ++rank) operation.parts[rank] = counts[rank] * SizeBytes(type);
-    operation.from_bytes = operation.call.count = TotalOf(counts) * SizeBytes(type);
+  return StartPrepared(options, [&](QueuedOperation& operation) {
+    FillSum(operation, Collective::kReduceScatter, from, to, TotalOf(counts), type, op, 0);
+    operation.call.count = operation.from_bytes;
     operation.call.parts = HashParts(counts);
-    Expose(operation, from, operation.from_bytes, operation.from_bytes <= kInlineBytes);
+    for (int rank = 0; rank < size(); ++rank) operation.parts[rank] = counts[rank] * SizeBytes(type);
   });
 }
 
-Pending ShmCommunicator::AllGather(const void* from, void* to, std::span<const int64_t> bytes,
-                                   const CollectiveOptions& options) {
+Pending QueuedCommunicator::AllGather(const void* from, void* to, std::span<const int64_t> bytes,
+                                      const CollectiveOptions& options) {
   if (absl::Status status = CheckAllGather(from, to, bytes, rank_, size()); !status.ok())
     return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
+  return StartPrepared(options, [&](QueuedOperation& operation) {
     operation.call.kind = Collective::kAllGather;
-    operation.from = Bytes(from);
-    operation.to = Bytes(to);
-    std::copy(bytes.begin(), bytes.end(), operation.parts);
-    operation.from_bytes = bytes[rank_];
     operation.call.count = TotalOf(bytes);
     operation.call.parts = HashParts(bytes);
-    Expose(operation, from, operation.from_bytes, *std::max_element(bytes.begin(), bytes.end()) <= kInlineBytes);
+    operation.from = Bytes(from);
+    operation.to = Bytes(to);
+    operation.from_bytes = bytes[rank_];
+    std::copy(bytes.begin(), bytes.end(), operation.parts.begin());
   });
 }
 
-Pending ShmCommunicator::Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options) {
+Pending QueuedCommunicator::Broadcast(void* data, int64_t bytes, int root, const CollectiveOptions& options) {
   if (absl::Status status = CheckCount("broadcast", bytes, data); !status.ok()) return Pending(std::move(status));
   if (absl::Status status = CheckRank("broadcast", root, size()); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
+  return StartPrepared(options, [&](QueuedOperation& operation) {
     operation.call.kind = Collective::kBroadcast;
     operation.call.root = root;
-    operation.call.count = bytes;
+    operation.call.count = operation.from_bytes = bytes;
     operation.from = operation.to = Bytes(data);
-    operation.from_bytes = bytes;
-    Expose(operation, data, rank_ == root ? bytes : 0, bytes <= kInlineBytes);
   });
 }
 
-Pending ShmCommunicator::AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to,
-                                  std::span<const int64_t> to_bytes, const CollectiveOptions& options) {
+Pending QueuedCommunicator::AllToAll(const void* from, std::span<const int64_t> from_bytes, void* to,
+                                     std::span<const int64_t> to_bytes, const CollectiveOptions& options) {
   if (absl::Status status = CheckAllToAll(from, from_bytes, to, to_bytes, rank_, size()); !status.ok())
     return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
+  return StartPrepared(options, [&](QueuedOperation& operation) {
     operation.call.kind = Collective::kAllToAll;
     operation.from = Bytes(from);
     operation.to = Bytes(to);
-    std::copy(from_bytes.begin(), from_bytes.end(), operation.parts);
-    std::copy(to_bytes.begin(), to_bytes.end(), operation.to_parts);
     operation.from_bytes = TotalOf(from_bytes);
-    operation.call.largest_part = *std::max_element(from_bytes.begin(), from_bytes.end());
-    Expose(operation, from, operation.from_bytes, operation.from_bytes <= kInlineBytes);
+    std::copy(from_bytes.begin(), from_bytes.end(), operation.parts.begin());
+    std::copy(to_bytes.begin(), to_bytes.end(), operation.to_parts.begin());
   });
 }
 
-Pending ShmCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) {
+Pending QueuedCommunicator::ExchangeHalo(std::span<const HaloExchange> dimensions, const CollectiveOptions& options) {
   if (absl::Status status = CheckHalo(dimensions, rank_, size()); !status.ok()) return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
-    operation.is_partial = true;
+  return StartPrepared(options, [&](QueuedOperation& operation) {
     operation.call.kind = Collective::kExchangeHalo;
-    operation.message_count = 0;
+    operation.halo_count = static_cast<int>(dimensions.size());
+    std::copy(dimensions.begin(), dimensions.end(), operation.halos.begin());
     for (const HaloExchange& halo : dimensions)
       operation.from_bytes += static_cast<int64_t>(halo.to_before.size() + halo.to_behind.size());
-    int place = 0;
-    const auto add = [&](int peer, int tag, bool out, const std::byte* data, size_t bytes) {
-      operation.messages[operation.message_count++] = {.peer = peer,
-                                                       .tag = tag,
-                                                       .out = out,
-                                                       .data = const_cast<std::byte*>(data),
-                                                       .bytes = static_cast<int64_t>(bytes),
-                                                       .place = out ? place++ : 0};
-    };
-    for (size_t d = 0; d < dimensions.size(); ++d) {
-      const HaloExchange& halo = dimensions[d];
-      const int from_before = static_cast<int>(2 * d), from_behind = from_before + 1;
-      if (halo.before == rank_) {
-        add(rank_, from_behind, false, halo.from_behind.data(), halo.from_behind.size());
-        operation.messages[operation.message_count - 1].local = halo.to_before.data();
-        add(rank_, from_before, false, halo.from_before.data(), halo.from_before.size());
-        operation.messages[operation.message_count - 1].local = halo.to_behind.data();
-        continue;
-      }
-      if (halo.before >= 0) add(halo.before, from_behind, true, halo.to_before.data(), halo.to_before.size());
-      if (halo.behind >= 0) add(halo.behind, from_before, true, halo.to_behind.data(), halo.to_behind.size());
-      if (halo.before >= 0) add(halo.before, from_before, false, halo.from_before.data(), halo.from_before.size());
-      if (halo.behind >= 0) add(halo.behind, from_behind, false, halo.from_behind.data(), halo.from_behind.size());
-    }
   });
 }
 
-Pending ShmCommunicator::SendReceive(void* data, int64_t bytes, int from, int to, const CollectiveOptions& options) {
+Pending QueuedCommunicator::SendReceive(void* data, int64_t bytes, int from, int to, const CollectiveOptions& options) {
   if (absl::Status status = CheckSendReceive(data, bytes, from, to, rank_, size()); !status.ok())
     return Pending(std::move(status));
-  return StartOne(options, [&](Operation& operation) {
-    operation.is_partial = true;
+  return StartPrepared(options, [&](QueuedOperation& operation) {
     operation.call.kind = Collective::kSendReceive;
     operation.call.root = from;
     operation.call.to = to;
     operation.call.count = operation.from_bytes = bytes;
-    operation.message_count = rank_ == from || rank_ == to ? 1 : 0;
-    operation.messages[0] = {
-        .peer = rank_ == from ? to : from, .out = rank_ == from, .data = Bytes(data), .bytes = bytes};
+    operation.from = operation.to = Bytes(data);
   });
 }
 
-Pending ShmCommunicator::Fold(const void* from, int64_t count, ElementType type, ReduceOp op, int root,
-                              const std::byte* before, std::byte* to, bool keeps_partial,
-                              const CollectiveOptions& options) {
-  return StartOne(options, [&](Operation& operation) {
-    operation.call.kind = Collective::kReduce;
-    operation.call.type = type;
-    operation.call.reduce = op;
-    operation.call.root = root;
-    operation.call.count = count;
-    operation.is_fold = true;
-    operation.from = Bytes(from);
-    operation.before = rank_ == root ? before : nullptr;
-    operation.to = to;
-    operation.keeps_partial = keeps_partial;
-    operation.from_bytes = count * SizeBytes(type);
-    Expose(operation, from, operation.from_bytes, operation.from_bytes <= kInlineBytes);
-  });
-}
-
-Pending ShmCommunicator::Announce(const Call& call, bool of_neighbours, const CollectiveOptions& options) {
-  return StartOne(options, [&](Operation& operation) {
-    operation.call = call;
-    operation.call.memory = MemoryKind::kNothing;
-    operation.is_partial = of_neighbours;
-    operation.message_count = 0;
-    operation.is_inline = operation.is_announced = true;
-  });
-}
-
-absl::Status ShmCommunicator::Barrier(absl::Duration timeout) {
-  const CollectiveOptions options{.timeout = timeout};
-  Pending barrier = StartOne(options, [&](Operation& operation) {
-    operation.call.kind = Collective::kBarrier;
-    operation.call.memory = MemoryKind::kNothing;
-    operation.is_inline = true;
-  });
+absl::Status QueuedCommunicator::Barrier(absl::Duration timeout) {
+  Pending barrier = StartPrepared({.timeout = timeout},
+                                  [](QueuedOperation& operation) { operation.call.kind = Collective::kBarrier; });
   return barrier.Wait(absl::InfiniteDuration());
 }
 

@@ -21,10 +21,10 @@
 namespace gantry::tcp {
 namespace {
 
-constexpr int kUnsentBytes = 128 << 10;         // in the kernel's queue, beyond what is on its way
+constexpr int kUnsentBytes = 128 << 10;            // in the kernel's queue, beyond what is on its way
 constexpr int64_t kReadAtOnce = int64_t{1} << 20;  // from one connection, before others have their turn
-constexpr size_t kMaxReady = size_t{1} << 16;   // parcels that a peer awaits and this rank has not come to
-constexpr size_t kMaxAnswers = 4096;            // reads of this rank's memory at a time, of one peer
+constexpr size_t kMaxReady = size_t{1} << 16;      // parcels that a peer awaits and this rank has not come to
+constexpr size_t kMaxAnswers = 4096;               // reads of this rank's memory at a time, of one peer
 
 }  // namespace
 
@@ -40,11 +40,6 @@ struct Mailbox::Stream {
 };
 
 struct Mailbox::Peer {
-  struct Ready {
-    uint64_t group, sequence;
-    uint32_t tag;
-    uint64_t bytes;
-  };
   struct OfGroup {
     uint64_t group;
     Heard heard;                   // from the peer
@@ -89,7 +84,7 @@ struct Mailbox::Peer {
   RemoteAccess* in_access = nullptr;
   std::array<std::byte, kMaxTextBytes> text;
   std::vector<Parcel*> receives;
-  std::vector<Ready> readies;       // of parcels that this rank has not sent yet
+  std::vector<FrameHeader> readies;  // of parcels that this rank has not sent yet
   std::vector<OfGroup> groups;
   std::vector<RemoteAccess*> asked;  // accesses that wait for an answer
   uint64_t numbers = 0;
@@ -122,7 +117,8 @@ void Mailbox::Drain() {
         const std::lock_guard lock(peer->mutex);
         int unacknowledged = 0;
         ioctl(peer->socket.get(), SIOCOUTQ, &unacknowledged);
-        sent = !peer->ended.ok() || (unacknowledged == 0 && peer->words.size() == peer->words_sent && peer->streams.empty());
+        sent = !peer->ended.ok() ||
+               (unacknowledged == 0 && peer->words.size() == peer->words_sent && peer->streams.empty());
       }
       if (!sent) std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
@@ -173,8 +169,8 @@ absl::Status Mailbox::Connect(absl::Duration timeout) {
       for (const std::unique_ptr<Peer>& peer : peers_) {
         if (peer != nullptr && !peer->socket.valid()) absl::StrAppend(&late, late.empty() ? "" : ", ", peer->rank);
       }
-      return absl::DeadlineExceededError(absl::StrCat("rank ", late, " did not connect in time",
-                                                      stranger.empty() ? "" : "; a connection that failed: ", stranger));
+      return absl::DeadlineExceededError(absl::StrCat(
+          "rank ", late, " did not connect in time", stranger.empty() ? "" : "; a connection that failed: ", stranger));
     }
     for (HandshakeGroup::Outcome& outcome : group.Step(deadline)) {
       const bool known = outcome.peer >= 0 && outcome.peer < links_.size() && Reaches(outcome.peer);
@@ -242,7 +238,7 @@ void Mailbox::Leave(uint64_t group) {
   for (const std::unique_ptr<Peer>& peer : peers_) {
     if (peer == nullptr) continue;
     const std::lock_guard lock(peer->mutex);
-    std::erase_if(peer->readies, [&](const Peer::Ready& ready) { return ready.group == group; });
+    std::erase_if(peer->readies, [&](const FrameHeader& ready) { return ready.group == group; });
     std::erase_if(peer->groups, [&](const Peer::OfGroup& entry) { return entry.group == group; });
   }
 }
@@ -295,10 +291,10 @@ void Mailbox::Send(Parcel& parcel, const CallBytes& call) {
   parcel.state.store(peer.ended.ok() ? Parcel::kPosted : Parcel::kFailed, std::memory_order_seq_cst);
   if (!peer.ended.ok()) return;
   for (size_t i = 0; i < peer.readies.size(); ++i) {
-    const Peer::Ready ready = peer.readies[i];
-    if (ready.group != parcel.group || ready.sequence != parcel.sequence || ready.tag != parcel.tag) continue;
+    const FrameHeader ready = peer.readies[i];
+    if (!parcel.IsOf(ready)) continue;
     peer.readies.erase(peer.readies.begin() + static_cast<std::ptrdiff_t>(i));
-    if (ready.bytes != static_cast<uint64_t>(parcel.bytes)) {
+    if (ready.value != static_cast<uint64_t>(parcel.bytes)) {
       parcel.state.store(Parcel::kDiffers, std::memory_order_seq_cst);
       return;
     }
@@ -364,8 +360,8 @@ void Mailbox::Cancel(Parcel& parcel) {
     std::this_thread::sleep_for(std::chrono::microseconds(200));
     lock.lock();
   }
-  const auto stream = std::find_if(peer.streams.begin(), peer.streams.end(),
-                                   [&](const Stream& one) { return one.parcel == &parcel; });
+  const auto stream =
+      std::find_if(peer.streams.begin(), peer.streams.end(), [&](const Stream& one) { return one.parcel == &parcel; });
   if (stream != peer.streams.end()) {
     if (peer.in_frame && stream - peer.streams.begin() < static_cast<std::ptrdiff_t>(peer.current)) --peer.current;
     peer.streams.erase(stream);
@@ -527,7 +523,8 @@ void Mailbox::Read(Peer& peer) {
     const absl::StatusOr<Received> got = ReceiveSome(peer.socket.get(), to, none);
     if (!got.ok()) return End(peer, got.status());
     if (got->would_block) return;
-    if (got->closed) return End(peer, absl::UnavailableError(absl::StrFormat("rank %d closed the connection", peer.rank)));
+    if (got->closed)
+      return End(peer, absl::UnavailableError(absl::StrFormat("rank %d closed the connection", peer.rank)));
     taken += static_cast<int64_t>(got->bytes);
     absl::Status status;
     if (peer.has_header) {
@@ -564,7 +561,7 @@ absl::Status Mailbox::TakeHeader(Peer& peer) {
       break;
     case FrameKind::kData:
       for (Parcel* parcel : peer.receives) {
-        if (parcel->group != in.group || parcel->sequence != in.sequence || parcel->tag != in.tag) continue;
+        if (!parcel->IsOf(in)) continue;
         if (in.value != static_cast<uint64_t>(parcel->bytes) || in.offset != parcel->moved ||
             in.bytes > parcel->bytes - parcel->moved) {
           return absl::DataLossError(absl::StrFormat("%d bytes at %d of %d, of which %d are there", in.bytes, in.offset,
@@ -624,7 +621,7 @@ absl::Status Mailbox::TakePayload(Peer& peer) {
       Hear(peer);
       for (size_t i = 0; i < peer.sends.size(); ++i) {
         Parcel* parcel = peer.sends[i];
-        if (parcel->group != in.group || parcel->sequence != in.sequence || parcel->tag != in.tag) continue;
+        if (!parcel->IsOf(in)) continue;
         peer.sends.erase(peer.sends.begin() + static_cast<std::ptrdiff_t>(i));
         if (in.value == static_cast<uint64_t>(parcel->bytes)) {
           BeginStream(peer, *parcel);
@@ -635,7 +632,7 @@ absl::Status Mailbox::TakePayload(Peer& peer) {
         return absl::OkStatus();
       }
       if (peer.readies.size() == kMaxReady) return absl::DataLossError("it awaits more than it may");
-      peer.readies.push_back({.group = in.group, .sequence = in.sequence, .tag = in.tag, .bytes = in.value});
+      peer.readies.push_back(in);
       bell_.Ring();
       return absl::OkStatus();
     }
@@ -726,7 +723,8 @@ absl::StatusOr<std::byte*> Mailbox::OwnMemory(const FrameHeader& header, int64_t
   const GlobalAddress address{links_.rank(), static_cast<int>(header.tag), header.offset};
   GANTRY_RETURN_IF_ERROR(pool_.Check(address, bytes));
   if (writes && !pool_.writable(address.rank, address.region))
-    return absl::InvalidArgumentError(absl::StrFormat("region %d is lent to be read, not to be written", address.region));
+    return absl::InvalidArgumentError(
+        absl::StrFormat("region %d is lent to be read, not to be written", address.region));
   return pool_.data(address.rank, address.region) + address.offset;
 }
 

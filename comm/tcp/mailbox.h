@@ -54,6 +54,9 @@ struct Parcel {
   int64_t moved = 0;  // the mailbox's
 
   bool done() const { return state.load(std::memory_order_seq_cst) == kDone; }
+  bool IsOf(const FrameHeader& header) const {
+    return group == header.group && sequence == header.sequence && tag == header.tag;
+  }
 };
 
 // An access to memory of another rank. In its place until it is done.

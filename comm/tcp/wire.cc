@@ -47,8 +47,8 @@ absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> byte
   }
   if (header.offset < 0 || header.offset > kMaxAddress)
     return absl::DataLossError(absl::StrFormat("a frame of kind %d at offset %d", kind, header.offset));
-  const bool has_size = header.kind == FrameKind::kReady || header.kind == FrameKind::kData ||
-                        header.kind == FrameKind::kGet;
+  const bool has_size =
+      header.kind == FrameKind::kReady || header.kind == FrameKind::kData || header.kind == FrameKind::kGet;
   if (has_size && header.value > static_cast<uint64_t>(kMaxAddress))
     return absl::DataLossError(absl::StrFormat("a frame of kind %d of %d bytes", kind, header.value));
   return header;

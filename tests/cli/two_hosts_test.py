@@ -9,31 +9,8 @@ import unittest
 
 from gantry_test_case import GANTRY, REFERENCE, GantryTestCase
 
-HOSTS = [f"gantry-{os.getpid()}-{name}" for name in "ab"]
-ADDRESSES = ["10.199.77.1", "10.199.77.2"]
-LINKS = [f"gt{os.getpid()}{name}" for name in "ab"]
-
-
-def ip(*arguments):
-    done = subprocess.run(arguments, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise OSError(f"{' '.join(arguments)}: {done.stderr.strip()}")
-
-
-def make_hosts():
-    for host in HOSTS:
-        ip("ip", "netns", "add", host)
-    ip("ip", "link", "add", LINKS[0], "netns", HOSTS[0], "type", "veth", "peer", "name", LINKS[1], "netns", HOSTS[1])
-    for host, link, address in zip(HOSTS, LINKS, ADDRESSES):
-        ip("ip", "-n", host, "addr", "add", address + "/24", "dev", link)
-        ip("ip", "-n", host, "link", "set", "lo", "up")
-        ip("ip", "-n", host, "link", "set", link, "up")
-        ip("tc", "-n", host, "qdisc", "add", "dev", link, "root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "20ms")
-
-
-def remove_hosts():
-    for host in HOSTS:
-        subprocess.run(["ip", "netns", "del", host], capture_output=True)
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools", "lib"))
+from two_hosts import ADDRESSES, HOSTS, LINKS, make_hosts, remove_hosts, run  # noqa: E402
 
 
 class TwoHosts(GantryTestCase):
@@ -91,12 +68,12 @@ class TwoHosts(GantryTestCase):
     def test_a_cut_link_ends_both_sides(self):
         self.train()
         self.since = time.monotonic()
-        ip("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "down")
+        run("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "down")
         try:
             for rank in (0, 1):
                 self.assert_ends_naming(self.processes[rank], rf"rank {1 - rank} \(.*no sign of life", 20)
         finally:
-            ip("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "up")
+            run("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "up")
         print(f"a cut link ends both sides after {time.monotonic() - self.since:.2f} s")
 
     def test_a_killed_rank_is_named_on_the_other_host(self):
@@ -109,7 +86,7 @@ class TwoHosts(GantryTestCase):
 
 if __name__ == "__main__":
     try:
-        make_hosts()
+        make_hosts("1gbit")
     except OSError as error:
         remove_hosts()
         print(f"SKIPPED: two hosts are network namespaces, which cannot be made here: {error}")

@@ -17,31 +17,8 @@ import sys
 import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-HOSTS = [f"gantry-link-{os.getpid()}-{name}" for name in "ab"]
-LINKS = [f"gl{os.getpid()}{name}" for name in "ab"]
-ADDRESSES = ["10.199.78.1", "10.199.78.2"]
-
-
-def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"link.py: {' '.join(command)}: {done.stderr.strip()}")
-
-
-def make_hosts(rate):
-    for host in HOSTS:
-        run("ip", "netns", "add", host)
-    run("ip", "link", "add", LINKS[0], "netns", HOSTS[0], "type", "veth", "peer", "name", LINKS[1], "netns", HOSTS[1])
-    for host, link, address in zip(HOSTS, LINKS, ADDRESSES):
-        run("ip", "-n", host, "addr", "add", address + "/24", "dev", link)
-        run("ip", "-n", host, "link", "set", "lo", "up")
-        run("ip", "-n", host, "link", "set", link, "up")
-        run("tc", "-n", host, "qdisc", "add", "dev", link, "root", "tbf", "rate", rate, "burst", "256kb", "latency", "20ms")
-
-
-def remove_hosts():
-    for host in HOSTS:
-        subprocess.run(["ip", "netns", "del", host], capture_output=True)
+sys.path.append(os.path.join(HERE, "..", "..", "lib"))
+from two_hosts import ADDRESSES, HOSTS, LINKS, make_hosts, remove_hosts  # noqa: E402
 
 
 def rows_of(commands):
@@ -91,6 +68,8 @@ def main():
         try:
             make_hosts(rate)
             ours, theirs = gantry(arguments), gloo(arguments)
+        except OSError as error:
+            sys.exit(f"link.py: {error}")
         finally:
             remove_hosts()
         for (name, size), row in ours.items():

@@ -212,7 +212,9 @@ TEST_P(OverlapTest, GivesTheBitsOfTheSerialSchedule) {
     }
     EXPECT_EQ(outcomes[0].beside, 0);
     // Channels alone leave no gradient to sum.
-    if (!parallel.channel || parallel.batch) EXPECT_GT(outcomes[2].beside, 0);
+    if (!parallel.channel || parallel.batch) {
+      EXPECT_GT(outcomes[2].beside, 0);
+    }
   });
 }
 

@@ -177,16 +177,22 @@ bool NodesCommunicator::SharesCore() {
 
 // Failing.
 
-bool NodesCommunicator::IsBroken(NodesOperation& operation, bool looks_closely) {
-  if (const uint32_t breaks = mailbox_.breaks().load(std::memory_order_seq_cst); breaks != breaks_seen_) {
-    const std::optional<tcp::Broken> broken = mailbox_.BrokenBy(id_);
-    // What came before can still end well.
-    if (broken.has_value() && operation.sequence >= broken->sequence) {
-      FailAll(absl::Status(broken->code, broken->why));
-      return true;
-    }
-    if (!broken.has_value()) breaks_seen_ = breaks;
+// Where another rank has said that the group failed with this operation, or before.
+bool NodesCommunicator::FailIfBroken(NodesOperation& operation) {
+  const uint32_t breaks = mailbox_.breaks().load(std::memory_order_seq_cst);
+  if (breaks == breaks_seen_) return false;
+  const std::optional<tcp::Broken> broken = mailbox_.BrokenBy(id_);
+  if (!broken.has_value()) {
+    breaks_seen_ = breaks;
+    return false;
   }
+  if (operation.sequence < broken->sequence) return false;  // what came before can still end well
+  FailAll(absl::Status(broken->code, broken->why));
+  return true;
+}
+
+bool NodesCommunicator::IsBroken(NodesOperation& operation, bool looks_closely) {
+  if (FailIfBroken(operation)) return true;
   if (FailIfLost(operation)) return true;
   if (!looks_closely) return false;
   if (is_begun_ && FindMismatch(operation)) return true;
@@ -231,6 +237,8 @@ bool NodesCommunicator::HasTimedOut(NodesOperation& operation) {
     if (!told.has_value() || *told < operation.sequence) late.push_back(rank);
   }
   if (!all_told && now < told_by_) return false;
+  // A rank that has given up and gone tells of no operation any more; its word that the group failed came before.
+  if (FailIfBroken(operation)) return true;
   ForMissing([&](int rank) {
     if (IsHere(rank)) late.push_back(rank);
   });

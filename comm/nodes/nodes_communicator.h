@@ -105,6 +105,7 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   static CollectiveOptions LocalOptions(const NodesOperation& operation);
 
   // Failing.
+  bool FailIfBroken(NodesOperation& operation);
   bool IsBroken(NodesOperation& operation, bool looks_closely);
   bool FindMismatch(NodesOperation& operation);
   bool FailIfDiffers(NodesOperation& operation, int rank, bool for_sure);

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <latch>
 #include <thread>
 
 #include "absl/strings/str_join.h"
@@ -267,9 +268,11 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
 TEST_P(CommunicatorTest, AnOperationThatRunsOutOfTimeNamesTheLateRank) {
   if (GetParam().size() < 2) return;
   std::atomic<int> failed = 0;
+  std::latch ready(static_cast<std::ptrdiff_t>(GetParam().size()) - 1);  // so that one rank alone is late
   Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
     const int late = world.size() - 1;
     if (rank.rank != late) {
+      ready.arrive_and_wait();
       const absl::Status status = world.Barrier(absl::Milliseconds(30));
       EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << Message(status);
       EXPECT_THAT(std::string(Message(status)), HasSubstr(absl::StrFormat("not there: rank %d", late)));

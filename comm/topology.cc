@@ -100,6 +100,7 @@ void Format(const TopologyNode& node, int depth, std::string& text) {
   if (!node.name.empty()) absl::StrAppend(&text, " ", node.name);
   if (node.bytes > 0) absl::StrAppend(&text, ", ", BytesText(node.bytes));
   if (node.gigabytes_per_second > 0) absl::StrAppendFormat(&text, ", %.1f GB/s", node.gigabytes_per_second);
+  if (node.latency_seconds > 0) absl::StrAppendFormat(&text, ", %.3g us", 1e6 * node.latency_seconds);
   if (!node.cpus.empty()) absl::StrAppend(&text, ", cpus ", Ranges(node.cpus));
   text += '\n';
   for (const TopologyNode& child : node.children) Format(child, depth + 1, text);
@@ -126,6 +127,7 @@ void FormatJson(const TopologyNode& node, int depth, std::string& text) {
   if (!node.name.empty()) absl::StrAppend(&text, ", \"name\": ", JsonText(node.name));
   if (node.bytes > 0) absl::StrAppend(&text, ", \"bytes\": ", node.bytes);
   if (node.gigabytes_per_second > 0) absl::StrAppendFormat(&text, ", \"gigabytes_per_second\": %.3f", node.gigabytes_per_second);
+  if (node.latency_seconds > 0) absl::StrAppendFormat(&text, ", \"latency_seconds\": %.3g", node.latency_seconds);
   if (!node.cpus.empty()) absl::StrAppend(&text, ", \"cpus\": [", absl::StrJoin(node.cpus, ", "), "]");
   const char* separator = ", \"children\": [\n";
   for (const TopologyNode& child : node.children) {

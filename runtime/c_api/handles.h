@@ -58,6 +58,7 @@ absl::Status WriteTierInfo(const GanSession& session, size_t index, gantry_tier_
 
 struct gantry_context {
   std::shared_ptr<gantry::c_api::SharedContext> shared;
+  std::string text;
 };
 
 struct gantry_array {

@@ -7,6 +7,7 @@
 #include "runtime/gan/calibrate.h"
 #include "runtime/gan/machine_file.h"
 #include "runtime/gan/run_planning.h"
+#include "runtime/simulate/topology.h"
 
 using namespace gantry;
 using namespace gantry::c_api;
@@ -163,6 +164,19 @@ gantry_status gantry_planning_what_if_text(gantry_planning* planning, int32_t js
     GANTRY_RETURN_IF_ERROR(RequireAsked(planning));
     planning->text = json != 0 ? ToJson(*planning->what_if) : Describe(*planning->what_if);
     *text = planning->text.c_str();
+    return absl::OkStatus();
+  });
+}
+
+gantry_status gantry_context_machine_text(gantry_context* context, const char* machine, int32_t nodes, int32_t json, const char** text) {
+  return Call([&]() -> absl::Status {
+    GANTRY_RETURN_IF_ERROR(RequireNonNull("context, machine, text", context, machine, text));
+    if (Text(machine).empty() || Text(machine) == "none") return Error(GANTRY_INVALID_ARGUMENT, "machine names no description");
+    absl::StatusOr<std::shared_ptr<const Machine>> known = FindMachine(machine);
+    if (!known.ok()) return FromFile(known.status());
+    GANTRY_ASSIGN_OR_RETURN(const TopologyNode job, DescribedTopology(**known, nodes));
+    context->text = json != 0 ? FormatTopologyJson(job) : FormatTopology(job);
+    *text = context->text.c_str();
     return absl::OkStatus();
   });
 }

@@ -56,6 +56,20 @@ static void asks(gantry_context* context) {
   gantry_planning_destroy(planning);
 }
 
+static void describes_machines(gantry_context* context) {
+  const char* text = NULL;
+  write_text("planning_machine.toml", "format = \"gantry-machine-1\"\nname = \"two\"\n[device]\nmemory = \"1GiB\"\n[ranks]\ncount = 4\nper_node = 2\n"
+                                      "[[links]]\nbetween = \"network\"\nbandwidth = \"2GB/s\"\nlatency = \"6us\"\n");
+  EXPECT_OK(gantry_context_machine_text(context, "planning_machine.toml", 0, 0, &text));
+  EXPECT(strstr(text, "job two\n  node 0\n    rank 0, 1.0 GiB\n    rank 1, 1.0 GiB\n  node 1\n    rank 2") == text);
+  EXPECT(strstr(text, "link between nodes, from each, 2.0 GB/s, 6 us") != NULL);
+  EXPECT_OK(gantry_context_machine_text(context, "planning_machine.toml", 1, 1, &text));
+  EXPECT(text[0] == '{' && strstr(text, "\"kind\": \"rank\", \"number\": 1") != NULL && strstr(text, "\"number\": 2") == NULL);
+  EXPECT_STATUS(gantry_context_machine_text(context, "planning_machine.toml", 1025, 0, &text), GANTRY_INVALID_ARGUMENT, "1025");
+  EXPECT_STATUS(gantry_context_machine_text(context, "", 0, 0, &text), GANTRY_INVALID_ARGUMENT, "no description");
+  EXPECT_STATUS(gantry_context_machine_text(context, "no-such-machine", 0, 0, &text), GANTRY_NOT_FOUND, "no-such-machine");
+}
+
 static void calibrates(gantry_context* context) {
   gantry_calibrate_config config = GANTRY_CALIBRATE_CONFIG_INIT;
   gantry_calibration result = GANTRY_CALIBRATION_INIT;
@@ -85,6 +99,7 @@ int main(void) {
   write_text("planning_run.toml", run_text);
   plans(context);
   asks(context);
+  describes_machines(context);
   calibrates(context);
   gantry_context_destroy(context);
   return expect_failures != 0;

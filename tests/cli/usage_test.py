@@ -40,6 +40,18 @@ class Usage(GantryTestCase):
         self.assertEqual(machine["kind"], "machine")
         self.assertTrue(set(os.sched_getaffinity(0)) <= set(machine["cpus"]))
 
+    def test_topo_of_a_described_machine(self):
+        job = json.loads(self.run_gantry("topo", "--machine", "dgx-h100", "--nodes", "2", "--json").stdout)
+        nodes = [child for child in job["children"] if child["kind"] == "node"]
+        self.assertEqual([[rank["number"] for rank in node["children"] if rank["kind"] == "rank"] for node in nodes],
+                         [list(range(8)), list(range(8, 16))])
+        self.assertEqual(nodes[1]["children"][0]["bytes"], 76000000000)
+        self.assertEqual([child["gigabytes_per_second"] for child in job["children"] if child["kind"] == "link"], [45.0])
+        self.assertIn("link between every two ranks, 120.0 GB/s", self.run_gantry("topo", "--machine", "dgx-2").stdout)
+        self.run_gantry("topo", "--machine", "cpu-2", "--nodes", "2", expect=64, words=["network"])
+        self.run_gantry("topo", "--machine", "dgx-9", expect=66, words=["dgx-9", "dgx-h100"])
+        self.run_gantry("topo", "--nodes", "2", expect=64, words=["--machine"])
+
     def test_ops(self):
         names = [line.split()[0] for line in self.run_gantry("ops").stdout.splitlines()[1:]]
         self.assertEqual(names, sorted(names))

@@ -227,10 +227,12 @@ void AddLaunch(CLI::App& app, Chosen& chosen, const std::vector<std::string>& af
   read->add_option("source", recorder.source, "The number of a process (a rank, or the `gantry run` that started it), or a file of run --recorder")->required();
   read->add_flag("--json", recorder.json, "As one JSON object");
   read->callback([&] { chosen = [] { return RunRecorder(recorder); }; });
-  static bool topology_json = false;
-  CLI::App* topology = app.add_subcommand("topo", "Print what this machine is made of, as a tree");
-  topology->add_flag("--json", topology_json, "As one JSON object");
-  topology->callback([&] { chosen = [] { return RunTopology(topology_json); }; });
+  static TopologyCommand topology;
+  CLI::App* topo = app.add_subcommand("topo", "Print what this machine is made of, as a tree");
+  CLI::Option* machine = topo->add_option("--machine", topology.machine, "A described machine in place of this one: a file, or a name such as dgx-h100");
+  topo->add_option("--nodes", topology.nodes, "That many of them, as a job")->needs(machine)->check(CLI::Range(1, 1024));
+  topo->add_flag("--json", topology.json, "As one JSON object");
+  topo->callback([&] { chosen = [] { return RunTopology(topology); }; });
 }
 
 // The innermost subcommand on the command line.

@@ -64,7 +64,12 @@ struct RecorderCommand {
 };
 int RunRecorder(const RecorderCommand& command);
 
-int RunTopology(bool json);
+struct TopologyCommand {
+  std::string machine;  // described; empty: this one
+  int nodes = 0;
+  bool json = false;
+};
+int RunTopology(const TopologyCommand& command);
 
 int RunBackends();
 int RunOps();

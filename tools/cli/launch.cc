@@ -167,10 +167,17 @@ int RunLaunch(const LaunchCommand& command) {
   }
 }
 
-int RunTopology(bool json) {
+int RunTopology(const TopologyCommand& command) {
+  if (!command.machine.empty()) {
+    const Context context = MakeContext(1);
+    const char* text = nullptr;
+    Require(gantry_context_machine_text(context.get(), command.machine.c_str(), command.nodes, command.json ? 1 : 0, &text));
+    std::fputs(text, stdout);
+    return kExitOk;
+  }
   const absl::StatusOr<TopologyNode> machine = DiscoverTopology();
   if (!machine.ok()) throw FailureOf(machine.status());
-  std::fputs(json ? FormatTopologyJson(*machine).c_str() : FormatTopology(*machine).c_str(), stdout);
+  std::fputs(command.json ? FormatTopologyJson(*machine).c_str() : FormatTopology(*machine).c_str(), stdout);
   return kExitOk;
 }
 

@@ -795,6 +795,12 @@ typedef struct gantry_calibration {
  * XDG_CACHE_HOME nor HOME is set; those of gantry_run_open. */
 GANTRY_API gantry_status gantry_calibrate(gantry_context* context, const gantry_calibrate_config* config, gantry_calibration* result);
 
+/* A job on a described machine as a tree: its nodes, their ranks with what each may take, the links between them. `machine`: a machine
+ * file, or the name of a description. `nodes`: of the job; 0: as many as its ranks take. With `json` 1 as one JSON object. The text is the
+ * context's and valid until the next call. Errors: GANTRY_NOT_FOUND  no such file or name; GANTRY_BAD_DATA  the file;
+ * GANTRY_INVALID_ARGUMENT  `machine` is empty or "none", `nodes` is below 0 or above 1024, or nothing connects the nodes. */
+GANTRY_API gantry_status gantry_context_machine_text(gantry_context* context, const char* machine, int32_t nodes, int32_t json, const char** text);
+
 /* ---- memory layouts -------------------------------------------------------------------------------------------- */
 
 /* The text file of a layout problem is comma-separated: a first line "id,lower,upper,size[,alignment][,group][,offset]", then

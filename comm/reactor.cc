@@ -17,6 +17,7 @@
 
 #include "absl/time/clock.h"
 #include "comm/socket.h"
+#include "memory/cpu/short_slices.h"
 
 namespace gantry {
 namespace {
@@ -116,6 +117,7 @@ class EpollReactor final : public Reactor {
   void Loop() {
     thread_id_.store(std::this_thread::get_id(), std::memory_order_relaxed);
     prctl(PR_SET_NAME, "gantry-links");
+    PreferShortSlices();
     std::vector<epoll_event> events(64);
     for (;;) {
       absl::Time due = absl::InfiniteFuture();

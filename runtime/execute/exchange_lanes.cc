@@ -10,6 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "memory/cpu/short_slices.h"
+
 namespace gantry {
 namespace {
 
@@ -69,6 +71,7 @@ class ExchangeLanes::Lane {
  private:
   void Loop() {
     prctl(PR_SET_TIMERSLACK, 1000);  // ns; by default a sleep ends up to 50 us late
+    PreferShortSlices();
     std::unique_lock lock(mutex_);
     for (;;) {
       work_.wait(lock, [&] { return stopping_ || started_ > finished_; });

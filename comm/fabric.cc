@@ -27,7 +27,8 @@ class JobFabric final : public Fabric {
       return absl::OkStatus();
     }
     GANTRY_ASSIGN_OR_RETURN(mailbox_,
-                            tcp::Mailbox::Open(links, node_->liveness(), *pool_, node_->own_bell(), options.timeout));
+                            tcp::Mailbox::Open(links, node_->liveness(), *pool_, node_->own_bell(),
+                                                     [node = node_.get()] { node->GoOn(); }, options.timeout));
     between_nodes_.emplace(*node_, *mailbox_, of_node_);
     GANTRY_ASSIGN_OR_RETURN(
         world_, nodes::NodesCommunicator::Create(*node_, *mailbox_, ranks, "world", kWorld, options.timeout));

@@ -8,6 +8,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -270,6 +271,23 @@ absl::Status CheckSameUser(int socket) {
   return absl::PermissionDeniedError(absl::StrFormat("the other end belongs to user %d (pid %d), not to %d", who.uid, who.pid, geteuid()));
 }
 
+namespace {
+
+template <typename Call>
+absl::StatusOr<Received> ReceiveBy(Call&& call) {
+  ssize_t count = 0;
+  do {
+    count = call();
+  } while (count < 0 && errno == EINTR);
+  if (count < 0) {
+    if (errno == EAGAIN || errno == EWOULDBLOCK) return Received{.would_block = true};
+    return SystemError(errno, "receiving");
+  }
+  return Received{.bytes = static_cast<size_t>(count), .closed = count == 0};
+}
+
+}  // namespace
+
 absl::StatusOr<Received> ReceiveSome(int socket, std::span<std::byte> to, std::vector<Descriptor>& descriptors) {
   iovec piece{.iov_base = to.data(), .iov_len = to.size()};
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
@@ -278,14 +296,8 @@ absl::StatusOr<Received> ReceiveSome(int socket, std::span<std::byte> to, std::v
   message.msg_iovlen = 1;
   message.msg_control = control;
   message.msg_controllen = sizeof(control);
-  ssize_t count = 0;
-  do {
-    count = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  } while (count < 0 && errno == EINTR);
-  if (count < 0) {
-    if (errno == EAGAIN || errno == EWOULDBLOCK) return Received{.would_block = true};
-    return SystemError(errno, "receiving");
-  }
+  GANTRY_ASSIGN_OR_RETURN(const Received received, ReceiveBy([&] { return recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT); }));
+  if (received.would_block) return received;
   for (cmsghdr* part = CMSG_FIRSTHDR(&message); part != nullptr; part = CMSG_NXTHDR(&message, part)) {
     if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
     const size_t number_count = (part->cmsg_len - CMSG_LEN(0)) / sizeof(int);
@@ -298,7 +310,12 @@ absl::StatusOr<Received> ReceiveSome(int socket, std::span<std::byte> to, std::v
   if ((message.msg_flags & MSG_CTRUNC) != 0) {
     return absl::ResourceExhaustedError("descriptors were lost on the way: this process may not open more (ulimit -n), or more than one message may carry were sent");
   }
-  return Received{.bytes = static_cast<size_t>(count), .closed = count == 0};
+  return received;
+}
+
+absl::StatusOr<Received> ReceiveSome(int socket, std::span<std::byte> first, std::span<std::byte> second) {
+  const iovec pieces[2] = {{first.data(), first.size()}, {second.data(), second.size()}};
+  return ReceiveBy([&] { return readv(socket, pieces, 2); });
 }
 
 absl::StatusOr<size_t> SendSome(int socket, std::span<const std::byte> first, std::span<const std::byte> second,

@@ -74,6 +74,8 @@ struct Received {
   bool would_block = false;
 };
 absl::StatusOr<Received> ReceiveSome(int socket, std::span<std::byte> to, std::vector<Descriptor>& descriptors);
+// Of a TCP socket: into `first`, then into `second`.
+absl::StatusOr<Received> ReceiveSome(int socket, std::span<std::byte> first, std::span<std::byte> second);
 // Bytes taken, 0 where the socket is full. Descriptors go with the first byte.
 absl::StatusOr<size_t> SendSome(int socket, std::span<const std::byte> first, std::span<const std::byte> second,
                                 std::span<const int> descriptors);

@@ -17,6 +17,7 @@ namespace gantry {
 struct WaitPolicy {
   std::chrono::nanoseconds spin = {};  // looking again and again
   int yields = 0;                      // then sched_yield between two looks; then a futex
+  bool dozes = false;                  // there: asleep as a dozer, see Doorbell
   static WaitPolicy For(int ranks, int cores);
   std::string Describe() const;  // "spins 100 us, then sleeps"
 };
@@ -37,6 +38,9 @@ uint32_t Core();
 struct alignas(128) Doorbell {
   std::atomic<uint32_t> rings;     // the futex
   std::atomic<uint32_t> sleepers;  // threads that sleep, or are about to
+  // Of the same: those that need not wake for each thing that is done over a network, since the thread that finds it done
+  // goes on with the operation in their place and wakes them at its end.
+  std::atomic<uint32_t> dozers;
   std::atomic<uint32_t> core;      // 1 + where a thread of this rank was last seen, 0: nowhere yet
 
   // Of the own rank: where it is now.
@@ -49,8 +53,12 @@ struct alignas(128) Doorbell {
 
   // After a change that a thread of this rank may wait for, made with memory_order_seq_cst.
   void Ring() {
+    if (sleepers.load(std::memory_order_seq_cst) != 0 || has_dozers()) Wake();
+  }
+  void RingSleepers() {
     if (sleepers.load(std::memory_order_seq_cst) != 0) Wake();
   }
+  bool has_dozers() const { return dozers.load(std::memory_order_seq_cst) != 0; }
   void Wake();
 };
 
@@ -101,15 +109,16 @@ bool WaitUntil(Doorbell& bell, const WaitPolicy& policy, WaitClock::time_point d
     if (ready(look % kLooksPerClock == 0)) return true;
     wait_detail::Yield();
   }
+  std::atomic<uint32_t>& sleepers = policy.dozes ? bell.dozers : bell.sleepers;
   for (;;) {
     const uint32_t seen = bell.rings.load(std::memory_order_seq_cst);
-    bell.sleepers.fetch_add(1, std::memory_order_seq_cst);
+    sleepers.fetch_add(1, std::memory_order_seq_cst);
     const bool is_ready = ready(true);
     const WaitClock::time_point now = WaitClock::now();
     if (!is_ready && now < deadline) {
       wait_detail::SleepOn(bell, seen, std::min<std::chrono::nanoseconds>(kLongestSleep, deadline - now));
     }
-    bell.sleepers.fetch_sub(1, std::memory_order_seq_cst);
+    sleepers.fetch_sub(1, std::memory_order_seq_cst);
     if (is_ready) return true;
     if (now >= deadline) return false;
   }

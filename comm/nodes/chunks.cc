@@ -56,8 +56,12 @@ void NodesCommunicator::BeginChunks(NodesOperation& operation) {
   }
   int64_t total = 0;
   for (const int64_t part : operation.parts) total += part;
-  // So many that links and cores are busy at the same time, and no smaller than what pays for its words.
-  chunk_bytes_ = std::clamp(total / 16 / 64 * 64, kLeastChunkBytes, kMostChunkBytes);
+  // So many that links and cores are busy at the same time, and no smaller than what pays for its words. A partial result of
+  // halves takes twice their bytes.
+  const ElementType type = operation.call.type;
+  const int64_t most = std::min(kMostChunkBytes / PartialSizeBytes(type) * SizeBytes(type),
+                                std::max(kUsualChunkBytes, total / 64 / 64 * 64));
+  chunk_bytes_ = std::clamp(total / 16 / 64 * 64, kLeastChunkBytes, most);
   chunk_count_ = 0;
   for (const int64_t part : operation.parts) chunk_count_ += (part + chunk_bytes_ - 1) / chunk_bytes_;
   opened_ = closed_ = next_local_ = 0;

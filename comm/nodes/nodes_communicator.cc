@@ -83,11 +83,10 @@ NodesCommunicator::NodesCommunicator(shm::ShmNode& node, tcp::Mailbox& mailbox, 
     if (!IsHere(rank)) foreign_.push_back(ranks_[static_cast<size_t>(rank)]);
   }
   MakeRoom();
-  // A partial result of halves takes twice their bytes.
-  room_.resize(2 * 2 * kWindow * kMostChunkBytes);
+  room_.resize(2 * kWindow * kMostChunkBytes);
   for (int i = 0; i < kWindow; ++i) {
-    slots_[static_cast<size_t>(i)].prefix = room_.data() + 4 * i * kMostChunkBytes;
-    slots_[static_cast<size_t>(i)].partial = room_.data() + (4 * i + 2) * kMostChunkBytes;
+    slots_[static_cast<size_t>(i)].prefix = room_.data() + 2 * i * kMostChunkBytes;
+    slots_[static_cast<size_t>(i)].partial = room_.data() + (2 * i + 1) * kMostChunkBytes;
   }
   parcels_ = std::make_unique<tcp::Parcel[]>(std::max<size_t>(2 * ranks_.size(), 2 * shm::kMaxMessages));
   mailbox_.Enter(id_, queued(), foreign_);

@@ -52,7 +52,8 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
  private:
   static constexpr int kWindow = 8;  // chunks under way
   static constexpr int64_t kLeastChunkBytes = int64_t{16} << 10;
-  static constexpr int64_t kMostChunkBytes = int64_t{128} << 10;
+  static constexpr int64_t kUsualChunkBytes = int64_t{128} << 10;
+  static constexpr int64_t kMostChunkBytes = int64_t{256} << 10;  // of long operations, as a partial result
 
   // Bytes of the operation that go together, `owner` being the rank that has or gets them; -1 where all do.
   struct Chunk {

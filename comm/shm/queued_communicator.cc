@@ -75,7 +75,7 @@ void QueuedCommunicator::Enqueue(QueuedOperation& operation, const CollectiveOpt
 absl::Status QueuedCommunicator::WaitFor(QueuedOperation& operation, absl::Duration timeout) {
   if (operation.done()) return operation.status;
   const WaitClock::time_point deadline = WaitClock::now() + absl::ToChronoNanoseconds(timeout);
-  constexpr WaitPolicy kAsleep = {.spin = {}, .yields = 0};
+  constexpr WaitPolicy kAsleep = {.spin = {}, .yields = 0, .dozes = true};
   WaitUntil(
       node_.own_bell(), operation.waits_asleep ? kAsleep : node_.policy(), deadline,
       [&](bool rested) {

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "comm/channels.h"
+#include "memory/cpu/short_slices.h"
 
 namespace gantry::shm {
 namespace {
@@ -165,6 +166,11 @@ void ShmNode::MoveOthers(const Mover* but) {
   }
 }
 
+void ShmNode::GoOn() {
+  if (own_bell_->has_dozers()) MoveOthers(nullptr);
+  own_bell_->RingSleepers();
+}
+
 void ShmNode::BackgroundBegun() {
   if (in_background_.fetch_add(1, std::memory_order_seq_cst) == 0) {
     const std::lock_guard lock(lane_mutex_);
@@ -178,6 +184,7 @@ void ShmNode::BackgroundBegun() {
 }
 
 void ShmNode::RunLane() {
+  PreferShortSlices();
   for (;;) {
     {
       std::unique_lock lock(lane_mutex_);
@@ -187,7 +194,7 @@ void ShmNode::RunLane() {
       if (lane_stops_) return;
     }
     // Never busy: the core belongs to what is computed meanwhile.
-    constexpr WaitPolicy kLanePolicy = {.spin = {}, .yields = 0};
+    constexpr WaitPolicy kLanePolicy = {.spin = {}, .yields = 0, .dozes = true};
     WaitUntil(
         *own_bell_, kLanePolicy, WaitClock::now() + std::chrono::hours(1),
         [&](bool rested) {

@@ -66,6 +66,8 @@ class ShmNode {
   void Remove(Mover& mover);
   // Steps of every mover but `but`, the highest priority first, until all of them wait.
   void MoveOthers(const Mover* but);
+  // Of a thread that has found something done that operations wait for: in place of ringing the own bell.
+  void GoOn();
 
   // The lane: a thread that moves everything on while some operation is in the background. Made with the first.
   void BackgroundBegun();

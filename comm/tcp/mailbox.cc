@@ -21,7 +21,10 @@
 namespace gantry::tcp {
 namespace {
 
-constexpr int kUnsentBytes = 128 << 10;            // in the kernel's queue, beyond what is on its way
+// In the kernel's queue, beyond what is on its way: little where what is urgent goes, much where this thread would have
+// to wake for it.
+constexpr int kExpressUnsent = 64 << 10, kBulkUnsent = 512 << 10;
+constexpr int64_t kExpressBytes = int64_t{16} << 10;  // parcels of no more go there too
 constexpr int64_t kReadAtOnce = int64_t{1} << 20;  // from one connection, before others have their turn
 constexpr size_t kMaxReady = size_t{1} << 16;      // parcels that a peer awaits and this rank has not come to
 constexpr size_t kMaxAnswers = 4096;               // reads of this rank's memory at a time, of one peer
@@ -37,6 +40,39 @@ struct Mailbox::Stream {
   uint64_t ticket = 0;
   Parcel* parcel = nullptr;
   RemoteAccess* access = nullptr;
+};
+
+// One of the two connections with a peer.
+struct Mailbox::Way {
+  Descriptor socket;
+
+  // Going out. A frame that was begun is sent to its end; then words, then the first of the streams.
+  std::vector<std::byte> words;
+  size_t words_sent = 0;
+  std::vector<Stream> streams;
+  std::array<std::byte, kHeaderBytes> header;
+  size_t header_sent = kHeaderBytes;
+  const std::byte* payload = nullptr;
+  int64_t payload_left = 0, payload_bytes = 0;
+  size_t current = 0;  // the stream of the frame
+  bool in_frame = false;
+  bool wants_out = false;
+  bool is_noted = false;  // in unsent_; of the own thread
+
+  // Coming in.
+  std::array<std::byte, kHeaderBytes> in_header;
+  size_t in_header_filled = 0;
+  FrameHeader in;
+  bool has_header = false;
+  std::byte* into = nullptr;  // null: thrown away
+  int64_t in_left = 0;
+  Parcel* in_parcel = nullptr;
+  RemoteAccess* in_access = nullptr;
+  std::array<std::byte, kMaxTextBytes> text;
+  int low_water = 1;  // the socket's
+  bool closed = false;
+
+  bool IsSent() const { return words.size() == words_sent && streams.empty(); }
 };
 
 struct Mailbox::Peer {
@@ -56,33 +92,12 @@ struct Mailbox::Peer {
 
   int rank = 0;
   std::mutex mutex;
-  Descriptor socket;
   std::string other_end;
   absl::Status ended;
+  Way express, bulk;
+  std::array<Way*, 2> ways() { return {&express, &bulk}; }
 
-  // Going out. A frame that was begun is sent to its end; then words, then the first of the streams.
-  std::vector<std::byte> words;
-  size_t words_sent = 0;
   std::vector<Parcel*> sends;  // whose receiver is not ready
-  std::vector<Stream> streams;
-  std::array<std::byte, kHeaderBytes> header;
-  size_t header_sent = kHeaderBytes;
-  const std::byte* payload = nullptr;
-  int64_t payload_left = 0, payload_bytes = 0;
-  size_t current = 0;  // the stream of the frame
-  bool in_frame = false;
-  bool wants_out = false;
-
-  // Coming in.
-  std::array<std::byte, kHeaderBytes> in_header;
-  size_t in_header_filled = 0;
-  FrameHeader in;
-  bool has_header = false;
-  std::byte* into = nullptr;  // null: thrown away
-  int64_t in_left = 0;
-  Parcel* in_parcel = nullptr;
-  RemoteAccess* in_access = nullptr;
-  std::array<std::byte, kMaxTextBytes> text;
   std::vector<Parcel*> receives;
   std::vector<FrameHeader> readies;  // of parcels that this rank has not sent yet
   std::vector<OfGroup> groups;
@@ -90,8 +105,13 @@ struct Mailbox::Peer {
   uint64_t numbers = 0;
 };
 
-Mailbox::Mailbox(Links& links, Liveness& liveness, const Pool& pool, Doorbell& bell)
-    : links_(links), liveness_(liveness), pool_(pool), bell_(bell), peers_(static_cast<size_t>(links.size())) {}
+Mailbox::Mailbox(Links& links, Liveness& liveness, const Pool& pool, Doorbell& bell, std::function<void()> go_on)
+    : links_(links),
+      liveness_(liveness),
+      pool_(pool),
+      bell_(bell),
+      go_on_(std::move(go_on)),
+      peers_(static_cast<size_t>(links.size())) {}
 
 Mailbox::~Mailbox() {
   if (reactor_ != nullptr) Drain();
@@ -100,8 +120,9 @@ Mailbox::~Mailbox() {
 }
 
 absl::StatusOr<std::unique_ptr<Mailbox>> Mailbox::Open(Links& links, Liveness& liveness, const Pool& pool,
-                                                       Doorbell& bell, absl::Duration timeout) {
-  auto mailbox = std::unique_ptr<Mailbox>(new Mailbox(links, liveness, pool, bell));
+                                                       Doorbell& bell, std::function<void()> go_on,
+                                                       absl::Duration timeout) {
+  auto mailbox = std::unique_ptr<Mailbox>(new Mailbox(links, liveness, pool, bell, std::move(go_on)));
   GANTRY_RETURN_IF_ERROR(Annotate(mailbox->Connect(timeout), "connecting with the ranks of other nodes"));
   GANTRY_RETURN_IF_ERROR(mailbox->Watch());
   return mailbox;
@@ -115,17 +136,21 @@ void Mailbox::Drain() {
     for (bool sent = peer == nullptr; !sent && absl::Now() < deadline;) {
       {
         const std::lock_guard lock(peer->mutex);
-        int unacknowledged = 0;
-        ioctl(peer->socket.get(), SIOCOUTQ, &unacknowledged);
-        sent = !peer->ended.ok() ||
-               (unacknowledged == 0 && peer->words.size() == peer->words_sent && peer->streams.empty());
+        sent = true;
+        for (const Way* way : peer->ways()) {
+          int unacknowledged = 0;
+          ioctl(way->socket.get(), SIOCOUTQ, &unacknowledged);
+          sent &= unacknowledged == 0 && way->IsSent();
+        }
+        sent |= !peer->ended.ok();
       }
       if (!sent) std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
   }
 }
 
-// The lower rank of a pair listens and says where, the higher connects.
+// The lower rank of a pair listens and says where, the higher connects, twice. Which of the two is the express way, each
+// end decides for what it sends; it need not know how the other one does.
 absl::Status Mailbox::Connect(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   const int self = links_.rank();
@@ -136,7 +161,7 @@ absl::Status Mailbox::Connect(absl::Duration timeout) {
     if (peer == self || links_.SameNode(peer)) continue;
     peers_[static_cast<size_t>(peer)] = std::make_unique<Peer>();
     at(peer).rank = peer;
-    ++missing;
+    missing += 2;
     if (peer < self) continue;
     const int link = links_.descriptor(peer);
     std::string host = "127.0.0.1";
@@ -159,24 +184,27 @@ absl::Status Mailbox::Connect(absl::Duration timeout) {
     GANTRY_ASSIGN_OR_RETURN(const SocketAddress address, SocketAddress::Parse(text));
     if (address.is_unix)
       return absl::DataLossError(absl::StrFormat("rank %d listens at %s, which is no place on a network", peer, text));
-    GANTRY_ASSIGN_OR_RETURN(Descriptor socket, StartConnect(address));
-    group.Add(std::move(socket), Handshake::Role::kInitiator, peer, text, deadline);
+    for (int way = 0; way < 2; ++way) {
+      GANTRY_ASSIGN_OR_RETURN(Descriptor socket, StartConnect(address));
+      group.Add(std::move(socket), Handshake::Role::kInitiator, peer, text, deadline);
+    }
   }
   std::string stranger;
   while (missing > 0) {
     if (absl::Now() >= deadline) {
       std::string late;
       for (const std::unique_ptr<Peer>& peer : peers_) {
-        if (peer != nullptr && !peer->socket.valid()) absl::StrAppend(&late, late.empty() ? "" : ", ", peer->rank);
+        if (peer != nullptr && !peer->bulk.socket.valid()) absl::StrAppend(&late, late.empty() ? "" : ", ", peer->rank);
       }
       return absl::DeadlineExceededError(absl::StrCat(
           "rank ", late, " did not connect in time", stranger.empty() ? "" : "; a connection that failed: ", stranger));
     }
     for (HandshakeGroup::Outcome& outcome : group.Step(deadline)) {
       const bool known = outcome.peer >= 0 && outcome.peer < links_.size() && Reaches(outcome.peer);
-      if (outcome.status.ok() && known && !at(outcome.peer).socket.valid()) {
-        at(outcome.peer).other_end = DescribeOtherEnd(outcome.socket.get());
-        at(outcome.peer).socket = std::move(outcome.socket);
+      if (outcome.status.ok() && known && !at(outcome.peer).bulk.socket.valid()) {
+        Peer& peer = at(outcome.peer);
+        peer.other_end = DescribeOtherEnd(outcome.socket.get());
+        (peer.express.socket.valid() ? peer.bulk : peer.express).socket = std::move(outcome.socket);
         --missing;
       } else if (!outcome.status.ok() && known && outcome.peer < self) {
         return Annotate(outcome.status, absl::StrFormat("rank %d at %s", outcome.peer, outcome.address));
@@ -190,18 +218,22 @@ absl::Status Mailbox::Connect(absl::Duration timeout) {
 
 absl::Status Mailbox::Watch() {
   GANTRY_ASSIGN_OR_RETURN(reactor_, Reactor::Start());
+  unsent_.reserve(2 * peers_.size());
   for (const std::unique_ptr<Peer>& peer : peers_) {
     if (peer == nullptr) continue;
-    const int one = 1;
-    setsockopt(peer->socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
-    setsockopt(peer->socket.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &kUnsentBytes, sizeof(kUnsentBytes));
     peer->sends.reserve(64);
-    peer->streams.reserve(64);
     peer->receives.reserve(64);
     peer->readies.reserve(64);
     peer->asked.reserve(64);
-    GANTRY_RETURN_IF_ERROR(reactor_->Add(peer->socket.get(), EPOLLIN,
-                                         [this, peer = peer.get()](uint32_t events) { OnEvents(*peer, events); }));
+    for (Way* way : peer->ways()) {
+      const int one = 1, unsent = way == &peer->express ? kExpressUnsent : kBulkUnsent;
+      setsockopt(way->socket.get(), IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
+      setsockopt(way->socket.get(), IPPROTO_TCP, TCP_NOTSENT_LOWAT, &unsent, sizeof(unsent));
+      way->streams.reserve(64);
+      GANTRY_RETURN_IF_ERROR(
+          reactor_->Add(way->socket.get(), EPOLLIN,
+                        [this, peer = peer.get(), way](uint32_t events) { OnEvents(*peer, *way, events); }));
+    }
   }
   // A rank that is stopped, or behind a cut link, closes nothing by itself.
   on_loss_ = liveness_.OnLoss([this](int rank) {
@@ -309,7 +341,8 @@ void Mailbox::Send(Parcel& parcel, const CallBytes& call) {
 }
 
 void Mailbox::BeginStream(Peer& peer, Parcel& parcel) {
-  peer.streams.push_back({.header = {.kind = FrameKind::kData,
+  Way& way = parcel.priority > 0 || parcel.bytes <= kExpressBytes ? peer.express : peer.bulk;
+  way.streams.push_back({.header = {.kind = FrameKind::kData,
                                      .tag = parcel.tag,
                                      .group = parcel.group,
                                      .sequence = parcel.sequence,
@@ -319,7 +352,7 @@ void Mailbox::BeginStream(Peer& peer, Parcel& parcel) {
                           .priority = parcel.priority,
                           .ticket = tickets_.fetch_add(1, std::memory_order_relaxed),
                           .parcel = &parcel});
-  Flush(peer);
+  Flush(peer, way);
 }
 
 void Mailbox::Receive(Parcel& parcel, const CallBytes& call) {
@@ -329,14 +362,14 @@ void Mailbox::Receive(Parcel& parcel, const CallBytes& call) {
   parcel.state.store(peer.ended.ok() ? Parcel::kPosted : Parcel::kFailed, std::memory_order_seq_cst);
   if (!peer.ended.ok()) return;
   peer.receives.push_back(&parcel);
-  peer.Of(parcel.group).said = parcel.sequence;
+  const bool has_said = std::exchange(peer.Of(parcel.group).said, parcel.sequence) == parcel.sequence;
   SendControl(peer,
               {.kind = FrameKind::kReady,
                .tag = parcel.tag,
                .group = parcel.group,
                .sequence = parcel.sequence,
                .value = static_cast<uint64_t>(parcel.bytes)},
-              call);
+              has_said ? std::span<const std::byte>() : call);
 }
 
 void Mailbox::Cancel(Parcel& parcel) {
@@ -346,25 +379,28 @@ void Mailbox::Cancel(Parcel& parcel) {
   std::unique_lock lock(peer.mutex);
   std::erase(peer.sends, &parcel);
   std::erase(peer.receives, &parcel);
-  if (peer.in_parcel == &parcel) peer.in_parcel = nullptr, peer.into = nullptr;
-  const auto is_going = [&] {
-    return peer.ended.ok() && peer.in_frame && peer.streams[peer.current].parcel == &parcel;
-  };
-  while (is_going()) {
-    if (absl::Now() >= deadline) {
-      End(peer, absl::UnavailableError(absl::StrFormat(
-                    "rank %d took nothing for a second of what was half on its way when the group failed", peer.rank)));
-      break;
+  for (Way* way : peer.ways()) {
+    if (way->in_parcel == &parcel) way->in_parcel = nullptr, way->into = nullptr;
+    const auto is_going = [&] {
+      return peer.ended.ok() && way->in_frame && way->streams[way->current].parcel == &parcel;
+    };
+    while (is_going()) {
+      if (absl::Now() >= deadline) {
+        End(peer,
+            absl::UnavailableError(absl::StrFormat(
+                "rank %d took nothing for a second of what was half on its way when the group failed", peer.rank)));
+        break;
+      }
+      lock.unlock();
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+      lock.lock();
+      FlushNow(peer, *way);  // the caller may be the thread that else does it
     }
-    lock.unlock();
-    std::this_thread::sleep_for(std::chrono::microseconds(200));
-    lock.lock();
-  }
-  const auto stream =
-      std::find_if(peer.streams.begin(), peer.streams.end(), [&](const Stream& one) { return one.parcel == &parcel; });
-  if (stream != peer.streams.end()) {
-    if (peer.in_frame && stream - peer.streams.begin() < static_cast<std::ptrdiff_t>(peer.current)) --peer.current;
-    peer.streams.erase(stream);
+    const auto stream =
+        std::find_if(way->streams.begin(), way->streams.end(), [&](const Stream& one) { return one.parcel == &parcel; });
+    if (stream == way->streams.end()) continue;
+    if (way->in_frame && stream - way->streams.begin() < static_cast<std::ptrdiff_t>(way->current)) --way->current;
+    way->streams.erase(stream);
   }
   parcel.state.store(Parcel::kIdle, std::memory_order_seq_cst);
 }
@@ -387,12 +423,12 @@ void Mailbox::Start(RemoteAccess& access) {
   const bool is_answered = access.kind != FrameKind::kPut && access.kind != FrameKind::kSignal;
   if (is_answered) peer.asked.push_back(&access);
   // Also what has no payload goes behind the puts before it.
-  peer.streams.push_back({.header = header,
+  peer.bulk.streams.push_back({.header = header,
                           .data = access.data,
                           .bytes = access.kind == FrameKind::kPut ? access.bytes : 0,
                           .ticket = tickets_.fetch_add(1, std::memory_order_relaxed),
-                          .access = is_answered ? nullptr : &access});
-  Flush(peer);
+                               .access = is_answered ? nullptr : &access});
+  Flush(peer, peer.bulk);
 }
 
 // Going out.
@@ -402,85 +438,93 @@ void Mailbox::SendControl(Peer& peer, const FrameHeader& header, std::span<const
   FrameHeader whole = header;
   whole.bytes = static_cast<int64_t>(payload.size());
   const auto encoded = Encode(whole);
-  peer.words.insert(peer.words.end(), encoded.begin(), encoded.end());
-  peer.words.insert(peer.words.end(), payload.begin(), payload.end());
-  Flush(peer);
+  std::vector<std::byte>& words = peer.express.words;
+  words.insert(words.end(), encoded.begin(), encoded.end());
+  words.insert(words.end(), payload.begin(), payload.end());
+  Flush(peer, peer.express);
 }
 
-void Mailbox::BeginFrame(Peer& peer) {
+void Mailbox::BeginFrame(Way& way) {
   size_t best = 0;
-  for (size_t i = 1; i < peer.streams.size(); ++i) {
-    const Stream &one = peer.streams[i], &other = peer.streams[best];
+  for (size_t i = 1; i < way.streams.size(); ++i) {
+    const Stream &one = way.streams[i], &other = way.streams[best];
     if (one.priority != other.priority ? one.priority > other.priority : one.ticket < other.ticket) best = i;
   }
-  Stream& stream = peer.streams[best];
+  Stream& stream = way.streams[best];
   FrameHeader header = stream.header;
   header.offset += stream.moved;
   header.bytes = std::min(kMaxPayloadBytes, stream.bytes - stream.moved);
-  peer.header = Encode(header);
-  peer.header_sent = 0;
-  peer.payload = stream.data + stream.moved;
-  peer.payload_left = peer.payload_bytes = header.bytes;
-  peer.current = best;
-  peer.in_frame = true;
+  way.header = Encode(header);
+  way.header_sent = 0;
+  way.payload = stream.data + stream.moved;
+  way.payload_left = way.payload_bytes = header.bytes;
+  way.current = best;
+  way.in_frame = true;
 }
 
-void Mailbox::EndFrame(Peer& peer) {
-  peer.in_frame = false;
-  Stream& stream = peer.streams[peer.current];
-  stream.moved += peer.payload_bytes;
+void Mailbox::EndFrame(Way& way) {
+  way.in_frame = false;
+  Stream& stream = way.streams[way.current];
+  stream.moved += way.payload_bytes;
   if (stream.moved < stream.bytes) return;
   if (stream.parcel != nullptr) stream.parcel->state.store(Parcel::kDone, std::memory_order_seq_cst);
   if (stream.access != nullptr) stream.access->done.store(true, std::memory_order_seq_cst);
   const bool is_awaited = stream.parcel != nullptr || stream.access != nullptr;
-  peer.streams.erase(peer.streams.begin() + static_cast<std::ptrdiff_t>(peer.current));
-  if (is_awaited) bell_.Ring();
+  way.streams.erase(way.streams.begin() + static_cast<std::ptrdiff_t>(way.current));
+  if (is_awaited) Ring();
 }
 
-void Mailbox::Flush(Peer& peer) {
+void Mailbox::Flush(Peer& peer, Way& way) {
+  if (!reactor_->OnOwnThread()) return FlushNow(peer, way);
+  if (!std::exchange(way.is_noted, true)) unsent_.emplace_back(&peer, &way);
+}
+
+void Mailbox::FlushNow(Peer& peer, Way& way) {
   bool is_full = false;
   while (peer.ended.ok() && !is_full) {
-    if (!peer.in_frame && peer.words_sent == peer.words.size()) {
-      peer.words.clear();
-      peer.words_sent = 0;
-      if (peer.streams.empty()) break;
-      BeginFrame(peer);
+    if (!way.in_frame && way.words_sent == way.words.size()) {
+      way.words.clear();
+      way.words_sent = 0;
+      if (way.streams.empty()) break;
+      BeginFrame(way);
     }
     absl::StatusOr<size_t> sent = size_t{0};
-    if (peer.in_frame) {
-      const auto header = std::span<const std::byte>(peer.header).subspan(peer.header_sent);
-      sent = SendSome(peer.socket.get(), header, {peer.payload, static_cast<size_t>(peer.payload_left)}, {});
+    if (way.in_frame) {
+      const auto header = std::span<const std::byte>(way.header).subspan(way.header_sent);
+      sent = SendSome(way.socket.get(), header, {way.payload, static_cast<size_t>(way.payload_left)}, {});
       if (sent.ok()) {
         const size_t of_header = std::min(*sent, header.size());
-        peer.header_sent += of_header;
-        peer.payload += *sent - of_header;
-        peer.payload_left -= static_cast<int64_t>(*sent - of_header);
+        way.header_sent += of_header;
+        way.payload += *sent - of_header;
+        way.payload_left -= static_cast<int64_t>(*sent - of_header);
         is_full = *sent == 0;
-        if (peer.header_sent == kHeaderBytes && peer.payload_left == 0) {
-          EndFrame(peer);
+        if (way.header_sent == kHeaderBytes && way.payload_left == 0) {
+          EndFrame(way);
           is_full = false;
         }
       }
     } else {
-      sent = SendSome(peer.socket.get(), std::span<const std::byte>(peer.words).subspan(peer.words_sent), {}, {});
+      sent = SendSome(way.socket.get(), std::span<const std::byte>(way.words).subspan(way.words_sent), {}, {});
       if (sent.ok()) {
-        peer.words_sent += *sent;
+        way.words_sent += *sent;
         is_full = *sent == 0;
       }
     }
     if (!sent.ok()) End(peer, sent.status());
   }
-  if (!peer.ended.ok() || peer.wants_out == is_full) return;
-  peer.wants_out = is_full;
-  reactor_->Modify(peer.socket.get(), EPOLLIN | (is_full ? EPOLLOUT : 0u));
+  if (!peer.ended.ok() || way.wants_out == is_full) return;
+  way.wants_out = is_full;
+  reactor_->Modify(way.socket.get(), EPOLLIN | (is_full ? EPOLLOUT : 0u));
 }
 
 void Mailbox::End(Peer& peer, absl::Status why) {
   if (!peer.ended.ok()) return;
   peer.ended = why.ok() ? absl::UnavailableError("it has ended") : std::move(why);
-  shutdown(peer.socket.get(), SHUT_RDWR);
-  // Its thread finds it ended and looks no more; the number stays taken until then.
-  reactor_->Post([this, &peer] { reactor_->Remove(peer.socket.get()); });
+  for (const Way* way : peer.ways()) shutdown(way->socket.get(), SHUT_RDWR);
+  // Its thread finds it ended and looks no more; the numbers stay taken until then.
+  reactor_->Post([this, &peer] {
+    for (const Way* way : peer.ways()) reactor_->Remove(way->socket.get());
+  });
   for (std::vector<Parcel*>* parcels : {&peer.sends, &peer.receives}) {
     for (Parcel* parcel : *parcels) parcel->state.store(Parcel::kFailed, std::memory_order_seq_cst);
     parcels->clear();
@@ -489,102 +533,155 @@ void Mailbox::End(Peer& peer, absl::Status why) {
     access.failed = true;
     access.done.store(true, std::memory_order_seq_cst);
   };
-  for (Stream& stream : peer.streams) {
-    if (stream.parcel != nullptr) stream.parcel->state.store(Parcel::kFailed, std::memory_order_seq_cst);
-    if (stream.access != nullptr) fail(*stream.access);
-  }
   for (RemoteAccess* access : peer.asked) fail(*access);
-  peer.streams.clear();
   peer.asked.clear();
-  peer.in_frame = false;
-  peer.into = nullptr;
-  peer.in_parcel = nullptr;
-  peer.in_access = nullptr;
+  for (Way* way : peer.ways()) {
+    for (Stream& stream : way->streams) {
+      if (stream.parcel != nullptr) stream.parcel->state.store(Parcel::kFailed, std::memory_order_seq_cst);
+      if (stream.access != nullptr) fail(*stream.access);
+    }
+    way->streams.clear();
+    way->in_frame = false;
+    way->into = nullptr;
+    way->in_parcel = nullptr;
+    way->in_access = nullptr;
+  }
   bell_.Wake();
 }
 
 // Coming in.
 
-void Mailbox::OnEvents(Peer& peer, uint32_t events) {
-  const std::lock_guard lock(peer.mutex);
-  if (!peer.ended.ok()) return;
-  if ((events & EPOLLOUT) != 0) Flush(peer);
-  if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) Read(peer);
+void Mailbox::OnEvents(Peer& peer, Way& way, uint32_t events) {
+  {
+    const std::lock_guard lock(peer.mutex);
+    if (!peer.ended.ok()) return;
+    if ((events & EPOLLOUT) != 0) Flush(peer, way);
+    if ((events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0) Read(peer, way);
+  }
+  EndTurn();
 }
 
-void Mailbox::Read(Peer& peer) {
-  static thread_local std::vector<std::byte> waste(static_cast<size_t>(kMaxPayloadBytes));
-  std::vector<Descriptor> none;
-  for (int64_t taken = 0; taken < kReadAtOnce && peer.ended.ok();) {
-    std::span<std::byte> to = std::span(peer.in_header).subspan(peer.in_header_filled);
-    if (peer.has_header) {
-      to = {peer.into != nullptr ? peer.into : waste.data(), static_cast<size_t>(peer.in_left)};
+// What a turn of the own thread gives to send goes out together.
+void Mailbox::EndTurn() {
+  while (something_done_ || !unsent_.empty()) {
+    if (std::exchange(something_done_, false)) go_on_();
+    while (!unsent_.empty()) {
+      const auto [of, to_send] = unsent_.back();
+      const std::lock_guard lock(of->mutex);
+      unsent_.pop_back();
+      to_send->is_noted = false;
+      FlushNow(*of, *to_send);
     }
-    const absl::StatusOr<Received> got = ReceiveSome(peer.socket.get(), to, none);
-    if (!got.ok()) return End(peer, got.status());
-    if (got->would_block) return;
-    if (got->closed)
-      return End(peer, absl::UnavailableError(absl::StrFormat("rank %d closed the connection", peer.rank)));
-    taken += static_cast<int64_t>(got->bytes);
-    absl::Status status;
-    if (peer.has_header) {
-      if (peer.into != nullptr) peer.into += got->bytes;
-      peer.in_left -= static_cast<int64_t>(got->bytes);
-    } else {
-      peer.in_header_filled += got->bytes;
-      if (peer.in_header_filled < kHeaderBytes) continue;
-      status = TakeHeader(peer);
-    }
-    if (status.ok() && peer.has_header && peer.in_left == 0) {
-      status = TakePayload(peer);
-      peer.has_header = false;
-      peer.in_header_filled = 0;
-    }
-    if (!status.ok()) End(peer, Annotate(status, absl::StrFormat("what rank %d sent", peer.rank)));
   }
 }
 
+// What is done on the own thread is told by that once it holds no lock.
+void Mailbox::Ring() {
+  if (reactor_->OnOwnThread()) {
+    something_done_ = true;
+  } else {
+    bell_.Ring();
+  }
+}
+
+void Mailbox::Read(Peer& peer, Way& way) {
+  static thread_local std::vector<std::byte> waste(static_cast<size_t>(kMaxPayloadBytes));
+  bool is_empty = false;
+  for (int64_t taken = 0; taken < kReadAtOnce && !is_empty && peer.ended.ok();) {
+    // The rest of a payload, and the header behind it, in one call.
+    std::span<std::byte> payload, header = std::span(way.in_header).subspan(way.in_header_filled);
+    if (way.has_header) {
+      payload = {way.into != nullptr ? way.into : waste.data(), static_cast<size_t>(way.in_left)};
+      header = way.in_header;
+    }
+    const absl::StatusOr<Received> got = ReceiveSome(way.socket.get(), payload, header);
+    if (!got.ok() || got->closed) return Close(peer, way, got.status());
+    if (got->would_block) break;
+    taken += static_cast<int64_t>(got->bytes);
+    is_empty = got->bytes < payload.size() + header.size();
+    const size_t of_payload = std::min(got->bytes, payload.size());
+    absl::Status status;
+    if (way.has_header) {
+      if (way.into != nullptr) way.into += of_payload;
+      way.in_left -= static_cast<int64_t>(of_payload);
+      if (way.in_left > 0) continue;
+      status = EndPayload(peer, way);
+    }
+    way.in_header_filled += got->bytes - of_payload;
+    if (status.ok() && way.in_header_filled == kHeaderBytes) {
+      status = TakeHeader(peer, way);
+      if (status.ok() && way.in_left == 0) status = EndPayload(peer, way);
+    }
+    if (!status.ok()) End(peer, Annotate(status, absl::StrFormat("what rank %d sent", peer.rank)));
+  }
+  if (!peer.ended.ok()) return;
+  // Awake again when the frame is there, not for each of its packets.
+  const int awaited = static_cast<int>(way.has_header ? way.in_left : kHeaderBytes - way.in_header_filled);
+  if (awaited == way.low_water) return;
+  way.low_water = awaited;
+  setsockopt(way.socket.get(), SOL_SOCKET, SO_RCVLOWAT, &awaited, sizeof(awaited));
+}
+
+// Of a way that has come to its end. What the peer sent over the other one before is taken first.
+void Mailbox::Close(Peer& peer, Way& way, absl::Status why) {
+  way.closed = true;
+  Way& other = &way == &peer.bulk ? peer.express : peer.bulk;
+  if (!other.closed) Read(peer, other);
+  if (!why.ok()) return End(peer, std::move(why));
+  if (other.closed)
+    return End(peer, absl::UnavailableError(absl::StrFormat("rank %d closed the connection", peer.rank)));
+  reactor_->Post([this, &way] { reactor_->Remove(way.socket.get()); });
+}
+
+absl::Status Mailbox::EndPayload(Peer& peer, Way& way) {
+  way.has_header = false;
+  way.in_header_filled = 0;
+  return TakePayload(peer, way);
+}
+
 // A frame begins: where its payload goes.
-absl::Status Mailbox::TakeHeader(Peer& peer) {
-  GANTRY_ASSIGN_OR_RETURN(peer.in, Decode(peer.in_header));
-  const FrameHeader& in = peer.in;
-  peer.has_header = true;
-  peer.in_left = in.bytes;
-  peer.into = nullptr;
-  peer.in_parcel = nullptr;
-  peer.in_access = nullptr;
+absl::Status Mailbox::TakeHeader(Peer& peer, Way& way) {
+  GANTRY_ASSIGN_OR_RETURN(way.in, Decode(way.in_header));
+  const FrameHeader& in = way.in;
+  way.has_header = true;
+  way.in_left = in.bytes;
+  way.into = nullptr;
+  way.in_parcel = nullptr;
+  way.in_access = nullptr;
   switch (in.kind) {
     case FrameKind::kReady:
     case FrameKind::kCalls:
     case FrameKind::kBreak:
-      peer.into = peer.text.data();
+      way.into = way.text.data();
       break;
     case FrameKind::kData:
       for (Parcel* parcel : peer.receives) {
         if (!parcel->IsOf(in)) continue;
         if (in.value != static_cast<uint64_t>(parcel->bytes) || in.offset != parcel->moved ||
-            in.bytes > parcel->bytes - parcel->moved) {
+            in.bytes > parcel->bytes - parcel->moved || peer.express.in_parcel == parcel ||
+            peer.bulk.in_parcel == parcel) {
           return absl::DataLossError(absl::StrFormat("%d bytes at %d of %d, of which %d are there", in.bytes, in.offset,
                                                      parcel->bytes, parcel->moved));
         }
-        peer.in_parcel = parcel;
-        peer.into = parcel->data + in.offset;
+        way.in_parcel = parcel;
+        way.into = parcel->data + in.offset;
         break;
       }
       break;
     case FrameKind::kPut: {
-      GANTRY_ASSIGN_OR_RETURN(peer.into, OwnMemory(in, in.bytes, true));
+      GANTRY_ASSIGN_OR_RETURN(way.into, OwnMemory(in, in.bytes, true));
       break;
     }
     case FrameKind::kGot:
       for (RemoteAccess* access : peer.asked) {
         if (access->number != in.sequence || access->kind != FrameKind::kGet) continue;
-        if (in.offset != access->moved || in.bytes > access->bytes - access->moved)
+        if (in.offset != access->moved || in.bytes > access->bytes - access->moved ||
+            peer.express.in_access == access || peer.bulk.in_access == access)
           return absl::DataLossError("more than was asked for");
-        peer.in_access = access;
-        peer.into = access->data + in.offset;
+        way.in_access = access;
+        way.into = access->data + in.offset;
       }
-      if (peer.in_access == nullptr) return absl::DataLossError("an answer that nobody asked for");
+      if (way.in_access == nullptr) return absl::DataLossError("an answer that nobody asked for");
       break;
     default:
       break;
@@ -593,32 +690,33 @@ absl::Status Mailbox::TakeHeader(Peer& peer) {
 }
 
 // What the peer calls, of the frame that is there.
-void Mailbox::Hear(Peer& peer) {
-  Heard& heard = peer.Of(peer.in.group).heard;
-  if (peer.in.sequence < heard.sequence) return;
-  heard.sequence = peer.in.sequence;
-  std::memcpy(heard.call.data(), peer.text.data(), kCallBytes);
+void Mailbox::Hear(Peer& peer, const Way& way) {
+  if (way.in.bytes == 0) return;  // it has said so before
+  Heard& heard = peer.Of(way.in.group).heard;
+  if (way.in.sequence < heard.sequence) return;
+  heard.sequence = way.in.sequence;
+  std::memcpy(heard.call.data(), way.text.data(), kCallBytes);
 }
 
-absl::Status Mailbox::TakePayload(Peer& peer) {
-  const FrameHeader& in = peer.in;
+absl::Status Mailbox::TakePayload(Peer& peer, Way& way) {
+  const FrameHeader& in = way.in;
   switch (in.kind) {
     case FrameKind::kData: {
-      Parcel* parcel = std::exchange(peer.in_parcel, nullptr);
+      Parcel* parcel = std::exchange(way.in_parcel, nullptr);
       if (parcel == nullptr) return absl::OkStatus();  // cancelled meanwhile
       parcel->moved += in.bytes;
       if (parcel->moved < parcel->bytes) return absl::OkStatus();
       std::erase(peer.receives, parcel);
       parcel->state.store(Parcel::kDone, std::memory_order_seq_cst);
-      bell_.Ring();
+      Ring();
       return absl::OkStatus();
     }
     case FrameKind::kCalls:
-      Hear(peer);
-      bell_.Ring();  // this rank may wait for something else, and see here that the two differ
+      Hear(peer, way);
+      Ring();  // this rank may wait for something else, and see here that the two differ
       return absl::OkStatus();
     case FrameKind::kReady: {
-      Hear(peer);
+      Hear(peer, way);
       for (size_t i = 0; i < peer.sends.size(); ++i) {
         Parcel* parcel = peer.sends[i];
         if (!parcel->IsOf(in)) continue;
@@ -627,38 +725,41 @@ absl::Status Mailbox::TakePayload(Peer& peer) {
           BeginStream(peer, *parcel);
         } else {
           parcel->state.store(Parcel::kDiffers, std::memory_order_seq_cst);
-          bell_.Ring();
+          Ring();
         }
         return absl::OkStatus();
       }
       if (peer.readies.size() == kMaxReady) return absl::DataLossError("it awaits more than it may");
       peer.readies.push_back(in);
-      bell_.Ring();
+      Ring();
       return absl::OkStatus();
     }
     case FrameKind::kBreak: {
       const auto code = static_cast<absl::StatusCode>(in.tag);
       const Broken broken{in.sequence, code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
-                          std::string(reinterpret_cast<const char*>(peer.text.data()), static_cast<size_t>(in.bytes))};
+                          std::string(reinterpret_cast<const char*>(way.text.data()), static_cast<size_t>(in.bytes))};
       const std::lock_guard lock(groups_mutex_);
       if (!broken_.emplace(in.group, broken).second) return absl::OkStatus();
       if (const auto found = entered_.find(in.group); found != entered_.end())
-        reactor_->Post([this, group = in.group, ranks = found->second.ranks, broken] { Break(group, ranks, broken); });
+        reactor_->Post([this, group = in.group, ranks = found->second.ranks, broken] {
+          Break(group, ranks, broken);
+          EndTurn();
+        });
       breaks_.fetch_add(1, std::memory_order_seq_cst);
       bell_.Wake();
       return absl::OkStatus();
     }
     case FrameKind::kTell:
       peer.Of(in.group).told = in.sequence;
-      bell_.Ring();
+      Ring();
       return absl::OkStatus();
     case FrameKind::kGot: {
-      RemoteAccess& access = *std::exchange(peer.in_access, nullptr);
+      RemoteAccess& access = *std::exchange(way.in_access, nullptr);
       access.moved += in.bytes;
       if (access.moved < access.bytes) return absl::OkStatus();
       std::erase(peer.asked, &access);
       access.done.store(true, std::memory_order_seq_cst);
-      bell_.Ring();
+      Ring();
       return absl::OkStatus();
     }
     case FrameKind::kWord: {
@@ -670,7 +771,7 @@ absl::Status Mailbox::TakePayload(Peer& peer) {
       peer.asked.erase(found);
       access.result = in.value;
       access.done.store(true, std::memory_order_seq_cst);
-      bell_.Ring();
+      Ring();
       return absl::OkStatus();
     }
     case FrameKind::kPut:
@@ -693,14 +794,14 @@ absl::Status Mailbox::Answer(Peer& peer, const FrameHeader& header) {
     return absl::OkStatus();
   }
   if (header.kind == FrameKind::kGet) {
-    if (peer.streams.size() >= kMaxAnswers) return absl::DataLossError("it reads more at a time than it may");
+    if (peer.bulk.streams.size() >= kMaxAnswers) return absl::DataLossError("it reads more at a time than it may");
     const auto bytes = static_cast<int64_t>(header.value);
     GANTRY_ASSIGN_OR_RETURN(const std::byte* data, OwnMemory(header, bytes, false));
-    peer.streams.push_back({.header = {.kind = FrameKind::kGot, .sequence = header.sequence},
+    peer.bulk.streams.push_back({.header = {.kind = FrameKind::kGot, .sequence = header.sequence},
                             .data = data,
                             .bytes = bytes,
-                            .ticket = tickets_.fetch_add(1, std::memory_order_relaxed)});
-    Flush(peer);
+                                 .ticket = tickets_.fetch_add(1, std::memory_order_relaxed)});
+    Flush(peer, peer.bulk);
     return absl::OkStatus();
   }
   if (header.offset % 8 != 0) return absl::DataLossError("a word that is not aligned");
@@ -713,7 +814,7 @@ absl::Status Mailbox::Answer(Peer& peer, const FrameHeader& header) {
   } else {
     before = word.fetch_add(header.value, std::memory_order_seq_cst);
   }
-  bell_.Ring();
+  Ring();
   if (header.kind != FrameKind::kSignal)
     SendControl(peer, {.kind = FrameKind::kWord, .sequence = header.sequence, .value = before});
   return absl::OkStatus();

@@ -11,6 +11,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -88,13 +89,15 @@ struct Broken {
   std::string why;
 };
 
-// Thread-safe. One thread of its own, which sleeps while nothing comes. It rings the bell whenever something is done.
+// Thread-safe. One thread of its own, which sleeps while nothing comes, and calls `go_on` when something is done; where it is done on
+// another thread, that rings the bell.
 class Mailbox {
  public:
   // All ranks of the job call it. Connects this rank with those of other nodes, on the interface by which its links
   // reach them (loopback where they are sockets of one machine). The arguments outlive it.
   static absl::StatusOr<std::unique_ptr<Mailbox>> Open(Links& links, Liveness& liveness, const Pool& pool,
-                                                       Doorbell& bell, absl::Duration timeout);
+                                                       Doorbell& bell, std::function<void()> go_on,
+                                                       absl::Duration timeout);
   ~Mailbox();
 
   // Either end tells the other what it calls, once an operation, so that both see whether they differ.
@@ -130,22 +133,28 @@ class Mailbox {
  private:
   struct Peer;
   struct Stream;
+  struct Way;
 
-  Mailbox(Links& links, Liveness& liveness, const Pool& pool, Doorbell& bell);
+  Mailbox(Links& links, Liveness& liveness, const Pool& pool, Doorbell& bell, std::function<void()> go_on);
   absl::Status Connect(absl::Duration timeout);
   absl::Status Watch();
   void Drain();
+  void Ring();
 
-  void OnEvents(Peer& peer, uint32_t events);
-  void Read(Peer& peer);
-  absl::Status TakeHeader(Peer& peer);
-  absl::Status TakePayload(Peer& peer);
-  static void Hear(Peer& peer);
+  void OnEvents(Peer& peer, Way& way, uint32_t events);
+  void EndTurn();
+  void Read(Peer& peer, Way& way);
+  void Close(Peer& peer, Way& way, absl::Status why);
+  absl::Status TakeHeader(Peer& peer, Way& way);
+  absl::Status TakePayload(Peer& peer, Way& way);
+  absl::Status EndPayload(Peer& peer, Way& way);
+  static void Hear(Peer& peer, const Way& way);
   absl::Status Answer(Peer& peer, const FrameHeader& header);
   absl::StatusOr<std::byte*> OwnMemory(const FrameHeader& header, int64_t bytes, bool writes) const;
-  void Flush(Peer& peer);
-  void BeginFrame(Peer& peer);
-  void EndFrame(Peer& peer);
+  void Flush(Peer& peer, Way& way);
+  void FlushNow(Peer& peer, Way& way);
+  static void BeginFrame(Way& way);
+  void EndFrame(Way& way);
   void SendControl(Peer& peer, const FrameHeader& header, std::span<const std::byte> payload = {});
   void BeginStream(Peer& peer, Parcel& parcel);
   void End(Peer& peer, absl::Status why);
@@ -155,6 +164,10 @@ class Mailbox {
   Liveness& liveness_;
   const Pool& pool_;
   Doorbell& bell_;
+  const std::function<void()> go_on_;
+  // Of the own thread, until it holds no lock.
+  bool something_done_ = false;
+  std::vector<std::pair<Peer*, Way*>> unsent_;
   std::vector<std::unique_ptr<Peer>> peers_;  // by rank of the job; null on this node
   std::atomic<uint64_t> tickets_{0};
   std::atomic<uint32_t> breaks_{0};

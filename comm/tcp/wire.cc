@@ -40,9 +40,9 @@ absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> byte
     return absl::DataLossError(absl::StrFormat("a frame of the unknown kind %d", kind));
   FrameHeader header;
   std::memcpy(&header, bytes.data(), kHeaderBytes);
-  const bool exact = header.kind == FrameKind::kReady || header.kind == FrameKind::kCalls;
   const int64_t most = LargestPayload(header.kind);
-  if (header.bytes < (exact ? most : 0) || header.bytes > most) {
+  const bool is_cut = most == kCallBytes && header.bytes != most && (header.kind == FrameKind::kCalls || header.bytes != 0);
+  if (header.bytes < 0 || header.bytes > most || is_cut) {
     return absl::DataLossError(absl::StrFormat("a frame of kind %d with %d bytes of content", kind, header.bytes));
   }
   if (header.offset < 0 || header.offset > kMaxAddress)

@@ -11,7 +11,7 @@
 namespace gantry::tcp {
 
 enum class FrameKind : uint32_t {
-  kReady = 1,    // the receiver of a parcel: group, sequence, tag, value: its bytes. Payload: what it calls
+  kReady = 1,    // the receiver of a parcel: group, sequence, tag, value: its bytes. Payload, with the first: what it calls
   kData,         // a piece of a parcel: group, sequence, tag, offset in it, value: its bytes
   kBreak,        // group, sequence: the operation it failed with, tag: the status code. Payload: the message
   kAsk,          // group: how many operations has this rank started?
@@ -38,7 +38,7 @@ struct FrameHeader {
 };
 
 inline constexpr size_t kHeaderBytes = 48;
-inline constexpr int64_t kMaxPayloadBytes = int64_t{64} << 10;  // so that what is urgent waits for little
+inline constexpr int64_t kMaxPayloadBytes = int64_t{256} << 10;  // what is urgent goes another way
 inline constexpr int64_t kMaxTextBytes = 4096;                  // payload of kBreak
 inline constexpr int64_t kCallBytes = 128;                      // payload of kReady and kCalls
 

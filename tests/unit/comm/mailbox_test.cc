@@ -8,6 +8,8 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <functional>
+#include <latch>
 #include <thread>
 
 #include "comm/channels.h"
@@ -31,9 +33,15 @@ void SendBytes(int socket, std::span<const std::byte> bytes) {
   }
 }
 
-// Rank 1 connects as a rank does and then sends `frames` over one of its connections, each with its payload, as they are. What became of
-// it.
-absl::Status StatusAfter(std::span<const FrameHeader> frames) {
+void SendFrame(int socket, const FrameHeader& frame, int64_t payload_bytes) {
+  SendBytes(socket, Encode(frame));
+  SendBytes(socket, std::vector<std::byte>(static_cast<size_t>(payload_bytes)));
+}
+
+// Rank 1 connects as a rank does, and then `acts` with its two connections. What rank 0, to which `before` is done first, thinks of it at
+// the end; the first word of its memory goes to `word`.
+absl::Status StatusAfter(const std::function<void(Descriptor ways[2])>& acts, const std::function<void(Mailbox&)>& before = nullptr,
+                         uint64_t* word = nullptr) {
   ThreadJob job({0, 1});
   const std::unique_ptr<Device> device = MakeCpuDevice({});
   std::unique_ptr<Slab> slabs[2];
@@ -45,6 +53,7 @@ absl::Status StatusAfter(std::span<const FrameHeader> frames) {
         .name = "arena", .data = slabs[rank]->data(), .bytes = kRegionBytes, .descriptor = slabs[rank]->descriptor()};
     pools[rank] = *Pool::Share(job.links(rank), std::span(&region, 1), absl::Seconds(10));
   };
+  std::latch is_ready(1);
   std::thread hostile([&] {
     share(1);
     const LinkMessage place = *job.links(1).Receive(0, kTcpChannel, absl::Seconds(10));
@@ -53,31 +62,40 @@ absl::Status StatusAfter(std::span<const FrameHeader> frames) {
     const absl::Time deadline = absl::Now() + absl::Seconds(10);
     for (int way = 0; way < 2; ++way)
       group.Add(*StartConnect(*SocketAddress::Parse(address)), Handshake::Role::kInitiator, 0, address, deadline);
-    Descriptor other, socket;
+    Descriptor ways[2];
     while (!group.empty()) {
       for (HandshakeGroup::Outcome& outcome : group.Step(deadline)) {
         ASSERT_TRUE(outcome.status.ok()) << Message(outcome.status);
-        (socket.valid() ? other : socket) = std::move(outcome.socket);
+        ways[ways[0].valid() ? 1 : 0] = std::move(outcome.socket);
       }
     }
-    for (const FrameHeader& frame : frames) {
-      SendBytes(socket.get(), Encode(frame));
-      SendBytes(socket.get(), std::vector<std::byte>(static_cast<size_t>(std::clamp<int64_t>(frame.bytes, 0, 1 << 17))));
-    }
+    is_ready.wait();
+    acts(ways);
     // Until the other end has had enough, or has taken all of it.
     std::byte byte;
-    std::vector<Descriptor> none;
-    if (WaitFor(socket.get(), POLLIN, absl::Now() + absl::Milliseconds(200)).ok())
-      (void)ReceiveSome(socket.get(), std::span(&byte, 1), none);
+    for (const Descriptor& way : ways) {
+      if (way.valid() && WaitFor(way.get(), POLLIN, absl::Now() + absl::Milliseconds(100)).ok())
+        (void)ReceiveSome(way.get(), std::span(&byte, 1), {});
+    }
   });
   share(0);
   Doorbell bell = {};
   absl::StatusOr<std::unique_ptr<Mailbox>> mailbox =
       Mailbox::Open(job.links(0), job.liveness(0), *pools[0], bell, [&] { bell.Ring(); }, absl::Seconds(10));
   EXPECT_TRUE(mailbox.ok()) << Message(mailbox.status());
+  if (before != nullptr) before(**mailbox);
+  is_ready.count_down();
   hostile.join();
   for (int look = 0; look < 500 && (*mailbox)->StatusOf(1).ok(); ++look) usleep(2000);
+  if (word != nullptr) std::memcpy(word, slabs[0]->data(), sizeof(*word));
   return (*mailbox)->StatusOf(1);
+}
+
+// After these frames over one of the connections, each with its payload, as they are.
+absl::Status StatusAfter(std::span<const FrameHeader> frames) {
+  return StatusAfter([&](Descriptor ways[2]) {
+    for (const FrameHeader& frame : frames) SendFrame(ways[0].get(), frame, std::clamp<int64_t>(frame.bytes, 0, 1 << 19));
+  });
 }
 
 absl::Status StatusAfter(const FrameHeader& frame) { return StatusAfter(std::span(&frame, 1)); }
@@ -117,6 +135,34 @@ TEST(MailboxTest, WhatNobodyAwaitsIsThrownAway) {
   };
   // All of it is taken; then the end of the connection is what there is to say.
   EXPECT_THAT(std::string(Message(StatusAfter(frames))), HasSubstr("closed the connection"));
+}
+
+TEST(MailboxTest, WhatComesOverOneConnectionCountsAfterTheEndOfTheOther) {
+  uint64_t word = 0;
+  const absl::Status status = StatusAfter(
+      [](Descriptor ways[2]) {
+        ways[0].Reset();
+        usleep(50'000);
+        SendFrame(ways[1].get(), {.kind = FrameKind::kSignal, .value = 7}, 0);
+      },
+      nullptr, &word);
+  EXPECT_EQ(word, 7u);
+  EXPECT_THAT(std::string(Message(status)), HasSubstr("closed the connection"));
+}
+
+TEST(MailboxTest, AParcelThatComesOverBothConnectionsIsRefused) {
+  std::byte memory[100];
+  Parcel parcel{.peer = 1, .group = 5, .sequence = 1, .data = memory, .bytes = sizeof(memory)};
+  const FrameHeader frame{.kind = FrameKind::kData, .group = 5, .sequence = 1, .value = sizeof(memory), .bytes = sizeof(memory)};
+  const absl::Status status = StatusAfter(
+      [&](Descriptor ways[2]) {
+        SendFrame(ways[0].get(), frame, 50);
+        usleep(50'000);
+        SendFrame(ways[1].get(), frame, 50);
+        usleep(50'000);
+      },
+      [&](Mailbox& mailbox) { mailbox.Receive(parcel, CallBytes{}); });
+  EXPECT_THAT(std::string(Message(status)), HasSubstr("100 bytes at 0 of 100, of which 0 are there"));
 }
 
 }  // namespace

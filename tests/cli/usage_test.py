@@ -48,7 +48,7 @@ class Usage(GantryTestCase):
         self.assertEqual(nodes[1]["children"][0]["bytes"], 76000000000)
         self.assertEqual([child["gigabytes_per_second"] for child in job["children"] if child["kind"] == "link"], [45.0])
         self.assertIn("link between every two ranks, 120.0 GB/s", self.run_gantry("topo", "--machine", "dgx-2").stdout)
-        self.run_gantry("topo", "--machine", "cpu-2", "--nodes", "2", expect=64, words=["network"])
+        self.run_gantry("topo", "--machine", "cpu-2", "--nodes", "2", expect=65, words=["network"])
         self.run_gantry("topo", "--machine", "dgx-9", expect=66, words=["dgx-9", "dgx-h100"])
         self.run_gantry("topo", "--nodes", "2", expect=64, words=["--machine"])
 

@@ -18,6 +18,7 @@
 
 #include "absl/strings/cord.h"
 #include "memory/cpu/backed_memory.h"
+#include "memory/fallback.h"
 #include "memory/tier/tier_checks.h"
 
 namespace gantry {
@@ -149,6 +150,7 @@ struct FilePath {
   bool direct = false;
   int64_t memory_alignment = 1;  // direct: memory at a multiple of this needs no bounce buffer
   std::string text;
+  std::string why_buffered, why_no_ring;  // where that is not what was asked for
 };
 
 class FileSlab final : public TierSlab {
@@ -181,6 +183,7 @@ class FileSlab final : public TierSlab {
   };
 
   absl::Status OpenIo(const TierOptions& options, const std::string& buffering);
+  absl::Status NoteFallbacks() const;
   absl::Status Move(Direction& direction, bool write, int64_t offset, std::byte* memory, int64_t bytes);
   Chunk NextChunk(std::byte* bounce, int64_t offset, std::byte* memory, int64_t bytes) const;
   static void Begin(FileIo& io, bool write, int slot, const Chunk& chunk);
@@ -212,24 +215,48 @@ absl::Status FileSlab::Open(const TierOptions& options, const FileTierSeam& seam
     // tmpfs takes the flag, but its file is memory all the same.
     path_.direct = system != "tmpfs" && system != "ramfs" && path_.memory_alignment > 0 &&
                    fcntl(file_.get(), F_SETFL, O_RDWR | O_DIRECT) == 0;
-    buffering = path_.direct ? "direct" : absl::StrFormat("buffered (%s has no direct I/O)", system);
+    if (!path_.direct) path_.why_buffered = absl::StrFormat("%s has no direct I/O", system);
+    buffering = path_.direct ? "direct" : absl::StrFormat("buffered (%s)", path_.why_buffered);
   }
   absl::Status opened = OpenIo(options, buffering);
   if (!opened.ok() && path_.direct && fcntl(file_.get(), F_SETFL, O_RDWR) == 0) {
     path_.direct = false;
-    opened = OpenIo(options, absl::StrFormat("buffered (%s refuses direct I/O in blocks of %d)",
-                                             FileSystemName(file_.get()), kBlockBytes));
+    path_.why_buffered =
+        absl::StrFormat("%s refuses direct I/O in blocks of %d", FileSystemName(file_.get()), kBlockBytes);
+    opened = OpenIo(options, absl::StrFormat("buffered (%s)", path_.why_buffered));
   }
   GANTRY_RETURN_IF_ERROR(opened);
+  GANTRY_RETURN_IF_ERROR(NoteFallbacks());
   for (Direction* direction : {&out_, &in_}) {
     if (seam.around_io) direction->io = seam.around_io(std::move(direction->io));
   }
   return absl::OkStatus();
 }
 
+absl::Status FileSlab::NoteFallbacks() const {
+  const std::string what = absl::StrCat("tier ", name_);
+  if (!path_.why_no_ring.empty()) {
+    GANTRY_RETURN_IF_ERROR(NoteFallback({.what = what,
+                                         .wanted = "io_uring",
+                                         .got = "pread and pwrite",
+                                         .why = path_.why_no_ring,
+                                         .remedy = "allow io_uring (kernel.io_uring_disabled, the container's seccomp "
+                                                   "rules, a build with liburing), or ask for none"}));
+  }
+  if (path_.why_buffered.empty()) return absl::OkStatus();
+  return NoteFallback({.what = what,
+                       .wanted = "direct I/O",
+                       .got = "buffered I/O",
+                       .why = path_.why_buffered,
+                       .remedy = absl::StrFormat("put the tier on a disk's own file system instead of '%s', or ask for "
+                                                 "buffered I/O",
+                                                 directory_)});
+}
+
 // Makes both directions' io and reads a block with each, so that a refusal shows here and not in mid-step.
 absl::Status FileSlab::OpenIo(const TierOptions& options, const std::string& buffering) {
   std::string calls = options.io_uring ? "io_uring" : "pread/pwrite";
+  path_.why_no_ring.clear();
   bool ring = options.io_uring;
   for (Direction* direction : {&out_, &in_}) {
     const std::span<std::byte> block(direction->bounce[0], static_cast<size_t>(std::min(bytes_, kBlockBytes)));
@@ -246,7 +273,8 @@ absl::Status FileSlab::OpenIo(const TierOptions& options, const std::string& buf
         status = absl::UnavailableError(moved < 0 ? std::strerror(static_cast<int>(-moved)) : "a short read");
       }
       ring = false;
-      calls = absl::StrFormat("pread/pwrite (no io_uring: %s)", Message(status));
+      path_.why_no_ring = Message(status);
+      calls = absl::StrFormat("pread/pwrite (no io_uring: %s)", path_.why_no_ring);
       out_.io = MakePositionedIo(file_.get());
     }
     direction->io = MakePositionedIo(file_.get());

@@ -66,6 +66,7 @@ class TierSlab {
 // All `bytes` (>= 0) are there when it returns: memory is faulted in, file blocks are allocated.
 // kInvalidArgument    bytes < 0, or a kFile tier names no directory
 // kResourceExhausted  the budget, the machine or the file system does not have the bytes
+// kFailedPrecondition under GANTRY_STRICT: io_uring or direct I/O was asked for and is not had (memory/fallback.h)
 // kNotFound, kPermissionDenied  the directory is missing, or no file can be made in it
 absl::StatusOr<std::unique_ptr<TierSlab>> ReserveTier(const TierOptions& options, int64_t bytes);
 

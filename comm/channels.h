@@ -13,6 +13,7 @@ constexpr uint32_t kPoolChannel = 4;       // which regions a rank shares, with 
 constexpr uint32_t kNodeChannel = 5;       // the doorbells of a node
 constexpr uint32_t kAgreementChannel = 6;  // how a rank's planning ended; which split rank 0 has chosen
 constexpr uint32_t kTcpChannel = 7;        // where a rank listens for the ranks of other nodes
+constexpr uint32_t kPathChannel = 8;       // what a rank offers those of other nodes beside its connections
 constexpr uint32_t kFirstFreeChannel = 16;
 constexpr uint32_t kFirstGroupChannel = 0x80000000u;
 // The memory of a group, by the group's number.

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "comm/nodes/nodes_communicator.h"
+#include "comm/paths.h"
 #include "comm/shm/shm_communicator.h"
 #include "comm/shm/shm_node.h"
 #include "comm/shm/shm_transport.h"
@@ -22,6 +23,7 @@ class JobFabric final : public Fabric {
     Links& links = node_->links();
     std::vector<int> ranks(static_cast<size_t>(links.size()));
     std::iota(ranks.begin(), ranks.end(), 0);
+    GANTRY_ASSIGN_OR_RETURN(const TransportWish wish, TransportWishFromEnvironment());
     if (node_->ranks().size() == ranks.size()) {
       GANTRY_ASSIGN_OR_RETURN(world_, shm::ShmCommunicator::Create(*node_, ranks, "world", kWorld, options.timeout));
       return absl::OkStatus();
@@ -29,6 +31,8 @@ class JobFabric final : public Fabric {
     GANTRY_ASSIGN_OR_RETURN(mailbox_,
                             tcp::Mailbox::Open(links, node_->liveness(), *pool_, node_->own_bell(),
                                                      [node = node_.get()] { node->GoOn(); }, options.timeout));
+    GANTRY_ASSIGN_OR_RETURN(carrier_, ChooseCarrier(wish, links, *mailbox_, options.timeout));
+    if (carrier_ != nullptr) GANTRY_RETURN_IF_ERROR(carrier_->Begin(options.timeout));
     between_nodes_.emplace(*node_, *mailbox_, of_node_);
     GANTRY_ASSIGN_OR_RETURN(
         world_, nodes::NodesCommunicator::Create(*node_, *mailbox_, ranks, "world", kWorld, options.timeout));
@@ -61,6 +65,7 @@ class JobFabric final : public Fabric {
   const std::unique_ptr<Pool> pool_;
   const std::unique_ptr<shm::ShmNode> node_;
   shm::ShmTransport of_node_;
+  std::unique_ptr<tcp::Carrier> carrier_;  // null where the connections carry all
   std::unique_ptr<tcp::Mailbox> mailbox_;  // null where all ranks are on one node
   std::optional<tcp::TcpTransport> between_nodes_;
   std::unique_ptr<Communicator> world_;

@@ -37,7 +37,8 @@ class Fabric {
   virtual const Pool& pool() const = 0;
   virtual Transport& transport(int peer) = 0;
   virtual Communicator& world() = 0;  // all ranks, in their order
-  // How this rank waits and by which path it reaches each other, a line each: for a log.
+  // How this rank waits and by which path it reaches each other, a line each: for a log. What is not as it was wanted is
+  // in NotedFallbacks (memory/fallback.h).
   virtual std::vector<std::string> Describe() const = 0;
 };
 

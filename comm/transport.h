@@ -64,8 +64,8 @@ class [[nodiscard]] Pending {
 class Transport {
  public:
   virtual ~Transport() = default;
-  virtual std::string_view name() const = 0;             // "shm", "tcp", "ucx"
-  virtual std::string DescribePath(int peer) const = 0;  // "shm, 13 GB/s expected"
+  virtual std::string_view name() const = 0;             // "shm", "tcp"
+  virtual std::string DescribePath(int peer) const = 0;  // "tcp to 10.0.0.2:4711, 1.25 GB/s expected of eth0, ..."
   virtual bool Reaches(int peer) const = 0;
 
   // Done when the bytes may be read at the other side, after a Signal that follows it. Puts and signals to one rank

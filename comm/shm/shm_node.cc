@@ -12,6 +12,7 @@
 
 #include "comm/channels.h"
 #include "memory/cpu/short_slices.h"
+#include "memory/fallback.h"
 
 namespace gantry::shm {
 namespace {
@@ -113,6 +114,14 @@ absl::Status ShmNode::Join(const NodeOptions& options, absl::Duration timeout) {
     if (message.bytes.size() != 1 || message.bytes.front() != std::byte{1}) cross_memory_ = false;
     return absl::OkStatus();
   }));
+  if (options.cross_memory && !cross_memory_) {
+    GANTRY_RETURN_IF_ERROR(NoteFallback(
+        {.what = "memory outside the pool",
+         .wanted = "reads across processes",
+         .got = "copies through the slots",
+         .why = "process_vm_readv does not work between all ranks of this node",
+         .remedy = "allow it (kernel.yama.ptrace_scope=0, the container's SYS_PTRACE), or do without cross_memory"}));
+  }
 
   core_count_ = cores.count();
   policy_ = WaitPolicy::For(static_cast<int>(ranks_.size()), core_count_);

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <thread>
 #include <utility>
@@ -16,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "comm/channels.h"
 #include "comm/handshake_group.h"
+#include "comm/link_rate.h"
 #include "comm/socket.h"
 
 namespace gantry::tcp {
@@ -142,6 +144,7 @@ void Mailbox::Drain() {
           ioctl(way->socket.get(), SIOCOUTQ, &unacknowledged);
           sent &= unacknowledged == 0 && way->IsSent();
         }
+        if (Carrier* carrier = carrier_; carrier != nullptr) sent &= carrier->Waiting(peer->rank) == 0;
         sent |= !peer->ended.ok();
       }
       if (!sent) std::this_thread::sleep_for(std::chrono::microseconds(200));
@@ -203,7 +206,8 @@ absl::Status Mailbox::Connect(absl::Duration timeout) {
       const bool known = outcome.peer >= 0 && outcome.peer < links_.size() && Reaches(outcome.peer);
       if (outcome.status.ok() && known && !at(outcome.peer).bulk.socket.valid()) {
         Peer& peer = at(outcome.peer);
-        peer.other_end = DescribeOtherEnd(outcome.socket.get());
+        peer.other_end =
+            absl::StrCat(DescribeOtherEnd(outcome.socket.get()), ", ", DescribeLinkRate(outcome.socket.get()));
         (peer.express.socket.valid() ? peer.bulk : peer.express).socket = std::move(outcome.socket);
         --missing;
       } else if (!outcome.status.ok() && known && outcome.peer < self) {
@@ -245,8 +249,11 @@ absl::Status Mailbox::Watch() {
 }
 
 std::string Mailbox::DescribePath(int peer) const {
-  return absl::StrFormat("tcp to %s, pieces of %d KiB", peers_[static_cast<size_t>(peer)]->other_end,
-                         kMaxPayloadBytes >> 10);
+  const Peer& of = *peers_[static_cast<size_t>(peer)];
+  const Carrier* carrier = CarrierFor(of, Carrier::kLeastBytes);
+  const std::string tcp = absl::StrFormat("tcp to %s, pieces of %d KiB", of.other_end, kMaxPayloadBytes >> 10);
+  return carrier == nullptr ? tcp : absl::StrCat(carrier->DescribePath(peer), "; less than ",
+                                                 Carrier::kLeastBytes >> 10, " KiB: ", tcp);
 }
 
 absl::Status Mailbox::StatusOf(int peer) {
@@ -341,12 +348,19 @@ void Mailbox::Send(Parcel& parcel, const CallBytes& call) {
 }
 
 void Mailbox::BeginStream(Peer& peer, Parcel& parcel) {
+  const FrameHeader header{.kind = FrameKind::kData,
+                           .tag = parcel.tag,
+                           .group = parcel.group,
+                           .sequence = parcel.sequence,
+                           .value = static_cast<uint64_t>(parcel.bytes)};
+  if (Carrier* carrier = CarrierFor(peer, parcel.bytes); carrier != nullptr) {
+    const absl::Status status = carrier->Send(peer.rank, {header, parcel.data, parcel.bytes, parcel.priority, &parcel});
+    if (status.ok()) return;
+    parcel.state.store(Parcel::kFailed, std::memory_order_seq_cst);
+    return End(peer, status);
+  }
   Way& way = parcel.priority > 0 || parcel.bytes <= kExpressBytes ? peer.express : peer.bulk;
-  way.streams.push_back({.header = {.kind = FrameKind::kData,
-                                     .tag = parcel.tag,
-                                     .group = parcel.group,
-                                     .sequence = parcel.sequence,
-                                     .value = static_cast<uint64_t>(parcel.bytes)},
+  way.streams.push_back({.header = header,
                           .data = parcel.data,
                           .bytes = parcel.bytes,
                           .priority = parcel.priority,
@@ -401,6 +415,23 @@ void Mailbox::Cancel(Parcel& parcel) {
     if (stream == way->streams.end()) continue;
     if (way->in_frame && stream - way->streams.begin() < static_cast<std::ptrdiff_t>(way->current)) --way->current;
     way->streams.erase(stream);
+  }
+  // What a carrier has in hand it gives back at the latest when the connection has ended.
+  Carrier* carrier = carrier_;
+  while (parcel.landing > 0 || (carrier != nullptr && carrier->Withdraw(peer.rank, parcel))) {
+    if (absl::Now() >= deadline) {
+      End(peer, absl::UnavailableError(absl::StrFormat(
+                    "what was on its way to or from rank %d did not come to its end in a second", peer.rank)));
+    }
+    // Whoever still had it would read or write what is another's by then.
+    if (absl::Now() >= deadline + absl::Seconds(30)) std::abort();
+    lock.unlock();
+    if (reactor_->OnOwnThread()) {
+      carrier->Turn();
+    } else {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    lock.lock();
   }
   parcel.state.store(Parcel::kIdle, std::memory_order_seq_cst);
 }
@@ -533,8 +564,11 @@ void Mailbox::End(Peer& peer, absl::Status why) {
     access.failed = true;
     access.done.store(true, std::memory_order_seq_cst);
   };
-  for (RemoteAccess* access : peer.asked) fail(*access);
-  peer.asked.clear();
+  for (RemoteAccess* access : peer.asked) {
+    if (access->landing == 0) fail(*access);
+  }
+  std::erase_if(peer.asked, [](const RemoteAccess* access) { return access->landing == 0; });
+  if (carrier_ != nullptr) carrier_.load()->End(peer.rank);
   for (Way* way : peer.ways()) {
     for (Stream& stream : way->streams) {
       if (stream.parcel != nullptr) stream.parcel->state.store(Parcel::kFailed, std::memory_order_seq_cst);
@@ -793,10 +827,23 @@ absl::Status Mailbox::Answer(Peer& peer, const FrameHeader& header) {
     SendControl(peer, {.kind = FrameKind::kTell, .group = header.group, .sequence = started});
     return absl::OkStatus();
   }
+  if (header.kind == FrameKind::kTaken) {
+    if (carrier_ == nullptr) return absl::DataLossError("it has taken what was not sent");
+    carrier_.load()->Acknowledge(peer.rank, header);
+    return absl::OkStatus();
+  }
+  if (header.kind == FrameKind::kProbe) return absl::DataLossError("a measurement of the wrong path");
   if (header.kind == FrameKind::kGet) {
-    if (peer.bulk.streams.size() >= kMaxAnswers) return absl::DataLossError("it reads more at a time than it may");
     const auto bytes = static_cast<int64_t>(header.value);
+    Carrier* carrier = CarrierFor(peer, bytes);
+    if (peer.bulk.streams.size() + (carrier != nullptr ? carrier->Waiting(peer.rank) : 0) >= kMaxAnswers)
+      return absl::DataLossError("it reads more at a time than it may");
     GANTRY_ASSIGN_OR_RETURN(const std::byte* data, OwnMemory(header, bytes, false));
+    if (carrier != nullptr) {
+      return carrier->Send(peer.rank, {.header = {.kind = FrameKind::kGot, .sequence = header.sequence},
+                                       .data = data,
+                                       .bytes = bytes});
+    }
     peer.bulk.streams.push_back({.header = {.kind = FrameKind::kGot, .sequence = header.sequence},
                             .data = data,
                             .bytes = bytes,
@@ -818,6 +865,85 @@ absl::Status Mailbox::Answer(Peer& peer, const FrameHeader& header) {
   if (header.kind != FrameKind::kSignal)
     SendControl(peer, {.kind = FrameKind::kWord, .sequence = header.sequence, .value = before});
   return absl::OkStatus();
+}
+
+// Beside the connection.
+
+Carrier* Mailbox::CarrierFor(const Peer& peer, int64_t bytes) const {
+  Carrier* carrier = carrier_.load(std::memory_order_acquire);
+  return carrier != nullptr && bytes >= Carrier::kLeastBytes && carrier->Carries(peer.rank) ? carrier : nullptr;
+}
+
+void Mailbox::Fail(int rank, const absl::Status& why) {
+  const std::lock_guard lock(at(rank).mutex);
+  End(at(rank), why);
+}
+
+absl::StatusOr<Carrier::Landing> Mailbox::Approach(int rank, const FrameHeader& header) {
+  Peer& peer = at(rank);
+  const std::lock_guard lock(peer.mutex);
+  if (!peer.ended.ok()) return peer.ended;
+  Carrier::Landing landing;
+  // Pieces come in any order.
+  const auto land_in = [&](auto& whole) -> absl::Status {
+    if (header.bytes == 0 || header.offset > whole.bytes - header.bytes ||
+        header.bytes > whole.bytes - whole.moved - whole.landing) {
+      return absl::DataLossError(absl::StrFormat("%d bytes at %d of %d, of which %d are there", header.bytes,
+                                                 header.offset, whole.bytes, whole.moved + whole.landing));
+    }
+    landing.into = whole.data + header.offset;
+    whole.landing += header.bytes;
+    return absl::OkStatus();
+  };
+  if (header.kind == FrameKind::kData) {
+    for (Parcel* parcel : peer.receives) {
+      if (!parcel->IsOf(header)) continue;
+      landing.parcel = parcel;
+      GANTRY_RETURN_IF_ERROR(land_in(*parcel));
+      break;
+    }
+  } else if (header.kind == FrameKind::kGot) {
+    for (RemoteAccess* access : peer.asked) {
+      if (access->number != header.sequence || access->kind != FrameKind::kGet) continue;
+      landing.access = access;
+      GANTRY_RETURN_IF_ERROR(land_in(*access));
+      break;
+    }
+    if (landing.access == nullptr) return absl::DataLossError("an answer that nobody asked for");
+  } else if (header.kind != FrameKind::kProbe) {
+    return absl::DataLossError(absl::StrFormat("a frame of kind %d beside the connection", header.kind));
+  }
+  return landing;
+}
+
+void Mailbox::Landed(int rank, const FrameHeader& header, const Carrier::Landing& landing, bool is_there) {
+  Peer& peer = at(rank);
+  const std::lock_guard lock(peer.mutex);
+  if (Parcel* parcel = landing.parcel; parcel != nullptr) {
+    parcel->landing -= header.bytes;
+    const auto awaited = std::find(peer.receives.begin(), peer.receives.end(), parcel);  // else it was cancelled
+    if (is_there && awaited != peer.receives.end() && (parcel->moved += header.bytes) == parcel->bytes) {
+      peer.receives.erase(awaited);
+      parcel->state.store(Parcel::kDone, std::memory_order_seq_cst);
+    }
+  }
+  if (RemoteAccess* access = landing.access; access != nullptr) {
+    access->landing -= header.bytes;
+    if (is_there) access->moved += header.bytes;
+    access->failed = !peer.ended.ok();
+    if (access->failed ? access->landing == 0 : access->moved == access->bytes) {
+      std::erase(peer.asked, access);
+      access->done.store(true, std::memory_order_seq_cst);
+    }
+  }
+  Ring();
+  if (is_there) {
+    SendControl(peer, {.kind = FrameKind::kTaken,
+                       .tag = header.tag,
+                       .group = header.group,
+                       .sequence = header.sequence,
+                       .offset = header.bytes});
+  }
 }
 
 absl::StatusOr<std::byte*> Mailbox::OwnMemory(const FrameHeader& header, int64_t bytes, bool writes) const {

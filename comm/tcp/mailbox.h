@@ -27,6 +27,7 @@
 #include "comm/liveness.h"
 #include "comm/pool.h"
 #include "comm/reactor.h"
+#include "comm/tcp/carrier.h"
 #include "comm/tcp/wire.h"
 #include "comm/wait.h"
 #include "memory/status.h"
@@ -53,6 +54,7 @@ struct Parcel {
   std::atomic<uint32_t> state{kIdle};
 
   int64_t moved = 0;  // the mailbox's
+  int64_t landing = 0;  // likewise: bytes that a carrier is writing
 
   bool done() const { return state.load(std::memory_order_seq_cst) == kDone; }
   bool IsOf(const FrameHeader& header) const {
@@ -72,7 +74,7 @@ struct RemoteAccess {
   uint64_t result = 0;  // of atomics
 
   uint64_t number = 0;  // the mailbox's
-  int64_t moved = 0;
+  int64_t moved = 0, landing = 0;
 };
 
 // What a rank has called, as the group layer writes it: its operation, and 128 bytes that say what it is.
@@ -125,10 +127,26 @@ class Mailbox {
   // Checked by the caller (Pool::Check).
   void Start(RemoteAccess& access);
 
+  int rank() const { return links_.rank(); }
   bool Reaches(int peer) const { return peers_[static_cast<size_t>(peer)] != nullptr; }
   // OK, or why the connection to `peer` has ended.
   absl::Status StatusOf(int peer);
   std::string DescribePath(int peer) const;
+
+  // From here on parcels and answers to reads of Carrier::kLeastBytes and more go by `carrier` where it carries to their
+  // rank. It outlives the mailbox, and works on the thread of reactor().
+  void Carry(Carrier& carrier) { carrier_.store(&carrier, std::memory_order_release); }
+  Reactor& reactor() { return *reactor_; }
+  // A frame that came by the carrier: where its payload goes. Each that is OK is followed by a Landed, when the payload
+  // is there or does not come; until then the memory stays.
+  absl::StatusOr<Carrier::Landing> Approach(int peer, const FrameHeader& header);
+  void Landed(int peer, const FrameHeader& header, const Carrier::Landing& landing, bool is_there);
+  // The peer is no use any more: ends the connection.
+  void Fail(int peer, const absl::Status& why);
+  // Something is done that operations may wait for. What a turn of that thread has done and has to send goes on in
+  // EndTurn, at its end, with no lock held.
+  void Ring();
+  void EndTurn();
 
  private:
   struct Peer;
@@ -139,10 +157,8 @@ class Mailbox {
   absl::Status Connect(absl::Duration timeout);
   absl::Status Watch();
   void Drain();
-  void Ring();
 
   void OnEvents(Peer& peer, Way& way, uint32_t events);
-  void EndTurn();
   void Read(Peer& peer, Way& way);
   void Close(Peer& peer, Way& way, absl::Status why);
   absl::Status TakeHeader(Peer& peer, Way& way);
@@ -158,6 +174,8 @@ class Mailbox {
   void SendControl(Peer& peer, const FrameHeader& header, std::span<const std::byte> payload = {});
   void BeginStream(Peer& peer, Parcel& parcel);
   void End(Peer& peer, absl::Status why);
+  // The carrier that takes so many bytes to the peer; null: they go over the connection.
+  Carrier* CarrierFor(const Peer& peer, int64_t bytes) const;
   Peer& at(int peer) { return *peers_[static_cast<size_t>(peer)]; }
 
   Links& links_;
@@ -171,6 +189,7 @@ class Mailbox {
   std::vector<std::unique_ptr<Peer>> peers_;  // by rank of the job; null on this node
   std::atomic<uint64_t> tickets_{0};
   std::atomic<uint32_t> breaks_{0};
+  std::atomic<Carrier*> carrier_{nullptr};
   int on_loss_ = -1;
 
   std::mutex groups_mutex_;

@@ -10,7 +10,7 @@ static_assert(std::endian::native == std::endian::little, "frames are little-end
 
 constexpr int64_t kMaxAddress = int64_t{1} << 47;
 
-int64_t LargestPayload(FrameKind kind) {
+int64_t LargestPayload(FrameKind kind, int64_t max_payload_bytes) {
   switch (kind) {
     case FrameKind::kReady:
     case FrameKind::kCalls:
@@ -20,7 +20,8 @@ int64_t LargestPayload(FrameKind kind) {
     case FrameKind::kData:
     case FrameKind::kPut:
     case FrameKind::kGot:
-      return kMaxPayloadBytes;
+    case FrameKind::kProbe:
+      return max_payload_bytes;
     default:
       return 0;
   }
@@ -33,14 +34,14 @@ std::array<std::byte, kHeaderBytes> Encode(const FrameHeader& header) {
   return std::bit_cast<std::array<std::byte, kHeaderBytes>>(header);
 }
 
-absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> bytes) {
+absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> bytes, int64_t max_payload_bytes) {
   uint32_t kind = 0;
   std::memcpy(&kind, bytes.data(), sizeof(kind));
   if (kind == 0 || kind > kLastFrameKind)
     return absl::DataLossError(absl::StrFormat("a frame of the unknown kind %d", kind));
   FrameHeader header;
   std::memcpy(&header, bytes.data(), kHeaderBytes);
-  const int64_t most = LargestPayload(header.kind);
+  const int64_t most = LargestPayload(header.kind, max_payload_bytes);
   const bool is_cut = most == kCallBytes && header.bytes != most && (header.kind == FrameKind::kCalls || header.bytes != 0);
   if (header.bytes < 0 || header.bytes > most || is_cut) {
     return absl::DataLossError(absl::StrFormat("a frame of kind %d with %d bytes of content", kind, header.bytes));

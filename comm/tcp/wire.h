@@ -24,8 +24,10 @@ enum class FrameKind : uint32_t {
   kCompareSwap,  // tag: region, offset, group: expected, value: desired, sequence
   kWord,         // sequence, value: what the word was
   kCalls,        // the sender of a parcel whose receiver is not ready: group, sequence. Payload: what it calls
+  kTaken,        // a frame that came by a carrier is there: its tag, group and sequence, offset: bytes of its payload
+  kProbe,        // bytes to be thrown away, of a measurement; only by a carrier. sequence
 };
-inline constexpr uint32_t kLastFrameKind = static_cast<uint32_t>(FrameKind::kCalls);
+inline constexpr uint32_t kLastFrameKind = static_cast<uint32_t>(FrameKind::kProbe);
 
 struct FrameHeader {
   FrameKind kind = FrameKind::kReady;
@@ -44,6 +46,7 @@ inline constexpr int64_t kCallBytes = 128;                      // payload of kR
 
 std::array<std::byte, kHeaderBytes> Encode(const FrameHeader& header);
 // kDataLoss where the kind is unknown or a size beyond its bound.
-absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> bytes);
+absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> bytes,
+                                   int64_t max_payload_bytes = kMaxPayloadBytes);
 
 }  // namespace gantry::tcp

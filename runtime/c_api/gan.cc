@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "absl/strings/str_join.h"
+#include "memory/fallback.h"
 #include "runtime/gan/machine_file.h"
 #include "runtime/c_api/call.h"
 #include "runtime/c_api/handles.h"
@@ -176,6 +177,8 @@ absl::StatusOr<std::unique_ptr<GanSession>> Created(gantry_gan& gan, GanSessionO
   options.ranks = gan.context->ranks.get();
   auto session = GanSession::Create(options, gan.generators, gan.discriminators, *gan.context->device);
   if (!session.ok()) return gan.context->FromRanks(session.status());
+  for (const std::string& line : (*session)->DescribeRanks()) gan.context->Log(GANTRY_LOG_INFO, line);
+  for (const std::string& fallback : NotedFallbacks()) gan.context->Log(GANTRY_LOG_WARNING, fallback);
   return session;
 }
 

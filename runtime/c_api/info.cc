@@ -2,6 +2,7 @@
 #include <string>
 
 #include "absl/strings/str_cat.h"
+#include "comm/paths.h"
 #include "memory/device.h"
 #include "ops/cpu/panel/panel_isa.h"
 #include "runtime/c_api/build_config.h"
@@ -41,7 +42,7 @@ const char* gantry_version(void) {
 int32_t gantry_abi_version(void) { return GANTRY_ABI_VERSION; }
 
 const char* gantry_backends(void) {
-  return gantry::c_api::Forever([] { return gantry::c_api::CpuLine() + "\ncuda: not built"; }, "cpu");
+  return gantry::c_api::Forever([] { return gantry::c_api::CpuLine() + "\ncuda: not built\nnetwork: tcp, " + gantry::DescribeUcx(); }, "cpu");
 }
 
 const char* gantry_build_info(void) {

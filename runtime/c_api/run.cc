@@ -93,6 +93,7 @@ gantry_status gantry_run_open(gantry_context* context, const char* path, size_t 
     made->context = context->shared;
     TrainerOptions options;
     options.warn = [shared = context->shared](std::string_view message) { shared->Log(GANTRY_LOG_WARNING, message); };
+    options.inform = [shared = context->shared](std::string_view message) { shared->Log(GANTRY_LOG_INFO, message); };
     options.ranks = context->shared->ranks.get();
     options.keeping = context->shared->keeping.get();
     absl::StatusOr<std::unique_ptr<Trainer>> trainer = Trainer::Create(std::move(config), *made->context->device, std::move(options));

@@ -9,6 +9,7 @@
 
 #include "absl/strings/cord.h"
 #include "absl/strings/str_join.h"
+#include "memory/fallback.h"
 #include "runtime/data/image_grid.h"
 #include "runtime/data/npy.h"
 #include "runtime/gan/machine_file.h"
@@ -114,6 +115,10 @@ absl::Status Trainer::Build(Device& device) {
     Warn(absl::StrFormat("no fast kernel for %s: reference kernels run there, which are slow",
                          absl::StrJoin(fallbacks, ", ")));
   }
+  for (const std::string& line : session_->DescribeRanks()) {
+    if (options_.inform) options_.inform(line);
+  }
+  for (const std::string& fallback : NotedFallbacks()) Warn(fallback);
   return absl::OkStatus();
 }
 

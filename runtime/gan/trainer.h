@@ -35,6 +35,8 @@ struct TrainerOptions {
   // Told what a person should know: a fallback, signs of collapse, a damaged checkpoint. One line, no newline at its
   // end. Called from within the trainer's functions, on the caller's thread. May be empty.
   std::function<void(std::string_view)> warn;
+  // Likewise, what is good to know once: by which path each other rank is reached. May be empty.
+  std::function<void(std::string_view)> inform;
   // Null: one rank. Outlives the trainer. Every rank makes the same calls; rank 0 writes the files.
   JobRanks* ranks = nullptr;
   // Where the job may be started again. Outlives the trainer.

@@ -13,6 +13,12 @@ sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "
 from two_hosts import ADDRESSES, HOSTS, LINKS, make_hosts, remove_hosts, run  # noqa: E402
 
 
+# The hosts share a machine on purpose: with GANTRY_NODE that is no fallback, which GANTRY_STRICT would refuse.
+BY_UCX = {"GANTRY_TRANSPORT": "ucx", "GANTRY_STRICT": "1", "GANTRY_NODE": "two hosts", "UCX_TLS": "tcp"}
+HAS_UCX = re.search(r"UCX \d", subprocess.run([GANTRY, "backends"], capture_output=True, text=True, check=True).stdout) is not None
+WAYS = {"tcp": {}, "ucx": BY_UCX} if HAS_UCX else {"tcp": {}}
+
+
 class TwoHosts(GantryTestCase):
     def setUp(self):
         super().setUp()
@@ -24,8 +30,8 @@ class TwoHosts(GantryTestCase):
             process.kill()
             process.communicate()
 
-    def start(self, ranks_of_host, *arguments):
-        """A process a rank: so many on the first host, so many on the second."""
+    def start(self, ranks_of_host, *arguments, **more):
+        """A process a rank: so many on the first host, so many on the second. `more`: variables of their environment."""
         key = self.write("key", os.urandom(32).hex())
         os.chmod(key, 0o600)
         ranks = sum(ranks_of_host)
@@ -33,14 +39,14 @@ class TwoHosts(GantryTestCase):
         for rank in range(ranks):
             host = 0 if rank < ranks_of_host[0] else 1
             environment = dict(clean, GANTRY_RANK=str(rank), GANTRY_SIZE=str(ranks), GANTRY_KEY_FILE=key,
-                               GANTRY_RUN_DIR=self.path(f"run{host}"), GANTRY_RENDEZVOUS=f"tcp:{ADDRESSES[0]}:4711")
+                               GANTRY_RUN_DIR=self.path(f"run{host}"), GANTRY_RENDEZVOUS=f"tcp:{ADDRESSES[0]}:4711", **more)
             self.processes.append(subprocess.Popen(["ip", "netns", "exec", HOSTS[host], GANTRY, *map(str, arguments)], cwd=self.folder,
                                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
         return self.processes
 
-    def train(self):
+    def train(self, **more):
         """Two ranks in the middle of a training that would go on for long."""
-        self.start((1, 1), "train", self.write_run(steps=1000000), "--parallel", "batch")
+        self.start((1, 1), "train", self.write_run(steps=1000000), "--parallel", "batch", **more)
         while "measured peak" not in self.processes[0].stdout.readline():
             self.assertIsNone(self.processes[0].poll(), "it ended early")
         time.sleep(0.5)
@@ -52,21 +58,31 @@ class TwoHosts(GantryTestCase):
         self.assertRegex(errors, words)
 
     def test_a_reference_case_comes_out_as_on_one_host(self):
-        for ranks_of_host, parallel in (((1, 1), "batch"), ((2, 1), "batch+shard"), ((1, 1), "space")):
-            with self.subTest(parallel):
+        cases = [((1, 1), "batch", "tcp"), ((2, 1), "batch+shard", "tcp"), ((1, 1), "space", "tcp"), ((2, 1), "batch+shard", "ucx")]
+        for ranks_of_host, parallel, by in cases:
+            if by not in WAYS:
+                continue
+            with self.subTest(parallel, by=by):
                 self.processes = []
                 self.start(ranks_of_host, "check", os.path.join(REFERENCE, "r1"), "--kernels", "reference", "--dtype", "f64", "--json",
-                           "--parallel", parallel)
+                           "--parallel", parallel, **WAYS[by])
                 outputs = [process.communicate(timeout=120) for process in self.processes]
                 for process, (_, errors) in zip(self.processes, outputs):
                     self.assertEqual(process.returncode, 0, errors)
+                self.assertRegex(outputs[0][1], rf"rank {sum(ranks_of_host) - 1}: {by} ")
                 here = self.run_gantry("check", os.path.join(REFERENCE, "r1"), "--kernels", "reference", "--dtype", "f64", "--json",
                                        "--ranks", sum(ranks_of_host), "--parallel", parallel)
                 hashes = [re.search(r'"weights_sha256": ?"(\w+)"', text)[1] for text in (outputs[0][0], here.stdout)]
                 self.assertEqual(hashes[0], hashes[1])
 
     def test_a_cut_link_ends_both_sides(self):
-        self.train()
+        for by, more in WAYS.items():
+            with self.subTest(by):
+                self.processes = []
+                self.cut_link(by, more)
+
+    def cut_link(self, by, more):
+        self.train(**more)
         self.since = time.monotonic()
         run("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "down")
         try:
@@ -74,17 +90,22 @@ class TwoHosts(GantryTestCase):
                 self.assert_ends_naming(self.processes[rank], rf"rank {1 - rank} \(.*no sign of life", 20)
         finally:
             run("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "up")
-        print(f"a cut link ends both sides after {time.monotonic() - self.since:.2f} s")
+        print(f"{by}: a cut link ends both sides after {time.monotonic() - self.since:.2f} s")
 
     def test_a_killed_rank_is_named_on_the_other_host(self):
-        self.train()
-        self.since = time.monotonic()
-        self.processes[1].send_signal(signal.SIGKILL)
-        self.assert_ends_naming(self.processes[0], r"rank 1 \(.*is lost", 20)
-        print(f"a rank killed on the other host ends this one after {time.monotonic() - self.since:.3f} s")
+        for by, more in WAYS.items():
+            with self.subTest(by):
+                self.processes = []
+                self.train(**more)
+                self.since = time.monotonic()
+                self.processes[1].send_signal(signal.SIGKILL)
+                self.assert_ends_naming(self.processes[0], r"rank 1 \(.*is lost", 20)
+                print(f"{by}: a rank killed on the other host ends this one after {time.monotonic() - self.since:.3f} s")
 
 
 if __name__ == "__main__":
+    if not HAS_UCX:
+        print("SKIPPED: the same by UCX: this build has none")
     try:
         make_hosts("1gbit")
     except OSError as error:

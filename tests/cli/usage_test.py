@@ -32,6 +32,7 @@ class Usage(GantryTestCase):
         lines = self.run_gantry("backends").stdout.splitlines()
         self.assertTrue(lines[0].startswith("cpu: "))
         self.assertTrue(lines[1].startswith("cuda: "))
+        self.assertRegex(lines[2], r"^network: tcp, (no UCX|UCX \d+\.\d+\.\d+)$")
 
     def test_topo(self):
         text = self.run_gantry("topo").stdout

@@ -83,7 +83,7 @@ Context NewContext(int thread_count, int32_t log_level, bool join_job) {
 Context MakeContext(int thread_count, int32_t log_level) { return NewContext(thread_count, log_level, false); }
 
 Context JoinRanks(int thread_count) {
-  Context context = NewContext(thread_count, GANTRY_LOG_WARNING, true);
+  Context context = NewContext(thread_count, GANTRY_LOG_INFO, true);
   quiet = gantry_context_rank(context.get()) > 0;
   if (quiet && std::freopen("/dev/null", "w", stdout) == nullptr) throw Failure(kExitInputOutput, "cannot open /dev/null");
   return context;

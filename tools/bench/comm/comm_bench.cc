@@ -1,6 +1,6 @@
 // How fast ranks of this machine talk to each other: collectives, put and get, the start of a job, and how soon a loss
 // is known.
-//   comm_bench [--ranks 2] [--nodes 1] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]
+//   comm_bench [--ranks 2] [--nodes 1 [--transport tcp|ucx]] [--rounds 5] [--json] [--only NAME] [--cross-memory] [--largest BYTES]
 // --nodes: the ranks take themselves to be on so many machines. --only link: what links are measured by, all-reduce and
 // compute at the same time, and an urgent exchange beside a long one (link.py runs that on shaped links).
 // Every size is checked before it is timed. `us` is the median over rounds, `best_us` the fastest round. In a round
@@ -539,6 +539,8 @@ int Main(int argc, char** argv) {
       options.ranks = std::atoi(value());
     else if (flag == "--nodes")
       options.nodes = std::atoi(value());
+    else if (flag == "--transport")
+      setenv("GANTRY_TRANSPORT", value(), 1);  // of the ranks, which inherit it
     else if (flag == "--rounds")
       options.rounds = std::max(1, std::atoi(value()));
     else if (flag == "--only")

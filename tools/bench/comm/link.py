@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Two hosts with a slow link between them, and what Gantry and PyTorch's Gloo get out of it.
 
-  link.py [--bin build/release/bin] [--rates 1gbit,4gbit] [--rounds 5] [--python PYTHON] [--json]
+  link.py [--bin build/release/bin] [--rates 1gbit,4gbit] [--rounds 5] [--transport tcp|ucx] [--python PYTHON] [--json]
 
 The hosts are network namespaces joined by a veth pair that tbf holds to a rate (needs the right to make them, and `ip` and `tc`). For each
 size: the part of the line rate that an all-reduce of f32 between two ranks reaches (bytes of the buffer, which is what each way of the link
@@ -41,7 +41,8 @@ def gantry(arguments):
         with open(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(os.urandom(32).hex())
         program = [os.path.join(arguments.bin, "comm_bench"), "--only", "link", "--json", "--rounds", str(arguments.rounds)]
-        return rows_of([(program, {"GANTRY_BENCH_RANK": "1", "GANTRY_RANK": str(rank), "GANTRY_SIZE": "2", "GANTRY_KEY_FILE": key,
+        transport = ["--transport", arguments.transport] if arguments.transport else []
+        return rows_of([(program + transport, {"GANTRY_BENCH_RANK": "1", "GANTRY_RANK": str(rank), "GANTRY_SIZE": "2", "GANTRY_KEY_FILE": key,
                                    "GANTRY_RUN_DIR": os.path.join(folder, str(rank)), "GANTRY_RENDEZVOUS": f"tcp:{ADDRESSES[0]}:4711"})
                         for rank in (0, 1)])
 
@@ -59,6 +60,7 @@ def main():
     parser.add_argument("--bin", default=os.path.join(HERE, "..", "..", "..", "build", "release", "bin"))
     parser.add_argument("--rates", default="1gbit,4gbit")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--transport", choices=("tcp", "ucx"))
     parser.add_argument("--python", default="python3")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -27,7 +27,7 @@ TopologyNode RankOf(const Machine& machine, int rank) {
 
 TopologyNode LinkOf(const MachineLink& link, std::string_view name) {
   TopologyNode node{.kind = "link", .name = std::string(name)};
-  if (link.parallel > 1) absl::StrAppend(&node.name, ", ", link.parallel, " side by side, each");
+  if (link.parallel > 1) absl::StrAppend(&node.name, ", ", link.parallel, " side by side");
   if (link.shared) node.name += ", one for all together";
   node.gigabytes_per_second = link.bytes_per_second * 1e-9;
   node.latency_seconds = link.latency_seconds;
@@ -52,7 +52,7 @@ absl::StatusOr<TopologyNode> DescribedTopology(const Machine& machine, int nodes
     }
   }
   for (const MachineLink& link : machine.links) {
-    if (link.between == "network" && job.children.size() > 1) job.children.push_back(LinkOf(link, "between nodes, from each"));
+    if (link.between == "network" && job.children.size() > 1) job.children.push_back(LinkOf(link, "between nodes"));
   }
   return job;
 }

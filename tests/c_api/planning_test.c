@@ -62,7 +62,7 @@ static void describes_machines(gantry_context* context) {
                                       "[[links]]\nbetween = \"network\"\nbandwidth = \"2GB/s\"\nlatency = \"6us\"\n");
   EXPECT_OK(gantry_context_machine_text(context, "planning_machine.toml", 0, 0, &text));
   EXPECT(strstr(text, "job two\n  node 0\n    rank 0, 1.0 GiB\n    rank 1, 1.0 GiB\n  node 1\n    rank 2") == text);
-  EXPECT(strstr(text, "link between nodes, from each, 2.0 GB/s, 6 us") != NULL);
+  EXPECT(strstr(text, "link between nodes, 2.0 GB/s, 6 us") != NULL);
   EXPECT_OK(gantry_context_machine_text(context, "planning_machine.toml", 1, 1, &text));
   EXPECT(text[0] == '{' && strstr(text, "\"kind\": \"rank\", \"number\": 1") != NULL && strstr(text, "\"number\": 2") == NULL);
   EXPECT_STATUS(gantry_context_machine_text(context, "planning_machine.toml", 1025, 0, &text), GANTRY_INVALID_ARGUMENT, "1025");

@@ -175,7 +175,7 @@ gantry_status gantry_run_data_text(gantry_run* run, const char** text) {
 const char* gantry_run_parallel(const gantry_run* run) { return run == nullptr ? nullptr : run->trainer->config().parallel.c_str(); }
 
 uint64_t gantry_run_high_water_bytes(const gantry_run* run) {
-  return run == nullptr ? 0 : static_cast<uint64_t>(run->trainer->session().executor().high_water_bytes());
+  return run == nullptr ? 0 : static_cast<uint64_t>(run->trainer->session().high_water_bytes());
 }
 const char* gantry_run_folder(const gantry_run* run) {
   return run == nullptr ? nullptr : run->trainer->config().output.directory.c_str();

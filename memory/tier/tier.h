@@ -38,6 +38,7 @@ struct TierOptions {
   TierKind kind = TierKind::kHost;
   int64_t budget_bytes = INT64_MAX;
   int lender = -1;        // kPeer, kRemoteHost: the rank whose memory it is; -1: any that has some to lend
+  bool far = false;       // that rank is on another node
   std::string directory;  // kFile: where the file is made; it has no name there that outlives the process
   bool direct_io = true;  // kFile: O_DIRECT where the file system has it, else buffered, and DescribePath says which
   bool io_uring = true;   // kFile: io_uring where the kernel and the build have it, else pread/pwrite

@@ -121,16 +121,16 @@ double CostModel::Seconds(const Plan& plan) const {
 
 ResidencyTier CostModel::TierOf(const TierOptions& tier) const {
   const Machine* const machine = options_.machine.get();
-  const MachineTier* measured = machine == nullptr ? nullptr : machine->FindTier(Name(tier.kind));
-  // Memory of another rank that no tier describes is behind the link to it; where that is not described either, as host memory is.
+  const bool far_peer = tier.far && tier.kind == TierKind::kPeer;  // machines describe peers of a node
+  const MachineTier* measured = machine == nullptr || far_peer ? nullptr : machine->FindTier(Name(tier.kind));
+  // Memory of another rank that no tier describes is behind the link to it; where that is not described either, in a node as host memory is.
   const MachineLink* link = nullptr;
   if (machine != nullptr && measured == nullptr && IsLent(tier.kind)) {
-    link = machine->FindLink(tier.kind == TierKind::kPeer ? "node" : "network");
-    if (link == nullptr && tier.kind == TierKind::kPeer) measured = machine->FindTier("host");
+    link = machine->FindLink(tier.far ? "network" : "node");
+    if (link == nullptr && !tier.far) measured = machine->FindTier("host");
   }
-  const bool far = tier.kind == TierKind::kRemoteHost;
-  const double copy = link != nullptr ? link->bytes_per_second : far ? options_.rates.link_bytes_per_second : options_.rates.copy_bytes_per_second;
-  const double latency = link != nullptr ? link->latency_seconds : far ? options_.rates.link_latency_seconds : options_.rates.op_seconds;
+  const double copy = link != nullptr ? link->bytes_per_second : tier.far ? options_.rates.link_bytes_per_second : options_.rates.copy_bytes_per_second;
+  const double latency = link != nullptr ? link->latency_seconds : tier.far ? options_.rates.link_latency_seconds : options_.rates.op_seconds;
   const double out = measured != nullptr ? measured->out_bytes_per_second : copy, in = measured != nullptr ? measured->in_bytes_per_second : copy;
   const auto Rate = [](const Throttle& throttle, double rate) {
     return throttle.bytes_per_second > 0 ? std::min(throttle.bytes_per_second, rate) : rate;

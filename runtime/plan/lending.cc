@@ -50,7 +50,7 @@ void Match(std::span<const RankOffer> offers, TierKind kind, std::vector<Loan>& 
     std::sort(lenders.begin(), lenders.end());
     lenders.resize(std::min<size_t>(lenders.size(), kind == TierKind::kPeer ? kMostPeers : kMostRemoteHosts));
     for (const auto& [far, distance, lender] : lenders) {
-      loans.push_back({.lender = lender, .borrower = borrower, .kind = kind});
+      loans.push_back({.lender = lender, .borrower = borrower, .kind = kind, .far = far});
       ++borrowers[lender];
     }
   }
@@ -162,6 +162,7 @@ absl::StatusOr<Plan> PlanWithLoans(const Program& program, const PlanOptions& op
       TierOptions& lent = borrowing.tiers.emplace_back(tier);
       lent.name = absl::StrCat(tier.name, "-", loan.lender);
       lent.lender = loan.lender;
+      lent.far = loan.far;
       lent.budget_bytes = loan.bytes;
       offered.push_back(Describe(loan));
     }

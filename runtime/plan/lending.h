@@ -31,6 +31,7 @@ struct RankOffer {
 struct Loan {
   int lender = 0, borrower = 0;  // ranks
   TierKind kind = TierKind::kPeer;
+  bool far = false;    // the lender is on another node, for the choice; not in what plans say
   int64_t bytes = 0;   // at first the most that it may be
   int64_t offset = 0;  // once settled: as PlannedLoan::offset
   bool operator==(const Loan&) const = default;

@@ -221,6 +221,7 @@ std::string PlanToJson(const Plan& plan) {
     if (!IsLent(tier.options.kind)) continue;
     json["tiers"].back()["kind"] = std::string(Name(tier.options.kind));
     json["tiers"].back()["lender"] = tier.options.lender;
+    json["tiers"].back()["far"] = tier.options.far;
     json["tiers"].back()["lender_offset"] = tier.lender_offset;
   }
   json["loans"] = Json::array();
@@ -332,6 +333,7 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
     tier.options.name = name;
     if (lent) {
       tier.options.lender = reader.Get<int>(entry, "lender", 0);
+      tier.options.far = reader.Get<bool>(entry, "far", false);
       tier.lender_offset = reader.Get<int64_t>(entry, "lender_offset", 0);
       if (tier.options.lender < 0 || tier.lender_offset < 0 || tier.lender_offset > kMostBytes) reader.Fail("a tier's lender or place is impossible");
     }

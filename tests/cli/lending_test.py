@@ -9,7 +9,7 @@ import unittest
 from hashlib import sha256
 from unittest import mock
 
-from gantry_test_case import GANTRY, GantryTestCase, processes
+from gantry_test_case import GANTRY, REFERENCE, GantryTestCase, processes
 
 ONE_THREAD = ("--set", "train.threads=1")
 
@@ -113,6 +113,14 @@ class Lending(GantryTestCase):
             self.assertIn(word, done.stdout)
         edited = dict(lender, loans=[dict(loan, kind="host")])
         self.run_gantry("plan", "show", self.write("edited.json", json.dumps(edited)), expect=65, words=["'kind' is \"host\""])
+
+    def test_check_gives_the_same_weights(self):
+        common = ("check", os.path.join(REFERENCE, "batch-norm"), "--ranks", "2", "--threads", "1", "--json")
+        free, lent = (json.loads(self.run_gantry(*common, *flags).stdout.splitlines()[-1].removeprefix("[0] "))
+                      for flags in ((), ("--device-memory", "9/10,1GiB", "--offload", "peer", "--no-recompute")))
+        self.assertEqual(lent["weights_sha256"], free["weights_sha256"])
+        self.assertEqual(lent["log"], free["log"])
+        self.assertLess(lent["arena_bytes"], free["arena_bytes"])
 
     def test_wrong_words(self):
         for place in ("moon", "peer+peer", "peer+", "none+host", ""):

@@ -2,12 +2,16 @@
 // ones on the ranks that borrow and on those that lend.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <filesystem>
 #include <map>
 
+#include "runtime/data/file.h"
 #include "runtime/gan/families.h"
 #include "runtime/gan/gan_session.h"
+#include "runtime/plan/plan_file.h"
 #include "runtime/simulate/plan_ranks.h"
 #include "tests/support/run_ranks.h"
 
@@ -35,6 +39,7 @@ struct Outcome {
   std::map<std::string, std::vector<double>> states;
   int64_t arena_bytes = 0, lent_device_bytes = 0, lent_host_bytes = 0;
   std::map<std::string, int64_t> tiers;  // bytes by name
+  std::string plan;                      // as a file
 };
 
 PlanOptions OnOneThread(PlanOptions plan) {
@@ -45,11 +50,11 @@ PlanOptions OnOneThread(PlanOptions plan) {
 }
 
 // Trains, and expects of this rank that what was planned is what was touched.
-absl::StatusOr<Outcome> Train(JobRanks& ranks, const PlanOptions& plan) {
+absl::StatusOr<Outcome> Train(JobRanks& ranks, const PlanOptions& plan, const std::string& plan_file = "") {
   Family family = SmallFamily();
   const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 1});
   GANTRY_ASSIGN_OR_RETURN(const auto session,
-                          GanSession::Create({.step = StepConfig(), .plan = OnOneThread(plan), .seed = 5, .ranks = &ranks},
+                          GanSession::Create({.step = StepConfig(), .plan = OnOneThread(plan), .seed = 5, .plan_file = plan_file, .ranks = &ranks},
                                              RoleOf("generator", std::move(family.generator)),
                                              RoleOf("discriminator", std::move(family.discriminator)), *device));
   Outcome outcome;
@@ -76,6 +81,7 @@ absl::StatusOr<Outcome> Train(JobRanks& ranks, const PlanOptions& plan) {
     EXPECT_EQ(session->executor().tier_high_water_bytes(static_cast<int>(tier)), made.tiers[tier].bytes);
     if (made.tiers[tier].bytes > 0) outcome.tiers[made.tiers[tier].options.name] = made.tiers[tier].bytes;
   }
+  outcome.plan = PlanToJson(made);
   outcome.arena_bytes = made.arena_bytes;
   outcome.lent_device_bytes = DeviceBytes(made) - made.arena_bytes;
   outcome.lent_host_bytes = LentHostBytes(made);
@@ -192,6 +198,29 @@ TEST(LendingTrainTest, NearestFirst) {
     if (ranks.rank() == 0) {
       EXPECT_TRUE(lent->tiers.contains("peer-2")) << "of its node, though rank 1 comes first";
     }
+  });
+}
+
+TEST(LendingTrainTest, PlansFromFilesAreCarriedOut) {
+  RunJob({0, 0}, [](JobRanks& ranks, const Outcome& free) {
+    const auto Write = [&](std::string_view name, const Outcome& outcome) {
+      const std::string path = absl::StrFormat("%sgantry-lending-%d-%d-%s.json", testing::TempDir(), getpid(), ranks.rank(), name);
+      EXPECT_TRUE(WriteFileAtomically(path, std::as_bytes(std::span(outcome.plan.data(), outcome.plan.size()))).ok());
+      return path;
+    };
+    const PlanOptions plan = Budgets(free.arena_bytes, {0.8, 3.0}, {TierKind::kPeer});
+    const absl::StatusOr<Outcome> made = Train(ranks, plan), rich = Train(ranks, Budgets(free.arena_bytes, {2.0, 3.0}, {TierKind::kPeer}));
+    ASSERT_TRUE(made.ok() && rich.ok());
+    const std::string mine = Write("mine", *made), others = Write("rich", *rich);
+    const absl::StatusOr<Outcome> again = Train(ranks, plan, mine);
+    ExpectSameBits(again, free);
+    EXPECT_EQ(again->plan, made->plan);
+    // Of a job in which nobody lends: the plans do not fit together, which is found before the first step.
+    const absl::StatusOr<Outcome> mixed = Train(ranks, plan, ranks.rank() == 0 ? mine : others);
+    EXPECT_TRUE(absl::IsInternal(mixed.status())) << mixed.status();
+    EXPECT_THAT(std::string(Message(mixed.status())), HasSubstr("what the ranks lend each other does not fit together"));
+    std::filesystem::remove(mine);
+    std::filesystem::remove(others);
   });
 }
 

@@ -86,6 +86,9 @@ class GanSession {
   // How ranks wait and reach each other, a line each; empty for one rank.
   std::vector<std::string> DescribeRanks() const;
 
+  // This rank ends on its own, after an error that others do not have: its end does not wait for them.
+  void Abandon() { whole_ = false; }
+
   // The role's rate for the steps from here on; the configured one until then.
   absl::Status SetLearningRate(std::string_view role, double rate);
 
@@ -183,7 +186,7 @@ class GanSession {
   GanProgress progress_;
   ValueId tail_flag_ = kNoValue;
   mutable bool has_tail_ = false;   // of the last step
-  bool whole_ = false;              // made, and no step has failed
+  bool whole_ = false;              // made, and nothing has failed: the others end as this rank does
   std::vector<std::string> tail_scalars_;
 };
 

@@ -131,9 +131,12 @@ absl::StatusOr<RankOffer> OfferOf(const absl::StatusOr<Plan>& alone, const PlanO
   }
   // What its own values may take of a limited host it does not lend.
   if (offer.host_bytes == INT64_MAX || !HasHost(options)) return offer;
-  if (!alone.ok()) offer.host_bytes = 0;
-  for (size_t tier = 0; alone.ok() && tier < alone->tiers.size(); ++tier) {
-    if (alone->tiers[tier].options.kind == TierKind::kHost) offer.host_bytes = std::max<int64_t>(0, offer.host_bytes - Aligned(alone->tiers[tier].bytes));
+  if (!alone.ok()) {
+    offer.host_bytes = 0;
+    return offer;
+  }
+  for (const PlannedTier& tier : alone->tiers) {
+    if (tier.options.kind == TierKind::kHost) offer.host_bytes = std::max<int64_t>(0, offer.host_bytes - Aligned(tier.bytes));
   }
   return offer;
 }

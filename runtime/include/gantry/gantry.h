@@ -453,7 +453,8 @@ typedef struct gantry_memory {
   const char* machine;       /* a machine file to plan for; default: that of GANTRY_MACHINE, else this machine's calibration */
 } gantry_memory;
 #define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-/* Call before gantry_gan_plan.
+/* Call before gantry_gan_plan. With "peer" or "remote" every rank of the job gives the same texts, and where ranks borrow from other nodes,
+ * gantry_gan_destroy and gantry_run_destroy wait until no rank reads from this one any more.
  * Errors: GANTRY_INVALID_ARGUMENT     a text is not as above; the message names it
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
 GANTRY_API gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory);

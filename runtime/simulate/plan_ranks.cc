@@ -195,7 +195,7 @@ absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& split,
               .exchanges = std::make_shared<ExchangeKernels>()};
   PlanOptions options = given;
   if (ranks > 1) options.exchanges = job.exchanges.get();
-  // Alone there is nobody to borrow from, which is MakePlan's to say.
+  if (ranks == 1) GANTRY_RETURN_IF_ERROR(RequireOneRank(options));
   const bool lending = ranks > 1 && MayBorrow(options);
   if (lending && ranks > kExactRanks) {
     return absl::InvalidArgumentError(absl::StrFormat(

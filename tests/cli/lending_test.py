@@ -131,7 +131,7 @@ class Lending(GantryTestCase):
             done = self.train("out", "--device-memory", budgets, ranks=ranks, expect=65, words=["memory.device has budgets of"])
             self.assertEqual(done.stderr.count("memory.device"), 1, done.stderr)
             self.run_gantry("plan", self.run_file, "--ranks", str(ranks), "--device-memory", budgets, expect=65, words=["memory.device has budgets of"])
-        for command in (("train", self.run_file), ("plan", "show", self.run_file)):
+        for command in (("train", self.run_file), ("plan", "show", self.run_file), ("plan", self.run_file, "--ranks", "1"), ("plan", "what-if", self.run_file)):
             self.run_gantry(*command, "--offload", "peer", expect=65, words=["there is one rank", "--ranks"])
             self.run_gantry(*command, "--device-memory", "64MiB,64MiB", expect=65, words=["memory.device"])
         self.assertFalse(os.path.exists(self.path("out")))

@@ -11,6 +11,12 @@
 #endif
 
 namespace gantry {
+namespace {
+
+// From here on most of what comes in has left the caches before it is read, and the copy is what counts.
+constexpr size_t kStreamInBytes = 256 << 10;
+
+}  // namespace
 
 void StreamCopy(std::byte* to, const std::byte* from, size_t bytes) {
 #ifdef GANTRY_STREAM_STORES
@@ -31,6 +37,14 @@ void StreamCopy(std::byte* to, const std::byte* from, size_t bytes) {
   _mm_sfence();  // streaming stores are ordered by this alone
 #endif
   std::memcpy(to, from, bytes);
+}
+
+void StreamCopyIn(std::byte* to, const std::byte* from, size_t bytes) {
+  if (bytes >= kStreamInBytes) {
+    StreamCopy(to, from, bytes);
+  } else {
+    std::memcpy(to, from, bytes);
+  }
 }
 
 }  // namespace gantry

@@ -1,7 +1,6 @@
 #include "memory/tier/tier.h"
 
 #include <algorithm>
-#include <cstring>
 #include <utility>
 
 #include "memory/cpu/backed_memory.h"
@@ -11,9 +10,6 @@
 
 namespace gantry {
 namespace {
-
-// What comes in is read soon; from here on most of it has left the caches by then, and the copy is what counts.
-constexpr size_t kStreamInBytes = 256 << 10;
 
 class HostSlab final : public TierSlab {
  public:
@@ -30,11 +26,7 @@ class HostSlab final : public TierSlab {
   }
   absl::Status Read(int64_t offset, std::span<std::byte> to) override {
     GANTRY_RETURN_IF_ERROR(CheckTierRange(*this, "read", offset, to.size()));
-    if (to.size() >= kStreamInBytes) {
-      StreamCopy(to.data(), memory_.data() + offset, to.size());
-    } else if (!to.empty()) {
-      std::memcpy(to.data(), memory_.data() + offset, to.size());
-    }
+    if (!to.empty()) StreamCopyIn(to.data(), memory_.data() + offset, to.size());
     return absl::OkStatus();
   }
   std::string DescribePath() const override { return "memory"; }
@@ -47,6 +39,20 @@ class HostSlab final : public TierSlab {
 };
 
 }  // namespace
+
+std::string_view Name(TierKind kind) {
+  switch (kind) {
+    case TierKind::kHost:
+      return "host";
+    case TierKind::kFile:
+      return "file";
+    case TierKind::kPeer:
+      return "peer";
+    case TierKind::kRemoteHost:
+      break;
+  }
+  return "remote";
+}
 
 absl::Status CheckTierRange(const TierSlab& slab, std::string_view action, int64_t offset, size_t bytes) {
   if (offset >= 0 && offset <= slab.size_bytes() && bytes <= static_cast<uint64_t>(slab.size_bytes() - offset)) {
@@ -71,6 +77,10 @@ absl::StatusOr<std::unique_ptr<TierSlab>> ReserveTier(const TierOptions& options
     return absl::InvalidArgumentError(absl::StrFormat("tier %s: cannot reserve %d bytes", options.name, bytes));
   }
   if (options.kind == TierKind::kFile) return ReserveFileTier(options, bytes);
+  if (IsLent(options.kind)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "tier %s: its %d bytes are memory of another rank, which only a job of several ranks reaches", options.name, bytes));
+  }
   GANTRY_RETURN_IF_ERROR(CheckTierBudget(options, bytes));
   GANTRY_ASSIGN_OR_RETURN(
       BackedMemory memory,

@@ -13,7 +13,16 @@
 
 namespace gantry {
 
-enum class TierKind : uint8_t { kHost, kFile };  // peer device and remote host come with comm/
+enum class TierKind : uint8_t {
+  kHost,
+  kFile,
+  kPeer,        // what another rank's plan leaves of its device's budget
+  kRemoteHost,  // host memory of a rank on another node
+};
+// "host", "file", "peer", "remote": in options, machine files and reports.
+std::string_view Name(TierKind kind);
+// Memory of another rank: its slabs are comm/pool_slab.h.
+inline bool IsLent(TierKind kind) { return kind == TierKind::kPeer || kind == TierKind::kRemoteHost; }
 
 // What a copy between the device and the tier costs beyond the machine's own speed: a link that one does not have is
 // run for real. CopyLanes holds copies to it; a slab by itself goes as fast as it can.
@@ -28,6 +37,8 @@ struct TierOptions {
   std::string name;  // "host", "nvme": in errors and reports
   TierKind kind = TierKind::kHost;
   int64_t budget_bytes = INT64_MAX;
+  int lender = -1;        // kPeer, kRemoteHost: the rank whose memory it is; -1: any that has some to lend
+  bool far = false;       // that rank is on another node
   std::string directory;  // kFile: where the file is made; it has no name there that outlives the process
   bool direct_io = true;  // kFile: O_DIRECT where the file system has it, else buffered, and DescribePath says which
   bool io_uring = true;   // kFile: io_uring where the kernel and the build have it, else pread/pwrite
@@ -45,13 +56,14 @@ class TierSlab {
   virtual ~TierSlab() = default;
   // What was asked for; kFile: rounded up to kFileBlockBytes. Zero-filled at first.
   virtual int64_t size_bytes() const = 0;
-  // Null where the tier is not addressable (kFile), or where it has 0 bytes.
+  // Null where the tier is not addressable (all but kHost), or where it has 0 bytes.
   virtual std::byte* data() const = 0;
   // As Slab::descriptor (memory/device.h); -1 where the tier is not addressable, or has 0 bytes.
   virtual int descriptor() const { return -1; }
   // Blocking; they allocate nothing unless they fail. The memory need not be aligned.
   // kInvalidArgument  the range is not inside the slab, or does not start at a block
-  // kUnavailable      (Write) a transfer failed or came out short, and did so again when it was retried
+  // kUnavailable      (Write) a transfer failed or came out short, and did so again when it was retried; (both) the rank
+  //                   whose memory it is is lost
   // kDataLoss         (Read) the same; what `to` then holds is undefined
   virtual absl::Status Write(int64_t offset, std::span<const std::byte> from) = 0;
   virtual absl::Status Read(int64_t offset, std::span<std::byte> to) = 0;
@@ -64,7 +76,7 @@ class TierSlab {
 };
 
 // All `bytes` (>= 0) are there when it returns: memory is faulted in, file blocks are allocated.
-// kInvalidArgument    bytes < 0, or a kFile tier names no directory
+// kInvalidArgument    bytes < 0, a kFile tier names no directory, or the memory is another rank's
 // kResourceExhausted  the budget, the machine or the file system does not have the bytes
 // kFailedPrecondition under GANTRY_STRICT: io_uring or direct I/O was asked for and is not had (memory/fallback.h)
 // kNotFound, kPermissionDenied  the directory is missing, or no file can be made in it

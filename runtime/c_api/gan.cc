@@ -24,7 +24,7 @@ std::string FallbackMessage(const Plan& plan) {
 
 gantry_plan_info PlanInfo(const Plan& plan) {
   gantry_plan_info info = GANTRY_PLAN_INFO_INIT;
-  info.arena_bytes = static_cast<uint64_t>(plan.arena_bytes);
+  info.arena_bytes = static_cast<uint64_t>(DeviceBytes(plan));
   info.lower_bound_bytes = static_cast<uint64_t>(plan.lower_bound_bytes);
   for (const State& state : plan.program.states()) {
     info.state_bytes += static_cast<uint64_t>(plan.program.TypeOf(state.first).size_bytes());
@@ -41,6 +41,8 @@ gantry_plan_info PlanInfo(const Plan& plan) {
   info.mask_count = static_cast<uint64_t>(plan.residency.masks);
   info.zero_stash_count = static_cast<uint64_t>(plan.residency.zero_stashes);
   info.lossy_stash_count = static_cast<uint64_t>(plan.residency.bf16_stashes);
+  info.lent_device_bytes = static_cast<uint64_t>(DeviceBytes(plan) - plan.arena_bytes);
+  info.lent_host_bytes = static_cast<uint64_t>(LentHostBytes(plan));
   return info;
 }
 
@@ -342,7 +344,7 @@ gantry_status gantry_gan_program_text(gantry_gan* gan, int32_t executed, const c
 }
 
 uint64_t gantry_gan_high_water_bytes(const gantry_gan* gan) {
-  return gan == nullptr || gan->session == nullptr ? 0 : static_cast<uint64_t>(gan->session->executor().high_water_bytes());
+  return gan == nullptr || gan->session == nullptr ? 0 : static_cast<uint64_t>(gan->session->high_water_bytes());
 }
 
 gantry_status gantry_gan_sizes(const gantry_gan* gan, gantry_step_sizes* sizes) {

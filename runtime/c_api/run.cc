@@ -73,6 +73,7 @@ gantry_status GivePath(gantry_run* run, const char** path, absl::StatusOr<std::s
   return Call([&]() -> absl::Status {
     GANTRY_RETURN_IF_ERROR(RequireNonNull("run", run));
     absl::StatusOr<std::string> written = ((*run->trainer).*write)();
+    if (!written.ok()) run->trainer->session().Abandon();
     if (!written.ok()) return FromRun(run->context->FromRanks(written.status()));
     run->text = *std::move(written);
     if (path != nullptr) *path = run->text.c_str();
@@ -176,7 +177,7 @@ gantry_status gantry_run_data_text(gantry_run* run, const char** text) {
 const char* gantry_run_parallel(const gantry_run* run) { return run == nullptr ? nullptr : run->trainer->config().parallel.c_str(); }
 
 uint64_t gantry_run_high_water_bytes(const gantry_run* run) {
-  return run == nullptr ? 0 : static_cast<uint64_t>(run->trainer->session().executor().high_water_bytes());
+  return run == nullptr ? 0 : static_cast<uint64_t>(run->trainer->session().high_water_bytes());
 }
 const char* gantry_run_folder(const gantry_run* run) {
   return run == nullptr ? nullptr : run->trainer->config().output.directory.c_str();
@@ -196,6 +197,7 @@ gantry_status gantry_run_step(gantry_run* run, gantry_step_report* report) {
     if (!run->started) run->first_step = std::chrono::steady_clock::now();
     run->started = true;
     absl::StatusOr<StepReport> step = run->trainer->Step();
+    if (!step.ok()) run->trainer->session().Abandon();
     if (absl::IsDataLoss(step.status())) {
       run->stopped = true;
       return WithCode(step.status(), GANTRY_NOT_FINITE);

@@ -33,10 +33,10 @@ bool IsZero(const void* scalar, DataType type) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Plan plan, Device& device) {
-  GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Slab> arena, device.Reserve(plan.arena_bytes));
+absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Plan plan, Device& device, const TierReserver& reserve_tier) {
+  GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Slab> arena, device.Reserve(DeviceBytes(plan)));
   std::unique_ptr<Executor> executor(new Executor(std::move(plan), std::move(arena)));
-  GANTRY_RETURN_IF_ERROR(executor->ReserveTiers());
+  GANTRY_RETURN_IF_ERROR(executor->ReserveTiers(reserve_tier));
   executor->Bind();
   GANTRY_RETURN_IF_ERROR(executor->StartLanes());
   return executor;
@@ -44,12 +44,12 @@ absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Plan plan, Device& de
 
 Executor::Executor(Plan plan, std::unique_ptr<Slab> arena) : plan_(std::move(plan)), arena_(std::move(arena)) {}
 
-absl::Status Executor::ReserveTiers() {
+absl::Status Executor::ReserveTiers(const TierReserver& reserve_tier) {
   if (plan_.tiers.empty()) return absl::OkStatus();
   std::vector<TierSlab*> slabs;
   std::vector<Throttle> out, in;
   for (const PlannedTier& tier : plan_.tiers) {
-    GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<TierSlab> slab, ReserveTier(tier.options, tier.bytes));
+    GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<TierSlab> slab, reserve_tier(tier.options, tier.bytes));
     slabs.push_back(slab.get());
     slabs_.push_back(std::move(slab));
     out.push_back(tier.options.out);
@@ -280,9 +280,13 @@ absl::Status Executor::WaitForOne(int transfer) {
   return status;
 }
 
+void Executor::EndCopies() {
+  if (lanes_ != nullptr) static_cast<void>(lanes_->Drain());
+}
+
 // Nothing may still write to the arena when the caller goes on.
 void Executor::Drain() {
-  if (lanes_ != nullptr) static_cast<void>(lanes_->Drain());
+  EndCopies();
   if (exchange_lanes_ != nullptr) static_cast<void>(exchange_lanes_->Drain());
 }
 

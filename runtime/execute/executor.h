@@ -1,6 +1,7 @@
 // Runs a plan, step after step, in one arena that is reserved once.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -22,17 +23,20 @@ struct ExposedWait {
   double seconds = 0.0;  // of an exchange that is waited for where it stands: all that it takes
 };
 
+// Makes the slab of a tier, as ReserveTier does.
+using TierReserver = std::function<absl::StatusOr<std::unique_ptr<TierSlab>>(const TierOptions&, int64_t bytes)>;
+
 // One thread at a time. From the second step on Run allocates nothing.
 class Executor {
  public:
-  // Reserves the arena on `device`, which must outlive the executor, and the slabs of the plan's tiers. kResourceExhausted names
-  // the bytes that are short.
-  static absl::StatusOr<std::unique_ptr<Executor>> Create(Plan plan, Device& device);
+  // Reserves the arena on `device`, which must outlive the executor, with what the plan lends behind it, and the slabs of the plan's tiers.
+  // kResourceExhausted names the bytes that are short.
+  static absl::StatusOr<std::unique_ptr<Executor>> Create(Plan plan, Device& device, const TierReserver& reserve_tier = ReserveTier);
 
   const Plan& plan() const { return plan_; }
   const Program& program() const { return plan_.program; }
 
-  // The device memory of a step, e.g. to share it with other ranks.
+  // The device memory of a step, and what is lent behind it: to share it with other ranks.
   const Slab& arena() const { return *arena_; }
 
   // The memory of an input, for the caller to fill before a step, or of an output, to read after one: on the device or in a tier
@@ -61,6 +65,8 @@ class Executor {
   int64_t high_water_bytes() const { return high_water_; }
   // The same of a tier's slab.
   int64_t tier_high_water_bytes(int tier) const { return tier_high_water_[tier]; }
+  // Until copies that go on into the next step are done: what they read and write may be given up then. Their errors are the next Run's.
+  void EndCopies();
   // What the copies took and compute waited for, since the executor was made; null without tiers.
   const CopyLanes* copies() const { return lanes_.get(); }
 
@@ -103,7 +109,7 @@ class Executor {
 
   Executor(Plan plan, std::unique_ptr<Slab> arena);
   std::span<std::byte> Memory(ValueId value);
-  absl::Status ReserveTiers();
+  absl::Status ReserveTiers(const TierReserver& reserve_tier);
   int64_t NumberChunks();
   void NumberChecksums();
   void Bind();

@@ -128,7 +128,7 @@ absl::StatusOr<MachineTier> MeasureTier(const TierOptions& options, GanSession& 
   GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<TierSlab> slab, ReserveTier(options, kCopyArea));
   std::fill(memory->data(), memory->data() + kCopyArea, std::byte{1});
   MachineTier tier;
-  tier.name = tier.kind = options.kind == TierKind::kHost ? "host" : "file";
+  tier.name = tier.kind = std::string(Name(options.kind));
   if (options.kind == TierKind::kFile) tier.granularity_bytes = TierSlab::kFileBlockBytes;
   double lost = 0;
   for (const bool out : {true, false}) {

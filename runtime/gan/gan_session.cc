@@ -11,6 +11,7 @@
 #include "runtime/data/file.h"
 #include "runtime/gan/fill_random.h"
 #include "runtime/partition/defer_tail.h"
+#include "runtime/plan/memory_options.h"
 #include "runtime/plan/plan_file.h"
 #include "runtime/plan/verify_ranks.h"
 #include "runtime/simulate/plan_ranks.h"
@@ -108,14 +109,22 @@ absl::StatusOr<std::unique_ptr<GanSession>> GanSession::Create(const GanSessionO
   GANTRY_ASSIGN_OR_RETURN(const Program program,
                           BuildGanStep(session->options_.step, session->generators_, session->discriminators_));
   absl::Status planned = session->PlanAndReserve(program);
-  if (options.ranks != nullptr) planned = options.ranks->Agree(planned);
+  const bool agreed = planned.GetPayload(kAgreedPayload).has_value();
+  if (options.ranks != nullptr && !agreed) planned = options.ranks->Agree(planned);
   GANTRY_RETURN_IF_ERROR(planned);
   GANTRY_RETURN_IF_ERROR(session->Connect());
   GANTRY_RETURN_IF_ERROR(session->CollectStates(program));
   GANTRY_RETURN_IF_ERROR(session->BindInputs());
   session->FindTail();
   GANTRY_RETURN_IF_ERROR(session->Initialize());
+  session->whole_ = true;
   return session;
+}
+
+GanSession::~GanSession() {
+  if (loans_ == nullptr || fabric_ == nullptr) return;
+  executor_->EndCopies();
+  if (whole_) loans_->Leave(*fabric_);
 }
 
 absl::Status GanSession::ChooseSplit(const Program& program) {
@@ -151,8 +160,7 @@ absl::Status GanSession::PlanAndReserve(const Program& program) {
     for (const GanRole& role : generators_) parallel.generators.push_back(role.name);
     GANTRY_RETURN_IF_ERROR(ChooseSplit(program));
     // Where memory is short, or nothing runs beside compute, the order that takes the least memory stays.
-    const MemoryBudget& budget = options_.plan.device_memory;
-    parallel.gradients_first = options_.plan.overlap && budget.bytes == 0 && budget.fraction == 0;
+    parallel.gradients_first = options_.plan.overlap && !HasBudget(options_.plan);
     GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, rank(), rank_count()));
     // The same groups in the same order on all ranks, whatever each of them exchanges.
     for (const std::vector<int>& group : GroupsOf(parallel, rank(), rank_count())) {
@@ -160,23 +168,34 @@ absl::Status GanSession::PlanAndReserve(const Program& program) {
     }
   }
   input_parts_ = std::move(mine.input_parts);
-  Plan plan;
-  if (const std::string& path = options_.plan_file; path.empty()) {
-    GANTRY_ASSIGN_OR_RETURN(plan, MakePlan(mine.program, options_.plan));
-  } else {
-    GANTRY_ASSIGN_OR_RETURN(plan, ReadPlan(path, mine.program, options_.plan));
+  GANTRY_RETURN_IF_ERROR(TakeRankMemory(rank(), rank_count(), options_.plan));
+  if (options_.ranks != nullptr && MayBorrow(options_.plan)) loans_ = std::make_unique<SessionLoans>(*options_.ranks);
+  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(mine.program));
+  if (loans_ == nullptr) {
+    GANTRY_ASSIGN_OR_RETURN(executor_, Executor::Create(std::move(plan), *device_));
+    return absl::OkStatus();
   }
-  GANTRY_ASSIGN_OR_RETURN(executor_, Executor::Create(std::move(plan), *device_));
+  GANTRY_RETURN_IF_ERROR(loans_->ReserveHost(plan));
+  GANTRY_ASSIGN_OR_RETURN(executor_, Executor::Create(std::move(plan), *device_, [this](const TierOptions& options, int64_t bytes) {
+                            return loans_->ReserveTier(options, bytes);
+                          }));
   return absl::OkStatus();
+}
+
+absl::StatusOr<Plan> GanSession::MakePlan(const Program& program) {
+  if (!options_.plan_file.empty()) return ReadPlan(options_.plan_file, program, options_.plan);
+  return loans_ == nullptr ? gantry::MakePlan(program, options_.plan) : loans_->MakePlan(program, options_.plan);
 }
 
 absl::Status GanSession::Connect() {
   if (options_.ranks == nullptr) return absl::OkStatus();
   gathered_bytes_.resize(static_cast<size_t>(rank_count()));
   const Slab& arena = executor_->arena();
-  const PoolRegion mine[] = {{.name = "arena", .data = arena.data(), .bytes = arena.size_bytes(), .descriptor = arena.descriptor()}};
+  std::vector<PoolRegion> mine = {{.name = "arena", .data = arena.data(), .bytes = arena.size_bytes(), .descriptor = arena.descriptor()}};
+  if (loans_ != nullptr) mine.push_back(loans_->HostRegion());
   GANTRY_ASSIGN_OR_RETURN(fabric_, Fabric::Open(options_.ranks->links(), options_.ranks->liveness(), mine, {}));
   GANTRY_RETURN_IF_ERROR(VerifyExchanges());
+  if (loans_ != nullptr) GANTRY_RETURN_IF_ERROR(loans_->Connect(*fabric_, plan()));
   return exchanges_->Connect(fabric_->world());
 }
 
@@ -229,6 +248,9 @@ const Shape& GanSession::sample_shape() const {
   return program.TypeOf(program.outputs()[0].value).shape;
 }
 int64_t GanSession::real_elements() const { return sample_shape().element_count(); }
+int64_t GanSession::high_water_bytes() const {
+  return std::max(executor_->high_water_bytes(), loans_ == nullptr ? 0 : loans_->device_high_water_bytes());
+}
 int64_t GanSession::batch_size() const { return sample_shape()[0]; }
 
 int64_t GanSession::noise_elements() const {
@@ -418,6 +440,7 @@ absl::Status GanSession::Step(const GanBatch& batch) {
   GANTRY_RETURN_IF_ERROR(Check("noise", batch.noise.size(), noise_elements() * draws_per_step(), true));
   GANTRY_RETURN_IF_ERROR(Check("mix", batch.mix.size(), batch_size() * draws_per_step(), true));
   FillInputs(batch);
+  whole_ = false;
   absl::Status status = executor_->Run();
   has_tail_ = false;  // it has run, and must not run again where the step is looked at once more
   if (absl::IsDataLoss(status) && executor_->stopped_on_loss()) {
@@ -427,7 +450,9 @@ absl::Status GanSession::Step(const GanBatch& batch) {
   }
   // kDataLoss is left to losses: what a tier lost is a failure of the tier.
   if (absl::IsDataLoss(status)) status = absl::UnavailableError(ToAbsl(Message(status)));
+  if (status.ok() && loans_ != nullptr) status = loans_->Measure(*executor_);
   if (!status.ok()) return Annotate(status, absl::StrFormat("step %d", progress_.steps + 1));
+  whole_ = true;
   has_tail_ = tail_flag_ != kNoValue;
   ++progress_.steps;
   progress_.images_seen += images_per_step();
@@ -558,11 +583,7 @@ absl::StatusOr<std::vector<float>> GanSession::Sample(int64_t count, uint64_t no
   const bool averages = ema && options_.step.ema > 0;
   std::unique_ptr<Sampler>& sampler = sampler_[averages ? 1 : 0];
   if (sampler == nullptr) {
-    // Samples are drawn in host memory of their own: the device's budget is the step's.
-    PlanOptions options = options_.plan;
-    options.device_memory = {};
-    options.tiers.clear();
-    GANTRY_ASSIGN_OR_RETURN(sampler, Sampler::Create(generators_[0], averages, options_.step.dtype, options, *device_));
+    GANTRY_ASSIGN_OR_RETURN(sampler, Sampler::Create(generators_[0], averages, options_.step.dtype, options_.plan, *device_));
   }
   for (const Sampler::StateMemory& state : sampler->States()) {
     for (const std::string& name : state.names) {

@@ -14,6 +14,7 @@
 #include "runtime/execute/executor.h"
 #include "runtime/gan/gan_step.h"
 #include "runtime/gan/sampler.h"
+#include "runtime/gan/session_loans.h"
 #include "runtime/partition/exchange_kernels.h"
 #include "runtime/partition/job_ranks.h"
 #include "runtime/partition/parallel.h"
@@ -44,9 +45,10 @@ struct GanProgress {
 };
 
 // One thread at a time. With several ranks, Create, Step, AgreeOn and what reads states that are held in parts are calls of all ranks, in
-// the same order.
+// the same order. So is its end where ranks borrow memory of other nodes: nobody goes as long as others may read from it.
 class GanSession {
  public:
+  ~GanSession();
   // Plans, reserves the arena on `device` (which must outlive the session) and initializes the states. Errors name roles, ops and bytes.
   static absl::StatusOr<std::unique_ptr<GanSession>> Create(const GanSessionOptions& options, std::vector<GanRole> generators,
                                                             std::vector<GanRole> discriminators, Device& device);
@@ -62,6 +64,11 @@ class GanSession {
   int64_t real_elements() const;
   int64_t noise_elements() const;
   int64_t batch_size() const;
+  // Highest byte of this rank's device that steps have touched so far, its own and, from the end of the first step on, those of ranks that
+  // it lends memory: after a step, DeviceBytes of the plan.
+  int64_t high_water_bytes() const;
+  // The same of the host memory that it lends: LentHostBytes.
+  int64_t lent_host_high_water_bytes() const { return loans_ == nullptr ? 0 : loans_->host_high_water_bytes(); }
   int64_t draws_per_step() const { return int64_t{options_.step.n_critic} * options_.step.accumulate; }
   int64_t images_per_step() const { return draws_per_step() * batch_size(); }
   const Shape& sample_shape() const;  // of one batch of samples, as the discriminators judge it
@@ -78,6 +85,9 @@ class GanSession {
   double exchange_seconds() const;
   // How ranks wait and reach each other, a line each; empty for one rank.
   std::vector<std::string> DescribeRanks() const;
+
+  // This rank ends on its own, after an error that others do not have: its end does not wait for them.
+  void Abandon() { whole_ = false; }
 
   // The role's rate for the steps from here on; the configured one until then.
   absl::Status SetLearningRate(std::string_view role, double rate);
@@ -147,8 +157,10 @@ class GanSession {
   void FillWhole(const BoundInput& input, const GanBatch& batch, T* to, int64_t count);
   const SessionState* Find(std::string_view name) const;
   absl::Status CollectStates(const Program& program);
-  // This rank's plan, and an arena for it: without a word with other ranks, but for the choice of a split that rank 0 makes.
+  // This rank's plan, and an arena for it: without a word with other ranks, but for the choice of a split that rank 0 makes, and for what
+  // they lend each other.
   absl::Status PlanAndReserve(const Program& program);
+  absl::StatusOr<Plan> MakePlan(const Program& program);
   absl::Status ChooseSplit(const Program& program);
   absl::Status Connect();
   // Gives all ranks each other's exchanges and proves that they fit together.
@@ -159,6 +171,7 @@ class GanSession {
   std::vector<SessionState> states_;
   std::vector<GanRole> generators_, discriminators_;
   std::vector<InputPart> input_parts_;
+  std::unique_ptr<SessionLoans> loans_;         // null where ranks lend each other nothing
   std::unique_ptr<Executor> executor_;
   std::unique_ptr<Fabric> fabric_;              // over the executor's arena
   std::unique_ptr<ExchangeKernels> exchanges_;  // over the fabric; null for one rank
@@ -173,6 +186,7 @@ class GanSession {
   GanProgress progress_;
   ValueId tail_flag_ = kNoValue;
   mutable bool has_tail_ = false;   // of the last step
+  bool whole_ = false;              // made, and nothing has failed: the others end as this rank does
   std::vector<std::string> tail_scalars_;
 };
 

@@ -99,8 +99,11 @@ absl::Status WriteMachine(const std::string& path, const Machine& machine) {
 void SetMachine(std::shared_ptr<const Machine> machine, PlanOptions& options) {
   options.machine = std::move(machine);
   if (options.machine == nullptr) return;
-  MemoryBudget& budget = options.device_memory;
-  if (budget.bytes == 0 && budget.fraction == 0) budget.bytes = options.machine->memory_bytes;
+  const auto Limit = [&](MemoryBudget& budget) {
+    if (budget.bytes == 0 && budget.fraction == 0) budget.bytes = options.machine->memory_bytes;
+  };
+  if (options.rank_memory.empty()) Limit(options.device_memory);
+  for (MemoryBudget& budget : options.rank_memory) Limit(budget);
 }
 
 }  // namespace gantry

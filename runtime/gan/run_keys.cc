@@ -260,15 +260,15 @@ std::vector<RunKeyEntry> MakeTable() {
   };
   std::vector<RunKeyEntry> memory = {
       {.name = "memory.device",
-       .help = "what a step may take of the device: a size (\"64MiB\") or a share of what it takes with nothing offloaded (\"1/4\"); empty: "
-               "no limit",
+       .help = "what a step may take of the device: a size (\"64MiB\") or a share of what it takes with nothing offloaded (\"1/4\"); of "
+               "several ranks one each (\"64MiB,128MiB,none\"); empty: no limit",
        .field = Of([](C c, I) -> auto& { return c.memory.device; })},
       {.name = "memory.offload",
-       .help = "where values wait that do not fit",
-       .choices = {"none", "host", "file", "host+file"},
+       .help = "where values wait that do not fit: \"none\", or several of \"peer\" (what other ranks' plans leave of their devices), \"host\", "
+               "\"remote\" (host memory of a rank on another node) and \"file\", joined with \"+\"",
        .field = Of([](C c, I) -> auto& { return c.memory.offload; })},
       {.name = "memory.host",
-       .help = "most bytes that wait in host memory (\"4GiB\"); empty: no limit",
+       .help = "most bytes that wait in a rank's host memory, those of other ranks included (\"4GiB\"); empty: no limit",
        .field = Of([](C c, I) -> auto& { return c.memory.host; })},
       {.name = "memory.file",
        .help = "most bytes that wait in the file; empty: no limit",

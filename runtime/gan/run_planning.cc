@@ -3,6 +3,7 @@
 #include "runtime/gan/families.h"
 #include "runtime/gan/machine_file.h"
 #include "runtime/gan/run_networks.h"
+#include "runtime/plan/lending.h"
 #include "runtime/plan/plan_file.h"
 #include "runtime/data/file.h"
 
@@ -59,6 +60,7 @@ absl::StatusOr<std::unique_ptr<RunPlanning>> RunPlanning::Create(RunConfig confi
 
 absl::StatusOr<Plan> RunPlanning::MakePlan() const {
   GANTRY_ASSIGN_OR_RETURN(const Program program, Step({}));
+  GANTRY_RETURN_IF_ERROR(RequireOneRank(options_));
   if (config_.plan_file.empty()) return gantry::MakePlan(program, options_);
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(config_.plan_file, kMaxPlanFileBytes));
   absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options_);
@@ -92,6 +94,7 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
 }
 
 absl::StatusOr<WhatIf> RunPlanning::AskWhatIf() const {
+  GANTRY_RETURN_IF_ERROR(RequireOneRank(options_));
   const GanStepConfig& step = config_.step;
   return gantry::AskWhatIf([this](const StepVariation& variation) { return Step(variation); },
                            {.batch = config_.batch, .accumulate = step.accumulate, .penalty_every = step.penalty_every, .penalty = step.r1 > 0 || step.r2 > 0},

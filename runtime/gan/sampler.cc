@@ -10,7 +10,12 @@ namespace gantry {
 absl::StatusOr<std::unique_ptr<Sampler>> Sampler::Create(const GanRole& generator, bool averages, DataType dtype,
                                                          const PlanOptions& plan_options, Device& device) {
   GANTRY_ASSIGN_OR_RETURN(const Program program, BuildSampler(generator, averages, dtype));
-  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, plan_options));
+  // In memory of its own: budgets are those of steps.
+  PlanOptions options = plan_options;
+  options.device_memory = {};
+  options.rank_memory.clear();
+  options.tiers.clear();
+  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, options));
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(std::move(plan), device));
   return std::unique_ptr<Sampler>(new Sampler(std::move(executor)));
 }

@@ -111,8 +111,8 @@ class Trainer {
   GanSession& session() { return *session_; }
   const GanProgress& progress() const { return session_->progress(); }
   const DataSet& data_set() const { return *data_set_; }
-  // Known before the first step, and what it then takes: the planned arena, in bytes.
-  int64_t peak_bytes() const { return session_->plan().arena_bytes; }
+  // Known before the first step, and what it then takes: the planned arena, and what is lent behind it, in bytes.
+  int64_t peak_bytes() const { return DeviceBytes(session_->plan()); }
   // The newest checkpoint that this trainer wrote or resumed from; empty before the first.
   const std::string& last_checkpoint() const { return last_checkpoint_; }
 

@@ -30,55 +30,59 @@ namespace {
 // Planning may take long, and a rank that is lost meanwhile is noticed by itself.
 constexpr absl::Duration kPlanningTimeout = absl::Hours(1);
 
-std::vector<std::byte> BytesOf(const absl::Status& status) {
-  const std::string text = absl::StrCat(static_cast<int>(status.code()), " ", ToAbsl(Message(status)));
+// "0 " and a text, or the code of an error and its message.
+std::vector<std::byte> BytesOf(const absl::StatusOr<std::string>& given) {
+  const std::string text =
+      given.ok() ? absl::StrCat("0 ", *given) : absl::StrCat(static_cast<int>(given.status().code()), " ", given.status().message());
   const auto* const data = reinterpret_cast<const std::byte*>(text.data());
   return {data, data + text.size()};
 }
 
-absl::Status StatusOf(std::span<const std::byte> bytes) {
+absl::StatusOr<std::string> TextOf(std::span<const std::byte> bytes) {
   const std::string text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   const size_t space = std::min(text.find(' '), text.size());
+  std::string rest = text.substr(std::min(space + 1, text.size()));
   int code = 0;
   if (!absl::SimpleAtoi(text.substr(0, space), &code) || code < 0 || code > 16) return absl::InternalError("a rank told how its planning ended in a way that is not known");
-  return {static_cast<absl::StatusCode>(code), text.substr(std::min(space + 1, text.size()))};
+  if (code == 0) return rest;
+  return absl::Status(static_cast<absl::StatusCode>(code), rest);
 }
 
 }  // namespace
 
-absl::Status JobRanks::Agree(const absl::Status& mine) {
+absl::StatusOr<std::vector<std::string>> JobRanks::Gather(const absl::StatusOr<std::string>& mine) {
   std::vector<int> everyone(static_cast<size_t>(size()));
   std::iota(everyone.begin(), everyone.end(), 0);
   GANTRY_ASSIGN_OR_RETURN(const std::vector<LinkMessage> told, links_->Gather(everyone, kAgreementChannel, BytesOf(mine), kPlanningTimeout));
+  std::vector<std::string> all;
   for (size_t rank = 0; rank < told.size(); ++rank) {
-    const absl::Status theirs = StatusOf(told[rank].bytes);
-    if (theirs.ok()) continue;
-    absl::Status agreed(theirs.code(), absl::StrFormat("rank %d of %d: %s", rank, size(), Message(theirs)));
+    absl::StatusOr<std::string> theirs = TextOf(told[rank].bytes);
+    if (theirs.ok()) {
+      all.push_back(*std::move(theirs));
+      continue;
+    }
+    absl::Status agreed(theirs.status().code(), absl::StrFormat("rank %d of %d: %s", rank, size(), Message(theirs.status())));
     // Most often all ranks have the same error, whose payloads say more than its code.
-    if (mine.code() == theirs.code()) {
-      mine.ForEachPayload([&](absl::string_view name, const absl::Cord& content) { agreed.SetPayload(name, content); });
+    if (mine.status().code() == theirs.status().code()) {
+      mine.status().ForEachPayload([&](absl::string_view name, const absl::Cord& content) { agreed.SetPayload(name, content); });
     }
     agreed.SetPayload(kAgreedPayload, absl::Cord());
     return agreed;
   }
-  return absl::OkStatus();
+  return all;
+}
+
+absl::Status JobRanks::Agree(const absl::Status& mine) {
+  return Gather(mine.ok() ? absl::StatusOr<std::string>("") : mine).status();
 }
 
 absl::StatusOr<std::string> JobRanks::FromFirst(const absl::StatusOr<std::string>& mine) {
   if (rank() == 0) {
-    const std::string text = mine.ok() ? *mine : std::string();
-    std::vector<std::byte> bytes = BytesOf(mine.ok() ? absl::Status() : mine.status());
-    if (mine.ok()) {
-      const auto* const data = reinterpret_cast<const std::byte*>(text.data());
-      bytes.insert(bytes.end(), data, data + text.size());
-    }
-    for (int to = 1; to < size(); ++to) GANTRY_RETURN_IF_ERROR(links_->Send(to, kAgreementChannel, bytes));
+    for (int to = 1; to < size(); ++to) GANTRY_RETURN_IF_ERROR(links_->Send(to, kAgreementChannel, BytesOf(mine)));
     return mine;
   }
   GANTRY_ASSIGN_OR_RETURN(const LinkMessage told, links_->Receive(0, kAgreementChannel, kPlanningTimeout));
-  const std::string text(reinterpret_cast<const char*>(told.bytes.data()), told.bytes.size());
-  if (text.starts_with("0 ")) return text.substr(2);
-  return StatusOf(told.bytes);
+  return TextOf(told.bytes);
 }
 
 JobRanks::~JobRanks() {

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/time/time.h"
 #include "comm/links.h"
@@ -25,6 +26,8 @@ class JobRanks {
   // Calls of all ranks, in the same order. Each ends as `mine` does where that is so on all ranks; else all of them end with the error of the
   // first rank that has one, named, with kAgreedPayload. kUnavailable names a rank that is lost meanwhile.
   absl::Status Agree(const absl::Status& mine);
+  // The same, and what all ranks give, by rank.
+  absl::StatusOr<std::vector<std::string>> Gather(const absl::StatusOr<std::string>& mine);
   // What rank 0 gives, or the error that it has; others give nothing.
   absl::StatusOr<std::string> FromFirst(const absl::StatusOr<std::string>& mine);
 

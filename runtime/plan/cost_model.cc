@@ -14,8 +14,6 @@ constexpr double kReferenceSlowdown = 40.0;
 // Samples that an op is compared with.
 constexpr size_t kNearest = 4;
 
-std::string_view KindName(TierKind kind) { return kind == TierKind::kHost ? "host" : "file"; }
-
 // Samples of the number of threads nearest to `threads`, the smaller of two.
 bool IsNearer(int threads, int candidate, int now) {
   const auto Distance = [&](int other) { return std::abs(std::log2(static_cast<double>(other) / threads)); };
@@ -122,8 +120,17 @@ double CostModel::Seconds(const Plan& plan) const {
 }
 
 ResidencyTier CostModel::TierOf(const TierOptions& tier) const {
-  const MachineTier* measured = options_.machine == nullptr ? nullptr : options_.machine->FindTier(KindName(tier.kind));
-  const double copy = options_.rates.copy_bytes_per_second;
+  const Machine* const machine = options_.machine.get();
+  const bool far_peer = tier.far && tier.kind == TierKind::kPeer;  // machines describe peers of a node
+  const MachineTier* measured = machine == nullptr || far_peer ? nullptr : machine->FindTier(Name(tier.kind));
+  // Memory of another rank that no tier describes is behind the link to it; where that is not described either, in a node as host memory is.
+  const MachineLink* link = nullptr;
+  if (machine != nullptr && measured == nullptr && IsLent(tier.kind)) {
+    link = machine->FindLink(tier.far ? "network" : "node");
+    if (link == nullptr && !tier.far) measured = machine->FindTier("host");
+  }
+  const double copy = link != nullptr ? link->bytes_per_second : tier.far ? options_.rates.link_bytes_per_second : options_.rates.copy_bytes_per_second;
+  const double latency = link != nullptr ? link->latency_seconds : tier.far ? options_.rates.link_latency_seconds : options_.rates.op_seconds;
   const double out = measured != nullptr ? measured->out_bytes_per_second : copy, in = measured != nullptr ? measured->in_bytes_per_second : copy;
   const auto Rate = [](const Throttle& throttle, double rate) {
     return throttle.bytes_per_second > 0 ? std::min(throttle.bytes_per_second, rate) : rate;
@@ -133,12 +140,12 @@ ResidencyTier CostModel::TierOf(const TierOptions& tier) const {
   result.out_bytes_per_second = Rate(tier.out, out);
   result.in_bytes_per_second = Rate(tier.in, in);
   result.latency_seconds = std::max(tier.out.latency_seconds, tier.in.latency_seconds) +
-                           (measured != nullptr ? measured->latency_seconds : options_.rates.op_seconds);
+                           (measured != nullptr ? measured->latency_seconds : latency);
   // A throttled lane sleeps for the rest of its time.
   if (measured != nullptr) {
     result.out_compute_seconds_per_byte = measured->compute_share / out;
     result.in_compute_seconds_per_byte = measured->compute_share / in;
-    if (tier.budget_bytes == INT64_MAX) result.budget_bytes = measured->memory_bytes;
+    if (tier.budget_bytes == INT64_MAX && !IsLent(tier.kind)) result.budget_bytes = measured->memory_bytes;
   }
   return result;
 }

@@ -160,7 +160,7 @@ std::string_view StashEncoding(const Program& program, ValueId value, const Tier
   if (v.kind != ValueKind::kComputed || v.type.dtype != DataType::kF32) return "";
   if (options.stash_dtype == StashDtype::kBf16) return "bf16";
   const double rate = tier.out.bytes_per_second;
-  const bool slow = tier.kind == TierKind::kFile || (rate > 0 && rate < kPackingBytesPerSecond);
+  const bool slow = tier.kind == TierKind::kFile || tier.far || (rate > 0 && rate < kPackingBytesPerSecond);
   const Op& maker = program.ops()[v.producer];
   return options.encode && slow && v.output_index == 0 && IsRelu(maker) ? "zeros" : "";
 }

@@ -258,6 +258,11 @@ const MachineTier* Machine::FindTier(std::string_view kind) const {
   return found == tiers.end() ? nullptr : &*found;
 }
 
+const MachineLink* Machine::FindLink(std::string_view between) const {
+  const auto found = std::find_if(links.begin(), links.end(), [&](const MachineLink& link) { return link.between == between; });
+  return found == links.end() ? nullptr : &*found;
+}
+
 absl::StatusOr<Machine> ParseMachine(std::string_view text, std::string_view name) {
   if (text.size() > kMaxMachineFileBytes) {
     return absl::ResourceExhaustedError(absl::StrFormat("%s: has %d bytes; a machine file has at most %d", name, text.size(), kMaxMachineFileBytes));

@@ -65,6 +65,7 @@ struct Machine {
 
   // Null where there is none of the kind.
   const MachineTier* FindTier(std::string_view kind) const;
+  const MachineLink* FindLink(std::string_view between) const;
 };
 
 // kInvalidArgument names the line, the key, its value and what is allowed; for an unknown key the nearest right one. `name` is the

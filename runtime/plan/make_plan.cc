@@ -10,6 +10,7 @@
 #include "runtime/plan/cost_model.h"
 #include "runtime/plan/encode.h"
 #include "runtime/plan/lay_out.h"
+#include "runtime/plan/lending.h"
 #include "runtime/plan/lower.h"
 #include "runtime/plan/order.h"
 #include "runtime/plan/overlap.h"
@@ -105,6 +106,20 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
     for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
     SetWaits(plan, options, budget);
     GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, kBestLayout).status());
+    int64_t tiers_over = 0;
+    for (size_t tier = 0; tier < plan.tiers.size(); ++tier) {
+      const int64_t over = plan.tiers[tier].bytes - plan.tiers[tier].options.budget_bytes;
+      if (over <= 0) continue;
+      resider.Tighten(static_cast<int>(tier), over);
+      tiers_over += over;
+    }
+    if (tiers_over > 0) {
+      if (best_bytes == INT64_MAX) {
+        best_bytes = budget + tiers_over;
+        best = std::move(solution);
+      }
+      continue;
+    }
     if (plan.arena_bytes > budget) {
       high = std::max(low, std::min(target, solution.schedule.peak_bytes));
       if (plan.arena_bytes < best_bytes) {
@@ -191,7 +206,24 @@ std::string MachineText(const PlanOptions& options) {
                          options.in_place ? "" : ", not in place", options.winograd ? "" : ", no Winograd forms");
 }
 
+int64_t DeviceBytes(const Plan& plan) {
+  int64_t end = plan.arena_bytes;
+  for (const PlannedLoan& loan : plan.loans) {
+    if (loan.kind == TierKind::kPeer) end = std::max(end, loan.offset + loan.bytes);
+  }
+  return end;
+}
+
+int64_t LentHostBytes(const Plan& plan) {
+  int64_t end = 0;
+  for (const PlannedLoan& loan : plan.loans) {
+    if (loan.kind == TierKind::kRemoteHost) end = std::max(end, loan.offset + loan.bytes);
+  }
+  return end;
+}
+
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options) {
+  GANTRY_RETURN_IF_ERROR(RequireOneRank(options));
   Plan plan;
   GANTRY_ASSIGN_OR_RETURN(plan.program, PrepareProgram(program, options, 0));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
@@ -264,6 +296,7 @@ std::string Describe(const Plan& plan) {
     absl::StrAppend(&text, absl::StrFormat("tier %-9s %d bytes (lower bound %d), %d bytes out and %d in a step\n", tier.options.name,
                                            tier.bytes, tier.lower_bound_bytes, tier.out_bytes, tier.in_bytes));
   }
+  for (const PlannedLoan& loan : plan.loans) absl::StrAppend(&text, Describe(loan), "\n");
   text += Describe(TotalsOf(plan.costs, plan.buffers, tiers));
   absl::StrAppend(&text, "largest at the peak:\n");
   for (const PlannedBuffer* buffer : at_peak) absl::StrAppend(&text, Describe(*buffer), "\n");

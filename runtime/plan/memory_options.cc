@@ -1,5 +1,6 @@
 #include "runtime/plan/memory_options.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -109,58 +110,123 @@ absl::StatusOr<double> ParseSeconds(std::string_view text) {
   return number;
 }
 
-absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options) {
-  constexpr std::string_view kDevice = "a size, as \"64MiB\", or a share of what the step takes with nothing offloaded, as \"1/4\" or \"0.25\"";
+namespace {
+
+// "64MiB" or "1/4".
+absl::StatusOr<MemoryBudget> ReadDeviceBudget(std::string_view device) {
+  constexpr std::string_view kDevice =
+      "a size, as \"64MiB\", or a share of what the step takes with nothing offloaded, as \"1/4\" or \"0.25\"; of several ranks one each, "
+      "\"none\" for no limit, as \"64MiB,128MiB,none\"";
+  MemoryBudget budget;
+  std::string_view rest = Trimmed(device);
+  double number = 0, below = 1;
+  const bool share = rest.find('/') != std::string_view::npos;
+  if (share) {
+    if (!TakeNumber(rest, number) || !rest.starts_with('/')) return Wrong("memory.device", device, kDevice);
+    rest = Trimmed(rest.substr(1));
+    if (!TakeNumber(rest, below) || !rest.empty() || below <= 0) return Wrong("memory.device", device, kDevice);
+  }
+  const double fraction = number / below;
+  double plain = 0;
+  std::string_view text = Trimmed(device);
+  if (share) {
+    if (!(fraction > 0 && fraction <= 1)) return Wrong("memory.device", device, kDevice);
+    budget.fraction = fraction;
+  } else if (TakeNumber(text, plain) && text.empty() && plain > 0 && plain <= 1) {
+    budget.fraction = plain;
+  } else {
+    const absl::StatusOr<int64_t> bytes = ParseBytes(device);
+    if (!bytes.ok() || *bytes <= 0) return Wrong("memory.device", device, kDevice);
+    budget.bytes = *bytes;
+  }
+  return budget;
+}
+
+// One budget, or one a rank.
+absl::Status SetDeviceBudgets(std::string_view text, PlanOptions& options) {
   options.device_memory = {};
+  options.rank_memory.clear();
+  if (text.empty()) return absl::OkStatus();
+  if (text.find(',') == std::string_view::npos) {
+    GANTRY_ASSIGN_OR_RETURN(options.device_memory, ReadDeviceBudget(text));
+    return absl::OkStatus();
+  }
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t comma = std::min(text.find(',', begin), text.size());
+    MemoryBudget budget;
+    if (const std::string_view part = Trimmed(text.substr(begin, comma - begin)); part != "none") {
+      GANTRY_ASSIGN_OR_RETURN(budget, ReadDeviceBudget(part));
+    }
+    options.rank_memory.push_back(budget);
+    begin = comma + 1;
+  }
+  return absl::OkStatus();
+}
+
+// The places of "host+file", nearest first.
+absl::StatusOr<std::vector<TierKind>> ReadOffload(std::string_view text) {
+  constexpr std::pair<std::string_view, TierKind> kPlaces[] = {
+      {"peer", TierKind::kPeer}, {"host", TierKind::kHost}, {"remote", TierKind::kRemoteHost}, {"file", TierKind::kFile}};
+  std::vector<TierKind> places;
+  if (text == "none") return places;
+  std::vector<std::string_view> words;
+  for (size_t begin = 0; begin <= text.size();) {
+    const size_t plus = std::min(text.find('+', begin), text.size());
+    words.push_back(text.substr(begin, plus - begin));
+    begin = plus + 1;
+  }
+  size_t known = 0;
+  for (const auto& [name, kind] : kPlaces) {
+    const auto times = std::count(words.begin(), words.end(), name);
+    if (times == 1) places.push_back(kind);
+    known += static_cast<size_t>(times);
+  }
+  if (known == words.size() && places.size() == words.size()) return places;
+  return Wrong("memory.offload", text, "\"none\", or different ones of \"peer\", \"host\", \"remote\" and \"file\", joined with \"+\"");
+}
+
+}  // namespace
+
+absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options) {
   options.tiers.clear();
   options.recompute = memory.recompute;
   options.encode = memory.encode;
   options.checksums = memory.checksums;
   if (memory.stash != "f32" && memory.stash != "bf16") return Wrong("memory.stash", memory.stash, "\"f32\" or \"bf16\"");
   options.stash_dtype = memory.stash == "bf16" ? StashDtype::kBf16 : StashDtype::kF32;
-  if (!memory.device.empty()) {
-    std::string_view rest = Trimmed(memory.device);
-    double number = 0, below = 1;
-    const bool share = rest.find('/') != std::string_view::npos;
-    if (share) {
-      if (!TakeNumber(rest, number) || !rest.starts_with('/')) return Wrong("memory.device", memory.device, kDevice);
-      rest = Trimmed(rest.substr(1));
-      if (!TakeNumber(rest, below) || !rest.empty() || below <= 0) return Wrong("memory.device", memory.device, kDevice);
-    }
-    const double fraction = number / below;
-    double plain = 0;
-    std::string_view text = Trimmed(memory.device);
-    if (share) {
-      if (!(fraction > 0 && fraction <= 1)) return Wrong("memory.device", memory.device, kDevice);
-      options.device_memory.fraction = fraction;
-    } else if (TakeNumber(text, plain) && text.empty() && plain > 0 && plain <= 1) {
-      options.device_memory.fraction = plain;
-    } else {
-      GANTRY_RETURN_IF_ERROR(ReadBudget("memory.device", memory.device, options.device_memory.bytes));
-    }
-  }
+  GANTRY_RETURN_IF_ERROR(SetDeviceBudgets(memory.device, options));
   Throttle out, in;
   GANTRY_RETURN_IF_ERROR(ReadLink(memory.link, out, in));
   in.seed = 1;
-  const bool host = memory.offload == "host" || memory.offload == "host+file";
-  const bool file = memory.offload == "file" || memory.offload == "host+file";
-  if (!host && !file && memory.offload != "none") {
-    return Wrong("memory.offload", memory.offload, "\"none\", \"host\", \"file\" or \"host+file\"");
-  }
-  if (host) {
-    TierOptions tier{.name = "host", .kind = TierKind::kHost, .out = out, .in = in};
-    GANTRY_RETURN_IF_ERROR(ReadBudget("memory.host", memory.host, tier.budget_bytes));
-    options.tiers.push_back(std::move(tier));
-  }
-  if (file) {
-    if (memory.directory.empty()) {
-      return absl::InvalidArgumentError(absl::StrFormat(
-          "memory.offload is \"%s\", but memory.directory is empty: name a folder on a fast disk", memory.offload));
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<TierKind> places, ReadOffload(memory.offload));
+  for (const TierKind kind : places) {
+    TierOptions tier{.name = std::string(Name(kind)), .kind = kind, .out = out, .in = in};
+    if (kind == TierKind::kHost || kind == TierKind::kRemoteHost) GANTRY_RETURN_IF_ERROR(ReadBudget("memory.host", memory.host, tier.budget_bytes));
+    if (kind == TierKind::kFile) {
+      if (memory.directory.empty()) {
+        return absl::InvalidArgumentError(absl::StrFormat(
+            "memory.offload is \"%s\", but memory.directory is empty: name a folder on a fast disk", memory.offload));
+      }
+      tier.directory = memory.directory;
+      GANTRY_RETURN_IF_ERROR(ReadBudget("memory.file", memory.file, tier.budget_bytes));
     }
-    TierOptions tier{.name = "file", .kind = TierKind::kFile, .directory = memory.directory, .out = out, .in = in};
-    GANTRY_RETURN_IF_ERROR(ReadBudget("memory.file", memory.file, tier.budget_bytes));
     options.tiers.push_back(std::move(tier));
   }
+  return absl::OkStatus();
+}
+
+bool HasBudget(const PlanOptions& options) {
+  return options.device_memory.bytes > 0 || options.device_memory.fraction > 0 || !options.rank_memory.empty();
+}
+
+absl::Status TakeRankMemory(int rank, int ranks, PlanOptions& options) {
+  if (options.rank_memory.empty()) return absl::OkStatus();
+  if (std::ssize(options.rank_memory) != ranks) {
+    return absl::InvalidArgumentError(absl::StrFormat("memory.device has budgets of %d ranks, the job has %d: give one a rank, or one for all",
+                                                      options.rank_memory.size(), ranks));
+  }
+  options.device_memory = options.rank_memory[static_cast<size_t>(rank)];
+  options.rank_memory.clear();
   return absl::OkStatus();
 }
 

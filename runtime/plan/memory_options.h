@@ -17,9 +17,13 @@ absl::StatusOr<double> ParseSeconds(std::string_view text);
 
 // The section [memory] of a run file; docs/reference/memory.md describes the texts.
 struct MemoryOptions {
-  std::string device;            // a budget: "64MiB", or a share of the step's footprint with nothing offloaded: "1/4", "0.25"; empty: none
-  std::string offload = "host";  // where values may wait that do not fit: "none", "host", "file", "host+file"
-  std::string host;              // budget of the host tier; empty: none
+  // A budget: "64MiB", or a share of the step's footprint with nothing offloaded: "1/4", "0.25"; empty: none. Of several ranks one each, "none" for
+  // those without: "64MiB,128MiB,none".
+  std::string device;
+  // Where values may wait that do not fit: "none", or several of "peer" (what other ranks' plans leave of their devices), "host", "remote" (host
+  // memory of a rank on another node) and "file", joined with "+".
+  std::string offload = "host";
+  std::string host;              // most bytes of a rank's host memory, for its own values and those of other ranks; empty: no limit
   std::string file;              // budget of the file tier; empty: none
   std::string directory;         // of the file tier
   std::string link;              // "out=2GB/s,in=2GB/s,latency=10us,jitter=1ms": every tier at this speed; empty: as fast as it goes
@@ -32,5 +36,9 @@ struct MemoryOptions {
 
 // Sets device_memory, tiers and all of PlanOptions that belongs to them. kInvalidArgument names the key, "memory.device", its value and what is allowed.
 absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options);
+// Whether the device memory of any rank is limited.
+bool HasBudget(const PlanOptions& options);
+// Makes the rank's budget the budget of the options. kInvalidArgument where there are budgets of another number of ranks than `ranks`.
+absl::Status TakeRankMemory(int rank, int ranks, PlanOptions& options);
 
 }  // namespace gantry

@@ -63,7 +63,10 @@ struct PlanOptions {
   // images take as much are over parts of the batch (split_batch.h): it decides the order of sums, and how small a budget may be.
   int64_t chunk_bytes = 2 << 20;
   MemoryBudget device_memory;
-  // Where values may wait that do not fit, nearest first. Used only where the budget asks for it.
+  // Budgets of the ranks, one a rank, where they differ: TakeRankMemory (memory_options.h) makes one of them device_memory.
+  std::vector<MemoryBudget> rank_memory;
+  // Where values may wait that do not fit, nearest first. Used only where the budget asks for it. Memory of other ranks without a lender
+  // stands for what they agree on (lending.h); its budget: of each rank's own memory of that kind.
   std::vector<TierOptions> tiers;
   bool recompute = true;   // let ops run again instead of keeping what they made; likewise
   // Where the budget asks for it: sign bits in place of what only gradients of leaky relus read again, and zeros left out of copies
@@ -110,8 +113,18 @@ struct PlannedOp {
 struct PlannedTier {
   TierOptions options;
   int64_t bytes = 0;              // of its slab
+  int64_t lender_offset = 0;      // of memory of another rank: as PlannedLoan::offset there
   int64_t lower_bound_bytes = 0;  // the largest sum of bytes live at one time
   int64_t out_bytes = 0, in_bytes = 0;  // copied in one step; at most, where copies leave zeros out
+};
+
+// Memory of this rank that is a tier of another rank's plan.
+struct PlannedLoan {
+  int borrower = 0;                 // rank
+  TierKind kind = TierKind::kPeer;  // kPeer: on the device, behind the arena; kRemoteHost: in host memory, where loans alone lie
+  int64_t offset = 0;               // kPeer: from the arena's start; kRemoteHost: from the start of what is lent
+  int64_t bytes = 0;
+  bool operator==(const PlannedLoan&) const = default;
 };
 
 // What a plan does to fit its budget.
@@ -159,6 +172,7 @@ struct Plan {
   int64_t arena_bytes = 0;
   int64_t lower_bound_bytes = 0;      // the largest sum of bytes live at one time
   std::vector<PlannedTier> tiers;
+  std::vector<PlannedLoan> loans;     // by kind and borrower
   PlannedResidency residency;
   PlanOrigin origin;
   std::string layout_method;
@@ -168,9 +182,15 @@ struct Plan {
   std::vector<std::string> fallbacks;  // ops for which the fast kernels have no form, by name, each once
 };
 
+// Of the device: the arena and what is lent behind it.
+int64_t DeviceBytes(const Plan& plan);
+// Of host memory, for other ranks.
+int64_t LentHostBytes(const Plan& plan);
+
 // Simplifies, fuses and lowers `program`, chooses kernels, decides what leaves the device where the budget is smaller than the
 // footprint, and lays out the arena and the tiers. The plan has passed VerifyPlan. kResourceExhausted where no plan fits: the message
-// names the bytes that are short, what takes the most, and what would help.
+// names the bytes that are short, what takes the most, and what would help. kInvalidArgument where the options are of several ranks: their
+// budgets, or memory of others without a lender.
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options);
 
 // The program as MakePlan begins with it: simplified, fused, lowered. `piece_bytes` above 0: as it does where the budget is short, with

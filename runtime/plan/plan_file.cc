@@ -7,6 +7,7 @@
 #include "memory/layout/layout_check.h"
 #include "nlohmann/json.hpp"
 #include "runtime/plan/lay_out.h"
+#include "runtime/plan/lending.h"
 #include "runtime/plan/overlap.h"
 #include "runtime/plan/plan_totals.h"
 #include "runtime/plan/cost_model.h"
@@ -133,6 +134,30 @@ bool ReadBuffer(Reader& reader, const Json& json, PlannedBuffer& buffer) {
   return reader.status().ok();
 }
 
+// Of memory of other ranks; others have none of it.
+TierKind ReadLentKind(Reader& reader, const Json& json) {
+  const std::string name = reader.Get<std::string>(json, "kind", "");
+  for (const TierKind kind : {TierKind::kPeer, TierKind::kRemoteHost}) {
+    if (name == Name(kind)) return kind;
+  }
+  reader.Fail(absl::StrFormat("'kind' is \"%s\", not \"peer\" or \"remote\"", name));
+  return TierKind::kPeer;
+}
+
+std::vector<PlannedLoan> ReadLoans(Reader& reader) {
+  std::vector<PlannedLoan> loans;
+  for (const Json& entry : reader.Array("loans")) {
+    PlannedLoan& loan = loans.emplace_back();
+    loan = {.borrower = reader.Get<int>(entry, "borrower", 0), .kind = ReadLentKind(reader, entry), .offset = reader.Get<int64_t>(entry, "offset", 0),
+            .bytes = reader.Get<int64_t>(entry, "bytes", 0)};
+    if (loan.borrower < 0 || loan.offset < 0 || loan.offset > kMostBytes || loan.bytes <= 0 || loan.bytes > kMostBytes) {
+      reader.Fail("a loan has an impossible place or size");
+    }
+    if (!reader.status().ok()) break;
+  }
+  return loans;
+}
+
 PlannedResidency ReadResidency(Reader& reader, const Json& json) {
   PlannedResidency residency;
   const auto found = json.find("residency");
@@ -193,6 +218,16 @@ std::string PlanToJson(const Plan& plan) {
   for (const PlannedTier& tier : plan.tiers) {
     json["tiers"].push_back({{"name", tier.options.name}, {"bytes", tier.bytes}, {"lower_bound_bytes", tier.lower_bound_bytes},
                              {"out_bytes", tier.out_bytes}, {"in_bytes", tier.in_bytes}});
+    if (!IsLent(tier.options.kind)) continue;
+    json["tiers"].back()["kind"] = std::string(Name(tier.options.kind));
+    json["tiers"].back()["lender"] = tier.options.lender;
+    json["tiers"].back()["far"] = tier.options.far;
+    json["tiers"].back()["lender_offset"] = tier.lender_offset;
+  }
+  json["loans"] = Json::array();
+  for (const PlannedLoan& loan : plan.loans) {
+    json["loans"].push_back(
+        {{"borrower", loan.borrower}, {"kind", std::string(Name(loan.kind))}, {"offset", loan.offset}, {"bytes", loan.bytes}});
   }
   json["choice"] = Json::array();
   for (const std::vector<Residence>& gaps : plan.origin.choice) {
@@ -261,7 +296,8 @@ std::string PlanToJson(const Plan& plan) {
   return text + "\n}\n";
 }
 
-absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program, const PlanOptions& options) {
+absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program, const PlanOptions& given) {
+  PlanOptions options = given;
   GANTRY_ASSIGN_OR_RETURN(const Json json, Parse(text));
   Reader reader(json);
   const auto Differs = [&](std::string_view what, std::string_view there, std::string_view here) {
@@ -288,9 +324,19 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
   for (const Json& entry : reader.Array("tiers")) {
     PlannedTier tier;
     const std::string name = reader.Get<std::string>(entry, "name", "");
-    const auto here = std::find_if(options.tiers.begin(), options.tiers.end(), [&](const TierOptions& t) { return t.name == name; });
-    if (here == options.tiers.end()) return Differs("place to offload to", name, "not allowed");
+    const bool lent = entry.is_object() && entry.contains("lender");
+    // Of the memory of others, the options say only that it may be borrowed.
+    const std::string place = lent ? std::string(Name(ReadLentKind(reader, entry))) : name;
+    const auto here = std::find_if(given.tiers.begin(), given.tiers.end(), [&](const TierOptions& t) { return t.name == place; });
+    if (here == given.tiers.end()) return Differs("place to offload to", name, "not allowed");
     tier.options = *here;
+    tier.options.name = name;
+    if (lent) {
+      tier.options.lender = reader.Get<int>(entry, "lender", 0);
+      tier.options.far = reader.Get<bool>(entry, "far", false);
+      tier.lender_offset = reader.Get<int64_t>(entry, "lender_offset", 0);
+      if (tier.options.lender < 0 || tier.lender_offset < 0 || tier.lender_offset > kMostBytes) reader.Fail("a tier's lender or place is impossible");
+    }
     tier.bytes = reader.Get<int64_t>(entry, "bytes", 0);
     tier.lower_bound_bytes = reader.Get<int64_t>(entry, "lower_bound_bytes", 0);
     tier.out_bytes = reader.Get<int64_t>(entry, "out_bytes", 0);
@@ -298,7 +344,11 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
     if (tier.bytes < 0 || tier.bytes > kMostBytes) reader.Fail("a tier's size is impossible");
     plan.tiers.push_back(std::move(tier));
   }
+  plan.loans = ReadLoans(reader);
   GANTRY_RETURN_IF_ERROR(reader.status());
+  // What numbers of tiers mean is the file's to say.
+  options.tiers.clear();
+  for (const PlannedTier& tier : plan.tiers) options.tiers.push_back(tier.options);
   if (plan.arena_bytes < 0 || plan.arena_bytes > kMostBytes) return Damaged("the arena's size is impossible");
 
   Plan base;
@@ -412,6 +462,7 @@ absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text) {
   for (const Json& entry : reader.Array("tiers")) {
     plan.tiers.push_back({reader.Get<std::string>(entry, "name", ""), reader.Get<int64_t>(entry, "bytes", 0)});
   }
+  plan.loans = ReadLoans(reader);
   for (const Json& entry : reader.Array("buffers")) {
     PlannedBuffer buffer;
     if (!ReadBuffer(reader, entry, buffer)) break;
@@ -422,9 +473,20 @@ absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text) {
 }
 
 absl::Status CheckSummary(const PlanSummary& plan) {
-  if (plan.residency.budget_bytes > 0 && plan.arena_bytes > plan.residency.budget_bytes) {
+  int64_t taken[2] = {plan.arena_bytes, 0};  // of the device, of the host memory that is lent
+  for (const PlannedLoan& loan : plan.loans) {
+    int64_t& behind = taken[loan.kind == TierKind::kPeer ? 0 : 1];
+    if (loan.offset < behind) {
+      return absl::FailedPreconditionError(absl::StrFormat("what is lent to rank %d, %d bytes of the %s from offset %d on, overlaps what lies "
+                                                           "before it, up to byte %d",
+                                                           loan.borrower, loan.bytes, LenderMemory(loan.kind), loan.offset, behind));
+    }
+    behind = loan.offset + loan.bytes;
+  }
+  if (plan.residency.budget_bytes > 0 && taken[0] > plan.residency.budget_bytes) {
     return absl::FailedPreconditionError(
-        absl::StrFormat("the arena takes %d bytes, the budget is %d", plan.arena_bytes, plan.residency.budget_bytes));
+        absl::StrFormat("the arena%s takes %d bytes, the budget is %d", plan.loans.empty() ? "" : " with what is lent behind it",
+                        taken[0], plan.residency.budget_bytes));
   }
   for (int tier = kDeviceTier; tier < static_cast<int>(plan.tiers.size()); ++tier) {
     LayoutProblem problem;
@@ -470,6 +532,7 @@ std::string Describe(const PlanSummary& plan) {
   if (plan.residency.budget_bytes > 0) absl::StrAppend(&text, absl::StrFormat("budget         %d bytes\n", plan.residency.budget_bytes));
   absl::StrAppend(&text, absl::StrFormat("footprint      %d bytes with nothing offloaded\n", plan.residency.footprint_bytes));
   for (const PlanSummary::Tier& tier : plan.tiers) absl::StrAppend(&text, absl::StrFormat("tier %-9s %d bytes\n", tier.name, tier.bytes));
+  for (const PlannedLoan& loan : plan.loans) absl::StrAppend(&text, Describe(loan), "\n");
   absl::StrAppend(&text, absl::StrFormat("residency      %d copies out, %d in, %d ops run again\npredicted      %.4g s a step\n",
                                          plan.residency.stashes, plan.residency.fetches, plan.residency.repeats, plan.residency.seconds));
   absl::StrAppend(&text, "costs          ", plan.costs, "\n", Describe(TotalsOf(plan)));
@@ -489,6 +552,12 @@ std::string DescribeDifference(const PlanSummary& from, const PlanSummary& to) {
   Number("budget", from.residency.budget_bytes, to.residency.budget_bytes);
   Number("footprint", from.residency.footprint_bytes, to.residency.footprint_bytes);
   Number("ops", from.ops, to.ops);
+  const auto Lent = [](const PlanSummary& plan) {
+    int64_t bytes = 0;
+    for (const PlannedLoan& loan : plan.loans) bytes += loan.bytes;
+    return bytes;
+  };
+  Number("lent", Lent(from), Lent(to));
   Number("copies out", from.residency.stashes, to.residency.stashes);
   Number("copies in", from.residency.fetches, to.residency.fetches);
   Number("run again", from.residency.repeats, to.residency.repeats);

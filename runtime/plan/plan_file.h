@@ -9,7 +9,7 @@
 
 namespace gantry {
 
-inline constexpr std::string_view kPlanFormat = "gantry-plan-1";
+inline constexpr std::string_view kPlanFormat = "gantry-plan-2";
 inline constexpr size_t kMaxPlanFileBytes = size_t{1} << 30;
 
 std::string PlanToJson(const Plan& plan);
@@ -29,11 +29,13 @@ struct PlanSummary {
     int64_t bytes = 0;
   };
   std::vector<Tier> tiers;
+  std::vector<PlannedLoan> loans;
   std::vector<PlannedBuffer> buffers;
   std::vector<StepCost> steps;
 };
 absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text);
-// The checker of files alone: no two buffers that are live together overlap, nothing lies outside its slab, the budget is held.
+// The checker of files alone: no two buffers that are live together overlap, nothing lies outside its slab, what is lent lies behind the
+// arena, the budget is held.
 // kFailedPrecondition names what does not hold.
 absl::Status CheckSummary(const PlanSummary& plan);
 std::string Describe(const PlanSummary& plan);

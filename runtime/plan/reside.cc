@@ -93,10 +93,10 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
   for (const TakeOver& pair : taken_over) problem_.items[item_of_[pair.input]].taken_over_by = item_of_[pair.output];
   for (size_t i = 0; i < problem_.items.size(); ++i) {
     ResidencyItem& item = problem_.items[i];
-    // The caller fills inputs and reads outputs by address, which a file has not.
+    // The caller fills inputs and reads outputs by address, which only host memory has.
     const bool callers = item.kept != item.wraps || (item.made_by < 0 && !item.wraps);
     for (size_t tier = 0; callers && tier < options_.tiers.size(); ++tier) {
-      if (options_.tiers[tier].kind == TierKind::kFile) item.tiers &= ~(1u << tier);
+      if (options_.tiers[tier].kind != TierKind::kHost) item.tiers &= ~(1u << tier);
     }
   }
   for (const TierOptions& tier : options_.tiers) problem_.tiers.push_back(costs.TierOf(tier));
@@ -153,6 +153,11 @@ absl::Status CheckActions(const ResidencyProblem& problem, int tier_count, const
     if (!there) return absl::InvalidArgumentError(absl::StrFormat("value %d is not where it is kept when the step ends", i));
   }
   return absl::OkStatus();
+}
+
+void Resider::Tighten(int tier, int64_t bytes) {
+  int64_t& budget = problem_.tiers[static_cast<size_t>(tier)].budget_bytes;
+  budget = std::max<int64_t>(0, budget - std::max(bytes, budget / 64));
 }
 
 absl::StatusOr<ResidencySolution> Resider::Solve(int64_t budget_bytes, bool recompute) {

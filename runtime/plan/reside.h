@@ -26,6 +26,8 @@ class Resider {
   const ResidencyProblem& problem() const { return problem_; }
   // For a budget of the device: which may be lower than the real one, to leave room for gaps between buffers.
   absl::StatusOr<ResidencySolution> Solve(int64_t budget_bytes, bool recompute);
+  // What the layout of a tier took beyond its budget is taken from what Solve may use of it.
+  void Tighten(int tier, int64_t bytes);
   absl::StatusOr<ResidentProgram> Rewrite(const ResidencySolution& solution) const;
   // The base program's op behind an op of the problem.
   OpId OpOf(int problem_op) const { return op_of_[problem_op]; }

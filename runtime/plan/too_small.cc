@@ -100,6 +100,7 @@ class Advice {
     PlanOptions raised = options_;
     bool any = false;
     for (TierOptions& tier : raised.tiers) {
+      if (IsLent(tier.kind)) continue;  // what others have to spare is what it is
       any = any || tier.budget_bytes != INT64_MAX;
       tier.budget_bytes = INT64_MAX;
     }
@@ -108,7 +109,7 @@ class Advice {
     if (!plan.ok()) return;
     std::string flags;
     for (size_t tier = 0; tier < plan->tiers.size() && tier < options_.tiers.size(); ++tier) {
-      if (options_.tiers[tier].budget_bytes == INT64_MAX) continue;
+      if (options_.tiers[tier].budget_bytes == INT64_MAX || IsLent(options_.tiers[tier].kind)) continue;
       raised.tiers[tier].budget_bytes = std::max(plan->tiers[tier].bytes, options_.tiers[tier].budget_bytes);
       absl::StrAppend(&flags, flags.empty() ? "" : " ",
                       options_.tiers[tier].kind == TierKind::kHost ? "--host-memory " : "--set memory.file=", raised.tiers[tier].budget_bytes);

@@ -2,11 +2,15 @@
 
 #include <algorithm>
 #include <map>
+#include <tuple>
+#include <utility>
 
 #include "absl/strings/str_join.h"
 #include "memory/hash.h"
 #include "nlohmann/json.hpp"
 #include "runtime/plan/cost_model.h"
+#include "runtime/plan/lending.h"
+#include "runtime/plan/memory_options.h"
 #include "runtime/plan/plan_totals.h"
 #include "runtime/simulate/link_model.h"
 
@@ -99,6 +103,10 @@ int64_t ExchangedBytes(const Plan& plan) {
   return static_cast<int64_t>(bytes);
 }
 
+std::string RankText(int rank, int ranks, const Parallel& parallel) {
+  return absl::StrFormat("rank %d of %d, --parallel %s", rank, ranks, parallel.Text());
+}
+
 std::vector<std::string> Assumptions(const JobPlan& job, const PlanOptions& options) {
   std::vector<std::string> lines = {absl::StrCat("costs of ops: ", CostText(options))};
   const Machine* const machine = options.machine.get();
@@ -125,7 +133,7 @@ std::vector<std::string> Assumptions(const JobPlan& job, const PlanOptions& opti
 
 int64_t JobPlan::peak_bytes() const {
   int64_t bytes = 0;
-  for (const RankClass& alike : classes) bytes = std::max(bytes, alike.plan.arena_bytes);
+  for (const RankClass& alike : classes) bytes = std::max(bytes, DeviceBytes(alike.plan));
   return bytes;
 }
 
@@ -144,42 +152,94 @@ void SetSpeeds(const PlanOptions& options, int ranks, Parallel& parallel) {
   if (parallel.shares.empty()) parallel.shares = parallel.speeds;
 }
 
-absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parallel, int ranks,
-                                  const PlanOptions& given) {
+namespace {
+
+// Ranks with the same program and the same budget, planned without the others' memory.
+struct PlannedAlone {
+  std::vector<int> ranks;
+  Program program;
+  PlanOptions options;
+  absl::StatusOr<Plan> plan;
+};
+
+// What each rank, planned by itself so far, borrows from the others.
+absl::Status PlanLoans(std::deque<PlannedAlone>& ranks, const LinkModel& links) {
+  std::vector<RankOffer> offers;
+  for (const PlannedAlone& rank : ranks) {
+    GANTRY_ASSIGN_OR_RETURN(offers.emplace_back(), OfferOf(rank.plan, rank.options, links.NodeOf(rank.ranks[0])));
+  }
+  const std::vector<Loan> loans = MatchLoans(offers, ranks[0].options);
+  std::vector<LoanTrace> taken;
+  for (PlannedAlone& rank : ranks) {
+    rank.plan = PlanWithLoans(rank.program, rank.options, rank.ranks[0], loans, std::move(rank.plan));
+    if (!rank.plan.ok()) return absl::OkStatus();  // the caller says which rank it is
+    taken.push_back(LoansOf(*rank.plan, rank.ranks[0]));
+  }
+  for (PlannedAlone& rank : ranks) {
+    Settle(taken, rank.ranks[0], *rank.plan);
+    taken[static_cast<size_t>(rank.ranks[0])] = LoansOf(*rank.plan, rank.ranks[0]);
+  }
+  return VerifyLoans(taken);
+}
+
+}  // namespace
+
+absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& split, int ranks, const PlanOptions& given) {
   const LinkModel links(given.machine.get());
   GANTRY_RETURN_IF_ERROR(links.Check(ranks));
+  Parallel parallel = split;
+  parallel.gradients_first = given.overlap && !HasBudget(given);  // as a session does
   JobPlan job{.parallel = parallel,
               .rank_count = ranks,
               .node_count = links.NodeOf(ranks - 1) + 1,
               .exchanges = std::make_shared<ExchangeKernels>()};
   PlanOptions options = given;
   if (ranks > 1) options.exchanges = job.exchanges.get();
+  if (ranks == 1) GANTRY_RETURN_IF_ERROR(RequireOneRank(options));
+  const bool lending = ranks > 1 && MayBorrow(options);
+  if (lending && ranks > kExactRanks) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%d ranks that lend each other memory: of more than %d, ranks are taken as equal, and so not planned one by one; plan for fewer, or "
+        "without \"peer\" and \"remote\" in memory.offload",
+        ranks, kExactRanks));
+  }
+  std::deque<PlannedAlone> planned;
   std::vector<int> stands_for(static_cast<size_t>(ranks));
-  std::map<std::string, size_t> known;  // class by signature
-  std::map<int, size_t> class_of;       // by representative
+  std::map<std::string, size_t> known;                                 // place in `planned`, by program and budget
+  std::map<std::tuple<int, int64_t, double>, size_t> of_representative;  // likewise, by representative and budget
   if (ranks > kExactRanks) stands_for = Representatives(parallel, ranks);
   for (int rank = 0; rank < ranks; ++rank) {
     if (ranks <= kExactRanks) stands_for[static_cast<size_t>(rank)] = rank;
     const int like = stands_for[static_cast<size_t>(rank)];
-    if (const auto found = class_of.find(like); found != class_of.end()) {
-      job.classes[found->second].ranks.push_back(rank);
+    PlanOptions mine = options;
+    GANTRY_RETURN_IF_ERROR(TakeRankMemory(rank, ranks, mine));
+    const MemoryBudget& budget = mine.device_memory;
+    const auto [same, is_new] = of_representative.try_emplace({like, budget.bytes, budget.fraction}, 0);
+    if (!is_new) {
+      planned[same->second].ranks.push_back(rank);
       continue;
     }
-    GANTRY_ASSIGN_OR_RETURN(RankProgram mine, PartitionFor(program, parallel, like, ranks));
-    for (const std::string& name : mine.gathered) {
+    GANTRY_ASSIGN_OR_RETURN(RankProgram part, PartitionFor(program, parallel, like, ranks));
+    for (const std::string& name : part.gathered) {
       if (std::find(job.gathered.begin(), job.gathered.end(), name) == job.gathered.end()) job.gathered.push_back(name);
     }
-    const auto [found, added] = known.try_emplace(SignatureOf(mine.program), job.classes.size());
-    class_of[like] = found->second;
+    const std::string key = absl::StrCat(SignatureOf(part.program), budget.bytes, " ", budget.fraction, " ", lending ? rank : 0);
+    const auto [found, added] = known.try_emplace(key, planned.size());
+    same->second = found->second;
     if (!added) {
-      job.classes[found->second].ranks.push_back(rank);
+      planned[found->second].ranks.push_back(rank);
       continue;
     }
-    absl::StatusOr<Plan> plan = MakePlan(mine.program, options);
-    if (!plan.ok())
-      return Annotate(plan.status(), absl::StrFormat("rank %d of %d, --parallel %s", rank, ranks, parallel.Text()));
-    const int64_t exchanged = ExchangedBytes(*plan);
-    job.classes.push_back({*std::move(plan), {rank}, exchanged});
+    absl::StatusOr<Plan> plan = PlanAlone(part.program, mine);
+    const bool may_borrow = lending && absl::IsResourceExhausted(plan.status());
+    if (!plan.ok() && !may_borrow) return Annotate(plan.status(), RankText(rank, ranks, parallel));
+    planned.push_back({{rank}, std::move(part.program), std::move(mine), std::move(plan)});
+  }
+  if (lending) GANTRY_RETURN_IF_ERROR(PlanLoans(planned, links));
+  for (PlannedAlone& alike : planned) {
+    if (!alike.plan.ok()) return Annotate(alike.plan.status(), RankText(alike.ranks[0], ranks, parallel));
+    const int64_t exchanged = ExchangedBytes(*alike.plan);
+    job.classes.push_back({*std::move(alike.plan), std::move(alike.ranks), exchanged});
   }
   // The rank whose program a class was planned for knows which of its groups an exchange is of.
   std::vector<SimulatedSchedule> schedules;
@@ -251,13 +311,14 @@ std::string Describe(const JobPlan& job) {
   for (const RankClass& alike : job.classes) {
     const SimulatedTimes& times = simulation.ranks[static_cast<size_t>(alike.ranks[0])];
     absl::StrAppend(&text, absl::StrFormat("%-24s %14d %14d %14d %10.4g %10.4g %10.4g %10.4g\n", RanksText(alike.ranks),
-                                           alike.plan.arena_bytes, StateBytes(alike.plan), alike.exchanged_bytes,
+                                           DeviceBytes(alike.plan), StateBytes(alike.plan), alike.exchanged_bytes,
                                            times.compute, times.exchange_wait, times.peer_wait, times.copy_wait));
     for (const PlannedTier& tier : alike.plan.tiers) {
       if (tier.bytes > 0)
         absl::StrAppend(&text, absl::StrFormat("  tier %-17s %14d bytes, %d out and %d in\n", tier.options.name,
                                                tier.bytes, tier.out_bytes, tier.in_bytes));
     }
+    for (const PlannedLoan& loan : alike.plan.loans) absl::StrAppend(&text, "  ", Describe(loan), "\n");
   }
   if (!job.gathered.empty())
     absl::StrAppend(&text, "\ncomputed whole by every rank: ", absl::StrJoin(job.gathered, ", "), "\n");
@@ -281,7 +342,7 @@ std::string ToJson(const JobPlan& job) {
     const SimulatedTimes& times = job.simulation.ranks[static_cast<size_t>(alike.ranks[0])];
     nlohmann::ordered_json entry;
     entry["ranks"] = alike.ranks;
-    entry["device_bytes"] = alike.plan.arena_bytes;
+    entry["device_bytes"] = DeviceBytes(alike.plan);
     entry["state_bytes"] = StateBytes(alike.plan);
     entry["link_bytes"] = alike.exchanged_bytes;
     entry["compute_seconds"] = times.compute;
@@ -294,6 +355,11 @@ std::string ToJson(const JobPlan& job) {
                                 {"bytes", tier.bytes},
                                 {"out_bytes", tier.out_bytes},
                                 {"in_bytes", tier.in_bytes}});
+    }
+    entry["loans"] = nlohmann::ordered_json::array();
+    for (const PlannedLoan& loan : alike.plan.loans) {
+      entry["loans"].push_back(
+          {{"rank", loan.borrower}, {"of", std::string(LenderMemory(loan.kind))}, {"bytes", loan.bytes}});
     }
     json["classes"].push_back(std::move(entry));
   }

@@ -65,7 +65,7 @@ static void offsets(void) {
   EXPECT(offsetof(gantry_context_config, memory_bytes) == 16 && offsetof(gantry_context_config, join_job) == 48 && sizeof(gantry_context_config) == 56);
   EXPECT(offsetof(gantry_batch, noise) == 24 && sizeof(gantry_batch) == 56);
   EXPECT(offsetof(gantry_attribute, int_value) == 24 && sizeof(gantry_attribute) == 72);
-  EXPECT(offsetof(gantry_plan_info, fallback_count) == 48 && sizeof(gantry_plan_info) == 120);
+  EXPECT(offsetof(gantry_plan_info, fallback_count) == 48 && offsetof(gantry_plan_info, lent_device_bytes) == 120 && sizeof(gantry_plan_info) == 136);
   EXPECT(offsetof(gantry_memory, link) == 48 && offsetof(gantry_memory, machine) == 80 && sizeof(gantry_memory) == 88);
   EXPECT(offsetof(gantry_what_if, seconds) == 64 && sizeof(gantry_what_if) == 72);
   EXPECT(offsetof(gantry_calibrate_config, steps) == 48 && sizeof(gantry_calibrate_config) == 56);

@@ -163,7 +163,7 @@ class PlanFiles(GantryTestCase):
     def test_damaged_files(self):
         with open(self.plan) as file:
             text = file.read()
-        for content in ("", "{", text[:len(text) // 2], "[" * 100000, "null", '{"format": "gantry-plan-9"}', '{"format": "gantry-plan-1"}'):
+        for content in ("", "{", text[:len(text) // 2], "[" * 100000, "null", '{"format": "gantry-plan-9"}', '{"format": "gantry-plan-2"}'):
             damaged = self.write("damaged.json", content)
             self.run_gantry("plan", "show", damaged, expect=65, words=["is no plan"])
         self.run_gantry("plan", "show", self.path("none.json"), expect=66)

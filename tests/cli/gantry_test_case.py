@@ -12,6 +12,22 @@ GANTRY = os.environ["GANTRY_PROGRAM"]
 REFERENCE = os.environ["GANTRY_REFERENCE_CASES"]
 
 
+def processes(marker):
+    """Processes whose environment has `marker`, by rank; the launcher is -1."""
+    found = {}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                variables = file.read().split(b"\0")
+        except OSError:
+            continue
+        if marker.encode() not in variables:
+            continue
+        rank = next((int(text.split(b"=")[1]) for text in variables if text.startswith(b"GANTRY_RANK=")), -1)
+        found[rank] = int(pid)
+    return found
+
+
 class GantryTestCase(unittest.TestCase):
     """Each test has an empty folder, `self.folder`, and is in it."""
 
@@ -37,7 +53,7 @@ class GantryTestCase(unittest.TestCase):
         for word in words:
             self.assertIn(word, done.stderr)
         if expect not in (0, 1):
-            self.assertRegex(done.stderr, "(?m)^gantry: ")
+            self.assertRegex(done.stderr, r"(?m)^(\[\d+\] )?gantry: ")
         return done
 
     def copy_case(self, name, **changes):

@@ -7,23 +7,7 @@ import subprocess
 import time
 import unittest
 
-from gantry_test_case import GANTRY, REFERENCE, GantryTestCase
-
-
-def processes(marker):
-    """Processes whose environment has `marker`, by rank; the launcher is -1."""
-    found = {}
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                variables = file.read().split(b"\0")
-        except OSError:
-            continue
-        if marker.encode() not in variables:
-            continue
-        rank = next((int(text.split(b"=")[1]) for text in variables if text.startswith(b"GANTRY_RANK=")), -1)
-        found[rank] = int(pid)
-    return found
+from gantry_test_case import GANTRY, REFERENCE, GantryTestCase, processes
 
 
 class Parallel(GantryTestCase):

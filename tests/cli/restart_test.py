@@ -10,8 +10,7 @@ import threading
 import time
 import unittest
 
-from gantry_test_case import GANTRY, GantryTestCase
-from parallel_test import processes
+from gantry_test_case import GANTRY, GantryTestCase, processes
 
 
 class Restart(GantryTestCase):

@@ -35,6 +35,21 @@ CLI::Validator NotEmpty() {
   return CLI::Validator([](const std::string& text) { return std::string(text.empty() ? "it is empty" : ""); }, "TEXT");
 }
 
+// "host+file": different ones of `words`; or "none".
+CLI::Validator Joined(const std::vector<std::string>& words) {
+  const auto check = [words](const std::string& text) {
+    if (text == "none") return std::string();
+    std::vector<std::string> left = words;
+    for (size_t begin = 0; begin <= text.size();) {
+      const size_t end = std::min(text.find('+', begin), text.size());
+      if (std::erase(left, text.substr(begin, end - begin)) == 0) return text + " is not none, or different ones of " + CLI::detail::join(words) + " joined with +";
+      begin = end + 1;
+    }
+    return std::string();
+  };
+  return CLI::Validator(check, "PLACES");
+}
+
 void AddRanks(CLI::App* command, RankFlags& ranks, const char* what = "Start so many ranks on this machine") {
   command->add_option("--ranks", ranks.ranks, what)->check(CLI::Range(1, 16384));
   command->add_option("--parallel", ranks.parallel, "How ranks share out the step: batch, space, channel, shard, roles, pipeline, or several joined with +; auto: what is predicted to be fastest")->check(NotEmpty());
@@ -45,13 +60,16 @@ void AddRanks(CLI::App* command, RankFlags& ranks, const char* what = "Start so 
 }
 
 void AddMemory(CLI::App* command, MemoryFlags& memory) {
-  command->add_option("--device-memory", memory.device, "What a step may take of the device: 64MiB, or a share of what it takes otherwise: 1/4")
+  command->add_option("--device-memory", memory.device,
+                      "What a step may take of the device: 64MiB, or a share of what it takes otherwise: 1/4; of several ranks one each: 64MiB,128MiB,none")
       ->type_name("SIZE")
       ->take_last();
-  command->add_option("--offload", memory.offload, "Where values wait that do not fit; default host")
-      ->check(CLI::IsMember({"none", "host", "file", "host+file"}))
+  command->add_option("--offload", memory.offload,
+                      "Where values wait that do not fit: none, or several of peer (other ranks' devices), host, remote (hosts of other nodes) and "
+                      "file, joined with +; default host")
+      ->check(Joined({"peer", "host", "remote", "file"}))
       ->take_last();
-  command->add_option("--host-memory", memory.host, "Most bytes that wait in host memory")->type_name("SIZE")
+  command->add_option("--host-memory", memory.host, "Most bytes that wait in a rank's host memory, those of other ranks included")->type_name("SIZE")
       ->take_last();
   command->add_option("--offload-directory", memory.directory, "Folder for the file that values wait in")->type_name("DIR")
       ->take_last();

@@ -180,6 +180,10 @@ int RunTrain(const TrainOptions& options) {
     const char* const split = gantry_run_parallel(run.get());
     std::printf("ranks           %d, %s; the bytes are those of rank 0\n", ranks, *split == '\0' ? "batch" : split);
   }
+  if (plan.lent_device_bytes + plan.lent_host_bytes > 0) {
+    std::printf("lends           %s of its device, %s of its host memory to other ranks\n", BytesText(plan.lent_device_bytes).c_str(),
+                BytesText(plan.lent_host_bytes).c_str());
+  }
   if (plan.tier_count > 0 || plan.repeated_op_count > 0) {
     std::printf("budget          %s, %.1f %% of the %s that nothing offloaded takes; %" PRIu64 " ops run again\n",
                 BytesText(plan.budget_bytes).c_str(), 100.0 * static_cast<double>(plan.budget_bytes) / static_cast<double>(plan.footprint_bytes),

@@ -405,7 +405,7 @@ GANTRY_API gantry_status gantry_gan_add_discriminator(gantry_gan* gan, const cha
 
 typedef struct gantry_plan_info {
   size_t struct_size;
-  uint64_t arena_bytes;       /* all memory of the session's tensors: states, activations, gradients, scratch, inputs */
+  uint64_t arena_bytes;       /* of the device: the session's states, activations, gradients, scratch, inputs, and what it lends other ranks */
   uint64_t lower_bound_bytes; /* no placement can be lower: the most bytes alive at one time */
   uint64_t state_bytes;       /* of arena_bytes: weights, statistics, moments, averages */
   uint64_t op_count;          /* that a step runs */
@@ -419,8 +419,10 @@ typedef struct gantry_plan_info {
   uint64_t mask_count;        /* values of which sign bits are kept */
   uint64_t zero_stash_count;  /* copies to tiers that leave zeros out */
   uint64_t lossy_stash_count; /* copies to tiers that round, as gantry_memory.stash asked for */
+  uint64_t lent_device_bytes; /* of arena_bytes: what other ranks' values take, with the gaps before them */
+  uint64_t lent_host_bytes;   /* what other ranks' values take of this rank's host memory */
 } gantry_plan_info;
-#define GANTRY_PLAN_INFO_INIT {sizeof(gantry_plan_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0}
+#define GANTRY_PLAN_INFO_INIT {sizeof(gantry_plan_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0, 0, 0, 0, 0}
 
 /* A tier that values wait in. */
 typedef struct gantry_tier_info {
@@ -437,9 +439,9 @@ typedef struct gantry_tier_info {
  * the section [memory] of a run file (docs/reference/memory.md); NULL or "": the default. */
 typedef struct gantry_memory {
   size_t struct_size;
-  const char* device;        /* "64MiB", or a share of the step with nothing offloaded, "1/4"; default: no limit */
-  const char* offload;       /* "none", "host", "file", "host+file"; default: "host" */
-  const char* host;          /* most bytes in host memory; default: no limit */
+  const char* device;        /* "64MiB", or a share of the step with nothing offloaded, "1/4"; of several ranks one each; default: no limit */
+  const char* offload;       /* "none", or several of "peer", "host", "remote", "file" joined with "+"; default: "host" */
+  const char* host;          /* most bytes in host memory, for this rank's values and others'; default: no limit */
   const char* file;          /* most bytes in the file; default: no limit */
   const char* directory;     /* for the file */
   const char* link;          /* speed that copies are held to: "out=2GB/s,in=2GB/s,latency=10us" */
@@ -451,7 +453,8 @@ typedef struct gantry_memory {
   const char* machine;       /* a machine file to plan for; default: that of GANTRY_MACHINE, else this machine's calibration */
 } gantry_memory;
 #define GANTRY_MEMORY_INIT {sizeof(gantry_memory), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
-/* Call before gantry_gan_plan.
+/* Call before gantry_gan_plan. With "peer" or "remote" every rank of the job gives the same texts, and where ranks borrow from other nodes,
+ * gantry_gan_destroy and gantry_run_destroy wait until no rank reads from this one any more.
  * Errors: GANTRY_INVALID_ARGUMENT     a text is not as above; the message names it
  *         GANTRY_FAILED_PRECONDITION  the session is planned already. */
 GANTRY_API gantry_status gantry_gan_set_memory(gantry_gan* gan, const gantry_memory* memory);
@@ -499,7 +502,8 @@ GANTRY_API gantry_status gantry_plan_file_check(const gantry_plan_file* file);
 
 /* The step program as text. `executed` 0: as built, also before the plan; 1: as it runs, after fusion and lowering. */
 GANTRY_API gantry_status gantry_gan_program_text(gantry_gan* gan, int32_t executed, const char** text);
-/* Highest byte of the arena that a step has touched so far: after a step it equals gantry_plan_info.arena_bytes. */
+/* Highest byte of the device that a step has touched so far, of this rank or of one that it lends memory: after a step it equals
+ * gantry_plan_info.arena_bytes. */
 GANTRY_API uint64_t gantry_gan_high_water_bytes(const gantry_gan* gan);
 /* Tier `index` of gantry_plan_info.tier_count. Errors: GANTRY_INVALID_ARGUMENT there is none. */
 GANTRY_API gantry_status gantry_gan_tier(const gantry_gan* gan, size_t index, gantry_tier_info* info);

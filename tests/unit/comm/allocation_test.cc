@@ -1,9 +1,10 @@
-// Repeated collectives allocate nothing.
+// Repeated collectives, and copies to other ranks' memory, allocate nothing.
 
 #include <gtest/gtest.h>
 
 #include <optional>
 
+#include "comm/pool_slab.h"
 #include "tests/support/allocation_counter.h"
 #include "tests/support/thread_job.h"
 
@@ -19,6 +20,9 @@ TEST_P(CommunicatorAllocationTest, RepeatedCollectivesAllocateNothing) {
     auto* data = reinterpret_cast<float*>(rank.arena);
     std::vector<float> outside(100000);
     const std::vector<int64_t> parts = {4000, 4000}, counts = {1000, 1000};
+    PoolSlab slab("peer", 1 - rank.rank, 1 << 16);
+    ASSERT_TRUE(slab.Connect(*rank.fabric, *rank.liveness, {1 - rank.rank, 0, 1 << 19}).ok());
+    std::vector<std::byte> stashed(1 << 15);
     const auto all = [&] {
       bool ok = true;
       for (const bool in_background : {false, true}) {
@@ -41,6 +45,7 @@ TEST_P(CommunicatorAllocationTest, RepeatedCollectivesAllocateNothing) {
                                 .from_behind = {rank.arena + 192, 64}};
         ok &= world.ExchangeHalo(std::span(&halo, 1), options).Wait().ok();
         ok &= rank.fabric->transport(1 - rank.rank).Put({1 - rank.rank, 0, 4096}, {rank.arena, 64}).Wait().ok();
+        ok &= slab.Write(64, stashed).ok() && slab.Read(64, stashed).ok();
         ok &= world.Barrier().ok();
       }
       return ok;

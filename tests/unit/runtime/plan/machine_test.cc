@@ -202,5 +202,34 @@ TEST_F(CostModelTest, DescriptionsReplaceTheGuess) {
   EXPECT_EQ(costs.TierOf({.name = "host", .out = {.bytes_per_second = 1e9}}).out_bytes_per_second, 1e6);
 }
 
+TEST_F(CostModelTest, MemoryOfOtherRanksIsBehindTheirLink) {
+  const TierOptions peer{.name = "peer-1", .kind = TierKind::kPeer, .budget_bytes = 4096}, remote{.name = "remote-1", .kind = TierKind::kRemoteHost, .far = true},
+      far{.name = "peer-1", .kind = TierKind::kPeer, .far = true};
+  const auto RateOf = [&](const Machine& machine, const TierOptions& tier) {
+    options_.machine = std::make_shared<const Machine>(machine);
+    return CostModel(options_).TierOf(tier);
+  };
+  // What is measured of the own host holds for another rank's memory in it; nothing is known of the network.
+  Machine machine;
+  machine.tiers.push_back({.kind = "host", .memory_bytes = 1 << 20, .out_bytes_per_second = 1e6, .in_bytes_per_second = 2e6});
+  EXPECT_EQ(RateOf(machine, peer).in_bytes_per_second, 2e6);
+  EXPECT_EQ(RateOf(machine, peer).budget_bytes, 4096);
+  EXPECT_EQ(RateOf(machine, remote).in_bytes_per_second, options_.rates.link_bytes_per_second);
+  EXPECT_EQ(RateOf(machine, remote).budget_bytes, INT64_MAX);
+  machine.links.push_back({.between = "node", .bytes_per_second = 3e6, .latency_seconds = 1e-3});
+  machine.links.push_back({.between = "network", .bytes_per_second = 4e5, .latency_seconds = 2e-3});
+  EXPECT_EQ(RateOf(machine, peer).out_bytes_per_second, 3e6);
+  EXPECT_EQ(RateOf(machine, peer).latency_seconds, 1e-3);
+  EXPECT_EQ(RateOf(machine, remote).out_bytes_per_second, 4e5);
+  EXPECT_EQ(RateOf(machine, remote).latency_seconds, 2e-3);
+  EXPECT_EQ(RateOf(machine, far).out_bytes_per_second, 4e5);
+  machine.tiers.push_back({.kind = "peer", .out_bytes_per_second = 7e6, .in_bytes_per_second = 8e6});
+  EXPECT_EQ(RateOf(machine, peer).in_bytes_per_second, 8e6);
+  EXPECT_EQ(RateOf(machine, far).in_bytes_per_second, 4e5) << "peers of a node are described";
+  machine.tiers.push_back({.kind = "remote", .out_bytes_per_second = 5e5, .in_bytes_per_second = 6e5, .latency_seconds = 1});
+  EXPECT_EQ(RateOf(machine, remote).in_bytes_per_second, 6e5);
+  EXPECT_EQ(RateOf(machine, remote).latency_seconds, 1);
+}
+
 }  // namespace
 }  // namespace gantry

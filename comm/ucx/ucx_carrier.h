@@ -35,6 +35,7 @@ class UcxCarrier final : public tcp::Carrier {
  public:
   static constexpr int64_t kPieceBytes = int64_t{256} << 10;
   static constexpr int64_t kUnderWayBytes = int64_t{1} << 20;  // to one peer, not acknowledged
+  static constexpr unsigned kMessageId = 1;                    // of UCX's active messages
 
   // What stands before the payload of each message.
   struct Envelope {

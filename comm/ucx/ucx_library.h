@@ -4,6 +4,8 @@
 
 #include <ucp/api/ucp.h>
 
+#include <string_view>
+
 #include "memory/status.h"
 
 namespace gantry::ucx {
@@ -37,5 +39,11 @@ struct Library {
 
 // kUnavailable, always the same, where it is not installed or lacks a function. Thread-safe.
 const absl::StatusOr<const Library*>& LoadLibrary();
+// Where that has gone well.
+inline const Library& Ucx() { return **LoadLibrary(); }
+// kUnavailable: what it was doing, and how UCX calls the error.
+inline absl::Status UcxError(ucs_status_t status, std::string_view doing) {
+  return absl::UnavailableError(absl::StrFormat("%s: UCX says \"%s\"", doing, Ucx().ucs_status_string(status)));
+}
 
 }  // namespace gantry::ucx

@@ -25,14 +25,14 @@ class Stranger {
  public:
   Stranger() {
     const ucp_params_t params{.field_mask = UCP_PARAM_FIELD_FEATURES, .features = UCP_FEATURE_AM};
-    EXPECT_EQ(ucx_.ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, nullptr, &context_), UCS_OK);
+    EXPECT_EQ(Ucx().ucp_init_version(UCP_API_MAJOR, UCP_API_MINOR, &params, nullptr, &context_), UCS_OK);
     const ucp_worker_params_t of_worker{.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
                                         .thread_mode = UCS_THREAD_MODE_SINGLE};
-    EXPECT_EQ(ucx_.ucp_worker_create(context_, &of_worker, &worker_), UCS_OK);
+    EXPECT_EQ(Ucx().ucp_worker_create(context_, &of_worker, &worker_), UCS_OK);
   }
   ~Stranger() {
-    ucx_.ucp_worker_destroy(worker_);
-    ucx_.ucp_cleanup(context_);
+    Ucx().ucp_worker_destroy(worker_);
+    Ucx().ucp_cleanup(context_);
   }
 
   void Send(std::span<const std::byte> address, std::span<const std::byte> header, size_t bytes, uint32_t flags) {
@@ -41,25 +41,24 @@ class Stranger {
                                  .address = reinterpret_cast<const ucp_address_t*>(address.data()),
                                  .err_mode = UCP_ERR_HANDLING_MODE_PEER};
     ucp_ep_h endpoint = nullptr;
-    ASSERT_EQ(ucx_.ucp_ep_create(worker_, &params, &endpoint), UCS_OK);
+    ASSERT_EQ(Ucx().ucp_ep_create(worker_, &params, &endpoint), UCS_OK);
     const ucp_request_param_t how{.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS, .flags = flags}, none{};
-    Finish(ucx_.ucp_am_send_nbx(endpoint, 1, header.data(), header.size(), payload.data(), payload.size(), &how));
-    Finish(ucx_.ucp_ep_close_nbx(endpoint, &none));  // with what was sent
+    Finish(Ucx().ucp_am_send_nbx(endpoint, UcxCarrier::kMessageId, header.data(), header.size(), payload.data(), payload.size(), &how));
+    Finish(Ucx().ucp_ep_close_nbx(endpoint, &none));  // with what was sent
   }
 
  private:
   void Finish(ucs_status_ptr_t request) {
     ASSERT_FALSE(UCS_PTR_IS_ERR(request));
     if (request == nullptr) return;
-    for (int look = 0; look < 5000 && ucx_.ucp_request_check_status(request) == UCS_INPROGRESS; ++look) {
-      ucx_.ucp_worker_progress(worker_);
+    for (int look = 0; look < 5000 && Ucx().ucp_request_check_status(request) == UCS_INPROGRESS; ++look) {
+      Ucx().ucp_worker_progress(worker_);
       usleep(1000);
     }
-    EXPECT_EQ(ucx_.ucp_request_check_status(request), UCS_OK);
-    ucx_.ucp_request_free(request);
+    EXPECT_EQ(Ucx().ucp_request_check_status(request), UCS_OK);
+    Ucx().ucp_request_free(request);
   }
 
-  const Library& ucx_ = **LoadLibrary();
   ucp_context_h context_ = nullptr;
   ucp_worker_h worker_ = nullptr;
 };

@@ -4,10 +4,13 @@
 //   "reduce_scatter"(x) {ranks, index, begins, ends}: of that sum, along axis 0, the part [begins[index], ends[index]).
 //   "exchange"(x) {ranks, index, axis, from_begins, from_ends, to_begins, to_ends}: x is the part [from_begins[i], from_ends[i]) along `axis`
 //     of a tensor that the group holds in parts; the result is its part [to_begins[i], to_ends[i]). Parts held may not overlap, parts wanted
-//     may: an all-gather wants everything, a halo exchange a few rows more than are held.
+//     may: an all-gather wants everything.
+//   "halo"(x) {as exchange}: of what is wanted only what is not held, where a rank wants what it holds and some places on either side: its
+//     results are [to_begins[index], from_begins[index]) and [from_ends[index], to_ends[index]).
 // {sequence} is the exchange's place in the one order in which all ranks begin their exchanges; it also tells exchanges of the same operands
 // apart: what one rank takes for one exchange must not be two for another. {purpose} says what for: "gradient", "gather" (of a state that
-// is held in parts), "halo", "statistics", "sum", "channels" (activations), "whole", "shares", "edge" (from one role or stage to another). {urgent = 1}: a gradient that goes before large ones under way. All are linear. The group's name is not part of the program: two groups
+// is held in parts), "halo", "statistics", "sum", "channels" (activations), "whole", "shares", "edge" (from one role or stage to another). {urgent = 1}: a gradient that goes before large ones under way.
+// {backward = 1}: statistics of what goes back through a batch norm, which weight gradients can hide. All are linear. The group's name is not part of the program: two groups
 // with the same ranks are one.
 #include "ops/functional.h"
 #include "ops/infer.h"
@@ -75,7 +78,13 @@ Outputs InferReduceScatter(Inputs inputs, const Attributes& attributes) {
   return infer::One(inputs[0].dtype, std::move(shape));
 }
 
-Outputs InferExchange(Inputs inputs, const Attributes& attributes) {
+// What this rank holds and wants along an axis.
+struct Move {
+  int axis = 0;
+  int64_t from_begin = 0, from_end = 0, to_begin = 0, to_end = 0;
+};
+
+absl::StatusOr<Move> CheckMove(Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(infer::RequireRank(inputs[0], "x", 1, infer::kMaxRank));
   GANTRY_ASSIGN_OR_RETURN(const int size, CheckGroup(attributes));
   GANTRY_ASSIGN_OR_RETURN(const int axis, infer::AxisAttribute(attributes, "axis", inputs[0].shape.rank()));
@@ -99,9 +108,28 @@ Outputs InferExchange(Inputs inputs, const Attributes& attributes) {
     return absl::InvalidArgumentError(absl::StrFormat("x is %s, but this rank's part is [%d, %d) along axis %d", inputs[0].ToString(),
                                                       from.begins[index], from.ends[index], axis));
   }
-  Shape shape = inputs[0].shape;
-  shape[axis] = to.ends[index] - to.begins[index];
-  return infer::One(inputs[0].dtype, std::move(shape));
+  return Move{axis, from.begins[index], from.ends[index], to.begins[index], to.ends[index]};
+}
+
+TensorType WithExtent(const TensorType& type, int axis, int64_t extent) {
+  TensorType result{type.dtype, type.shape};
+  result.shape[axis] = extent;
+  return result;
+}
+
+Outputs InferExchange(Inputs inputs, const Attributes& attributes) {
+  GANTRY_ASSIGN_OR_RETURN(const Move move, CheckMove(inputs, attributes));
+  return std::vector<TensorType>{WithExtent(inputs[0], move.axis, move.to_end - move.to_begin)};
+}
+
+Outputs InferHalo(Inputs inputs, const Attributes& attributes) {
+  GANTRY_ASSIGN_OR_RETURN(const Move move, CheckMove(inputs, attributes));
+  if (move.to_begin > move.from_begin || move.to_end < move.from_end) {
+    return absl::InvalidArgumentError(absl::StrFormat("this rank holds [%d, %d), but wants [%d, %d), which lacks some of it", move.from_begin,
+                                                      move.from_end, move.to_begin, move.to_end));
+  }
+  return std::vector<TensorType>{WithExtent(inputs[0], move.axis, move.from_begin - move.to_begin),
+                                 WithExtent(inputs[0], move.axis, move.to_end - move.from_end)};
 }
 
 }  // namespace
@@ -111,6 +139,7 @@ std::vector<OpDefinition> ExchangeOps() {
       {.name = "all_reduce", .max_inputs = -1, .infer = InferAllReduce, .in_place = {{0, 0}}, .communicates = true},
       {.name = "reduce_scatter", .infer = InferReduceScatter, .communicates = true},
       {.name = "exchange", .infer = InferExchange, .communicates = true},
+      {.name = "halo", .infer = InferHalo, .communicates = true},
   };
 }
 

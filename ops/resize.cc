@@ -26,6 +26,13 @@ absl::Status CheckAttributes(const Attributes& attributes, int spatial_rank) {
         infer::StringAttribute(attributes, "rounding", {"floor", "round_prefer_floor", "round_prefer_ceil", "ceil"})
             .status());
   }
+  if (attributes.Has("part")) {
+    GANTRY_ASSIGN_OR_RETURN(const std::vector<int64_t> part, infer::IntsAttribute(attributes, "part", 5, 0, infer::kMaxElements));
+    if (part[0] >= spatial_rank || part[1] < 1 || part[3] < 1) {
+      return absl::InvalidArgumentError(absl::StrFormat("attribute 'part' is of dimension %d of %d, from %d to %d places", part[0], spatial_rank,
+                                                        part[1], part[3]));
+    }
+  }
   if (!attributes.Has("scales")) return absl::OkStatus();
   const auto* scales = std::get_if<std::vector<double>>(attributes.Find("scales"));
   if (scales == nullptr || static_cast<int>(scales->size()) != spatial_rank) {
@@ -99,19 +106,30 @@ std::vector<ResizeSample> ResizeSamples(const Attributes& attributes, int dimens
   const std::string coordinates = attributes.String("coordinates", kDefaultCoordinates);
   const std::string rounding = attributes.String("rounding", kDefaultRounding);
   const std::vector<double> scales = attributes.Floats("scales");
+  const std::vector<int64_t> part = attributes.Ints("part");
+  const bool in_part = !part.empty() && part[0] == dimension;
+  const int64_t whole_input = in_part ? part[1] : input, first_input = in_part ? part[2] : 0;
+  const int64_t whole_output = in_part ? part[3] : output, first_output = in_part ? part[4] : 0;
   const double step =
-      scales.empty() ? static_cast<double>(input) / static_cast<double>(output) : 1.0 / scales[dimension];
-  const double last = static_cast<double>(input - 1);
+      scales.empty() ? static_cast<double>(whole_input) / static_cast<double>(whole_output) : 1.0 / scales[dimension];
+  const double last = static_cast<double>(whole_input - 1);
   std::vector<ResizeSample> samples(output);
   for (int64_t index = 0; index < output; ++index) {
-    double position = Position(coordinates, static_cast<double>(index), static_cast<double>(input),
-                               static_cast<double>(output), step);
+    double position = Position(coordinates, static_cast<double>(first_output + index), static_cast<double>(whole_input),
+                               static_cast<double>(whole_output), step);
     if (nearest) position = Round(rounding, position);
     position = std::clamp(position, 0.0, last);
     ResizeSample& sample = samples[index];
-    sample.low = std::min(static_cast<int64_t>(position), input - 1);
-    sample.high = std::min(sample.low + 1, input - 1);
+    sample.low = std::min(static_cast<int64_t>(position), whole_input - 1);
+    sample.high = std::min(sample.low + 1, whole_input - 1);
     sample.high_weight = sample.high == sample.low ? 0.0 : position - static_cast<double>(sample.low);
+    sample.low_weight = 1.0 - sample.high_weight;
+    for (auto [place, weight] : {std::pair(&sample.low, &sample.low_weight), std::pair(&sample.high, &sample.high_weight)}) {
+      *place -= first_input;
+      if (*place >= 0 && *place < input) continue;
+      *place = 0;
+      *weight = 0.0;
+    }
   }
   return samples;
 }

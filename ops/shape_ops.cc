@@ -216,6 +216,26 @@ Outputs InferConcat(Inputs inputs, const Attributes& attributes) {
   return infer::One(inputs[0].dtype, std::move(shape));
 }
 
+// "add_part"(x, part) {axis, begin}: x with `part` added to its places from `begin` on along `axis`. Only partitioning emits it.
+Outputs InferAddPart(Inputs inputs, const Attributes& attributes) {
+  GANTRY_RETURN_IF_ERROR(infer::RequireSameFloat(inputs));
+  const Shape &whole = inputs[0].shape, &part = inputs[1].shape;
+  GANTRY_ASSIGN_OR_RETURN(const int axis, infer::AxisAttribute(attributes, "axis", whole.rank()));
+  GANTRY_ASSIGN_OR_RETURN(const int64_t begin, infer::IntAttribute(attributes, "begin", 0, whole[axis]));
+  Shape expected = whole;
+  if (part.rank() == whole.rank()) expected[axis] = part[axis];
+  if (part != expected || part[axis] > whole[axis] - begin) {
+    return absl::InvalidArgumentError(absl::StrFormat("%s is no part of %s from place %d of axis %d on", inputs[1].ToString(),
+                                                      inputs[0].ToString(), begin, axis));
+  }
+  return infer::One(inputs[0].dtype, whole);
+}
+
+// An addition an element of the part.
+Cost AddPartCost(Inputs inputs, std::span<const TensorType>, const Attributes&) {
+  return {static_cast<double>(inputs[1].element_count())};
+}
+
 Cost NoOperations(Inputs, std::span<const TensorType>, const Attributes&) { return {}; }
 
 void ReshapeRule(GradientContext& c) {
@@ -273,6 +293,13 @@ std::vector<OpDefinition> ShapeOps() {
       {.name = "slice_grad", .infer = InferSliceGrad, .differentiate = SliceGradRule, .cost = NoOperations},
       {.name = "pad", .infer = InferPad, .differentiate = PadRule, .cost = NoOperations},
       {.name = "concat", .max_inputs = -1, .infer = InferConcat, .differentiate = ConcatRule, .cost = NoOperations},
+      {.name = "add_part",
+       .min_inputs = 2,
+       .max_inputs = 2,
+       .infer = InferAddPart,
+       .cost = AddPartCost,
+       .in_place = {{0, 0}},
+       .planner_only = true},
   };
 }
 

@@ -19,6 +19,7 @@ constexpr cpu::KernelMaker kMakers[] = {
     cpu::MakeFastMaxPooling,
     cpu::MakeFastOptimizer,
     cpu::MakeFastEncoding,
+    cpu::MakeRowParts,
 #if defined(GANTRY_HAVE_ONEDNN)
     cpu::MakeOneDnnKernel,
 #endif

@@ -35,6 +35,8 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeFastSoftmax(const KernelRequest& req
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastOptimizer(const KernelRequest& request);
 // encode.cc: sign_bits and leaky_relu_grad_bits in any layout.
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastEncoding(const KernelRequest& request);
+// rows.cc: add_part, and slices of whole rows, in either layout.
+absl::StatusOr<std::unique_ptr<Kernel>> MakeRowParts(const KernelRequest& request);
 
 // Helpers of the makers: whether all inputs and outputs are f32, and the name of kernels on ops/cpu/vector.
 bool AllF32(const KernelRequest& request);

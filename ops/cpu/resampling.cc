@@ -64,7 +64,7 @@ Taps Transposed(const Taps& taps, int64_t columns) {
 Taps ResizeTaps(const std::vector<ResizeSample>& samples) {
   Taps taps;
   for (const ResizeSample& sample : samples) {
-    taps.Add(sample.low, 1.0 - sample.high_weight);
+    taps.Add(sample.low, sample.low_weight);
     taps.Add(sample.high, sample.high_weight);
     taps.EndRow();
   }

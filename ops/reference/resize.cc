@@ -42,7 +42,7 @@ void ForEachWeight(const ResizeGeometry& geometry, Body body) {
   };
   const auto corners = [&](int axis, int64_t index) {
     const ResizeSample& sample = geometry.samples[axis][index];
-    return std::array<Corner, 2>{Corner{sample.low, 1.0 - sample.high_weight}, Corner{sample.high, sample.high_weight}};
+    return std::array<Corner, 2>{Corner{sample.low, sample.low_weight}, Corner{sample.high, sample.high_weight}};
   };
   int64_t q = 0;
   for (int64_t d = 0; d < geometry.output[0]; ++d) {

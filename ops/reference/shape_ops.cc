@@ -124,6 +124,25 @@ std::unique_ptr<Kernel> MakeConcat(const KernelRequest& request) {
       });
 }
 
+std::unique_ptr<Kernel> MakeAddPart(const KernelRequest& request) {
+  const Shape &whole = request.inputs[0].shape, &part = request.inputs[1].shape;
+  const absl::StatusOr<int> axis = infer::AxisAttribute(request.attributes, "axis", whole.rank());
+  if (!axis.ok()) return nullptr;
+  const std::vector<int64_t> strides = whole.Strides();
+  const int64_t first = request.attributes.Int("begin") * strides[*axis];
+  StridedWalk<1> walk;
+  for (int dimension = 0; dimension < whole.rank(); ++dimension) walk.AddDimension(part[dimension], {strides[dimension]});
+  return MakeFloatKernel(request, [walk, first](auto zero, const OpInstance& op, const KernelArguments& arguments) {
+    using T = decltype(zero);
+    const T* const x = Input<T>(arguments, 0);
+    const T* const part = Input<T>(arguments, 1);
+    T* const out = Output<T>(arguments, 0);
+    if (out != x) std::copy_n(x, op.outputs[0].element_count(), out);
+    walk.ForEach({first}, [&](int64_t index, const auto& offset) { out[offset[0]] += part[index]; });
+    return absl::OkStatus();
+  });
+}
+
 }  // namespace
 
 KernelTable ShapeKernels() {
@@ -131,7 +150,8 @@ KernelTable ShapeKernels() {
           {"slice", MakeSlice},
           {"slice_grad", MakeSliceGrad},
           {"pad", MakePad},
-          {"concat", MakeConcat}};
+          {"concat", MakeConcat},
+          {"add_part", MakeAddPart}};
 }
 
 }  // namespace gantry::reference

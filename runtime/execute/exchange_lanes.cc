@@ -15,7 +15,12 @@
 namespace gantry {
 namespace {
 
-int Index(PlanLane lane) { return lane == PlanLane::kUrgent ? 1 : 0; }
+std::ptrdiff_t Index(PlanLane lane) { return std::find(std::begin(kExchangeLanes), std::end(kExchangeLanes), lane) - std::begin(kExchangeLanes); }
+
+// At most 15 letters.
+const char* ThreadName(PlanLane lane) {
+  return lane == PlanLane::kGradients ? "gantry-grads" : lane == PlanLane::kUrgent ? "gantry-urgent" : "gantry-halos";
+}
 
 }  // namespace
 
@@ -39,7 +44,7 @@ class ExchangeLanes::Lane {
       return absl::ResourceExhaustedError(
           absl::StrFormat("no thread for exchanges of %s: %s; raise the limit of processes", Name(lane_), error.what()));
     }
-    pthread_setname_np(thread_.native_handle(), lane_ == PlanLane::kUrgent ? "gantry-urgent" : "gantry-grads");
+    pthread_setname_np(thread_.native_handle(), ThreadName(lane_));
     return absl::OkStatus();
   }
 
@@ -104,11 +109,12 @@ class ExchangeLanes::Lane {
 ExchangeLanes::ExchangeLanes(const Throttle& link) : link_(link) {}
 ExchangeLanes::~ExchangeLanes() = default;
 
-absl::StatusOr<std::unique_ptr<ExchangeLanes>> ExchangeLanes::Create(const Throttle& link, int max_gradients, int max_urgent) {
+absl::StatusOr<std::unique_ptr<ExchangeLanes>> ExchangeLanes::Create(const Throttle& link, const std::map<PlanLane, int>& room) {
   std::unique_ptr<ExchangeLanes> lanes(new ExchangeLanes(link));
-  for (const auto& [lane, room] : {std::pair(PlanLane::kGradients, max_gradients), std::pair(PlanLane::kUrgent, max_urgent)}) {
-    if (room <= 0) continue;
-    lanes->lanes_[Index(lane)] = std::make_unique<Lane>(*lanes, lane, room);
+  for (const PlanLane lane : kExchangeLanes) {
+    const auto found = room.find(lane);
+    if (found == room.end()) continue;
+    lanes->lanes_[Index(lane)] = std::make_unique<Lane>(*lanes, lane, found->second);
     GANTRY_RETURN_IF_ERROR(lanes->lanes_[Index(lane)]->Begin());
   }
   return lanes;

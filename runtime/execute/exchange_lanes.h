@@ -1,9 +1,11 @@
-// Exchanges between ranks beside compute: a lane (a thread with a queue) for large gradients and one for what is urgent, and the link that they share.
+// Exchanges between ranks beside compute: lanes (threads with queues) for large gradients and for what is wanted sooner, and the link that they share.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <mutex>
 
@@ -24,13 +26,13 @@ struct LaneExchange {
 // carries out no further one: they count as finished and Wait says why. Thread-safe for one thread that starts and waits.
 //
 // On a throttled link an exchange ends no earlier than latency + link_bytes / bytes_per_second after all ranks have met, and whoever carries it
-// out sleeps meanwhile. Exchanges of a lane follow one another on the link. What something waits for sooner goes first: the urgent lane and
+// out sleeps meanwhile. Exchanges of a lane follow one another on the link. What something waits for sooner goes first: the other lanes and
 // Run take their time from that of gradients under way.
 class ExchangeLanes {
  public:
-  // Room for so many exchanges under way in each lane: what one step begins. 0: no thread. kResourceExhausted where the machine has no
-  // threads for it.
-  static absl::StatusOr<std::unique_ptr<ExchangeLanes>> Create(const Throttle& link, int max_gradients, int max_urgent);
+  // Room for so many exchanges under way in each lane: what one step begins. Others have no thread. kResourceExhausted where the machine
+  // has no threads for it.
+  static absl::StatusOr<std::unique_ptr<ExchangeLanes>> Create(const Throttle& link, const std::map<PlanLane, int>& room);
   // Waits for what is under way: until its communicator's deadline at the latest.
   ~ExchangeLanes();
   ExchangeLanes(const ExchangeLanes&) = delete;
@@ -57,7 +59,7 @@ class ExchangeLanes {
 
   const Throttle link_;
   std::atomic<int64_t> urgent_ns_{0};      // of the link, by exchanges that go before gradients
-  std::unique_ptr<Lane> lanes_[2];         // gradients, urgent; null without room
+  std::unique_ptr<Lane> lanes_[std::size(kExchangeLanes)];  // null without room
 };
 
 }  // namespace gantry

@@ -207,12 +207,11 @@ int Executor::KindOf(std::string_view kind) {
 
 absl::Status Executor::StartLanes() {
   if (exchanges_.empty()) return absl::OkStatus();
-  int gradients = 0, urgent = 0;
+  std::map<PlanLane, int> room;
   for (const BoundExchange& exchange : exchanges_) {
-    gradients += exchange.lane == PlanLane::kGradients;
-    urgent += exchange.lane == PlanLane::kUrgent;
+    if (exchange.lane != PlanLane::kCompute) ++room[exchange.lane];
   }
-  GANTRY_ASSIGN_OR_RETURN(exchange_lanes_, ExchangeLanes::Create(plan_.link, gradients, urgent));
+  GANTRY_ASSIGN_OR_RETURN(exchange_lanes_, ExchangeLanes::Create(plan_.link, room));
   return absl::OkStatus();
 }
 

@@ -164,7 +164,8 @@ absl::Status GanSession::PlanAndReserve(const Program& program) {
     GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, rank(), rank_count()));
     // The same groups in the same order on all ranks, whatever each of them exchanges.
     for (const std::vector<int>& group : GroupsOf(parallel, rank(), rank_count())) {
-      for (const PlanLane lane : {PlanLane::kCompute, PlanLane::kGradients, PlanLane::kUrgent}) exchanges_->Require(group, lane);
+      exchanges_->Require(group);
+      for (const PlanLane lane : kExchangeLanes) exchanges_->Require(group, lane);
     }
   }
   input_parts_ = std::move(mine.input_parts);

@@ -10,6 +10,7 @@ std::string_view Name(PlanLane lane) {
     case PlanLane::kCopy: return "copy";
     case PlanLane::kGradients: return "gradients";
     case PlanLane::kUrgent: return "urgent";
+    case PlanLane::kActivations: return "activations";
   }
   return "unknown";
 }
@@ -19,7 +20,9 @@ PlanLane LaneOf(const OpDefinition& definition, const Attributes& attributes) {
   if (!definition.communicates) return PlanLane::kCompute;
   const std::string purpose = attributes.String("purpose");
   if (purpose == "gradient") return attributes.Int("urgent") != 0 ? PlanLane::kUrgent : PlanLane::kGradients;
-  return purpose == "gather" ? PlanLane::kUrgent : PlanLane::kCompute;
+  if (purpose == "gather") return PlanLane::kUrgent;
+  const bool soon = purpose == "halo" || (purpose == "statistics" && attributes.Int("backward") != 0);
+  return soon ? PlanLane::kActivations : PlanLane::kCompute;
 }
 
 int64_t LinkBytes(const Program& program, OpId id) {

@@ -7,18 +7,20 @@
 
 namespace gantry {
 
-// Ops of a lane follow one another; lanes run beside each other. Exchanges of the two last ones have communicators of their own.
+// Ops of a lane follow one another; lanes run beside each other. Exchanges of the three last ones have communicators of their own.
 enum class PlanLane : uint8_t {
   kCompute,    // ops, and exchanges that are waited for where they stand
   kCopy,       // between the device and a tier, in one direction
   kGradients,  // exchanges of large gradients
   kUrgent,     // what is wanted sooner: gathers of weights that are held in parts, small gradients
+  kActivations,  // what is wanted next: halos, sums of what goes back through batch norms
 };
+inline constexpr PlanLane kExchangeLanes[] = {PlanLane::kGradients, PlanLane::kUrgent, PlanLane::kActivations};
 
-// "compute", "copy", "gradients", "urgent".
+// "compute", "copy", "gradients", "urgent", "activations".
 std::string_view Name(PlanLane lane);
 
-// The lane of an exchange that may run beside compute, by its purpose and {urgent} (ops/exchange.cc); kCompute for the others, which something waits
+// The lane of an exchange that may run beside compute, by its purpose, {urgent} and {backward} (ops/exchange.cc); kCompute for the others, which something waits
 // for at once.
 PlanLane LaneOf(const OpDefinition& definition, const Attributes& attributes);
 

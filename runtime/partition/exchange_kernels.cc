@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "ops/cpu/panel/panel_layout.h"
+
 namespace gantry {
 
 struct ExchangeKernels::Group {
@@ -124,7 +126,8 @@ class AllGatherKernel final : public ExchangeKernel {
   std::vector<int64_t> bytes_;
 };
 
-// The general exchange along one axis: what others want of this rank's places is packed, moved and unpacked; what it keeps is copied.
+// The general exchange along one axis, and halos: what others want of this rank's places is packed, moved and unpacked; what it keeps is
+// copied where the result has it, too. What moves is plain, one rank's places behind the other's, however operands lie.
 class AxisExchangeKernel final : public ExchangeKernel {
  public:
   AxisExchangeKernel(Communicator* const& group, const KernelRequest& request) : ExchangeKernel(group, request) {
@@ -132,12 +135,10 @@ class AxisExchangeKernel final : public ExchangeKernel {
     const std::vector<int64_t> to_begins = request.attributes.Ints("to_begins"), to_ends = request.attributes.Ints("to_ends");
     const int axis = static_cast<int>(request.attributes.Int("axis"));
     const auto index = static_cast<size_t>(request.attributes.Int("index"));
-    const Shape& shape = request.inputs[0].shape;
-    inner_bytes_ = static_cast<int64_t>(gantry::SizeBytes(request.inputs[0].dtype));
-    for (int a = 0; a < axis; ++a) outer_ *= shape[a];
-    for (int a = axis + 1; a < shape.rank(); ++a) inner_bytes_ *= shape[a];
-    from_extent_ = from_ends[index] - from_begins[index];
-    to_extent_ = to_ends[index] - to_begins[index];
+    const bool halo = request.op.name == "halo";
+    from_ = Places(request.inputs[0], axis);
+    for (const TensorType& output : request.outputs) to_.emplace_back(output, axis);
+    const int64_t place_bytes = from_.place_bytes();
     for (size_t i = 0; i < from_begins.size(); ++i) {
       const auto Overlap = [&](size_t holder, size_t taker) {
         const int64_t begin = std::max(from_begins[holder], to_begins[taker]), end = std::min(from_ends[holder], to_ends[taker]);
@@ -146,17 +147,18 @@ class AxisExchangeKernel final : public ExchangeKernel {
       const auto [send_begin, send_count] = Overlap(index, i);
       const auto [receive_begin, receive_count] = Overlap(i, index);
       if (i == index) {
-        own_ = {send_begin - from_begins[index], receive_begin - to_begins[index], send_count};
+        if (!halo) own_ = {send_begin - from_begins[index], receive_begin - to_begins[index], send_count};
         send_bytes_.push_back(0);
         receive_bytes_.push_back(0);
-        sends_.push_back({0, 0});
-        receives_.push_back({0, 0});
+        sends_.push_back({});
+        receives_.push_back({});
         continue;
       }
-      sends_.push_back({send_begin - from_begins[index], send_count});
-      receives_.push_back({receive_begin - to_begins[index], receive_count});
-      send_bytes_.push_back(outer_ * send_count * inner_bytes_);
-      receive_bytes_.push_back(outer_ * receive_count * inner_bytes_);
+      const bool behind = halo && i > index;  // the second result begins where the own places end
+      sends_.push_back({.begin = send_begin - from_begins[index], .count = send_count});
+      receives_.push_back({behind ? size_t{1} : size_t{0}, receive_begin - (behind ? from_ends[index] : to_begins[index]), receive_count});
+      send_bytes_.push_back(send_count * place_bytes);
+      receive_bytes_.push_back(receive_count * place_bytes);
       total_send_ += send_bytes_.back();
       total_receive_ += receive_bytes_.back();
     }
@@ -166,42 +168,76 @@ class AxisExchangeKernel final : public ExchangeKernel {
  protected:
   absl::Status Move(Communicator& group, const KernelArguments& arguments) override {
     const auto* const from = static_cast<const std::byte*>(arguments.inputs[0]);
-    auto* const to = static_cast<std::byte*>(arguments.outputs[0]);
     auto* const packed = static_cast<std::byte*>(arguments.scratch);
     std::byte* place = packed;
-    for (const Range& send : sends_) {
-      Copy(place, 0, send.count, from, send.begin, from_extent_, send.count);
-      place += outer_ * send.count * inner_bytes_;
+    for (size_t i = 0; i < sends_.size(); ++i) {
+      from_.Pack(from, sends_[i].begin, sends_[i].count, place);
+      place += send_bytes_[i];
     }
     Pending moved = group.AllToAll(packed, send_bytes_, packed + total_send_, receive_bytes_, Options());
-    Copy(to, own_.to, to_extent_, from, own_.from, from_extent_, own_.count);
+    if (own_.count > 0) from_.Copy(from, own_.from, to_[0], static_cast<std::byte*>(arguments.outputs[0]), own_.to, own_.count);
     GANTRY_RETURN_IF_ERROR(moved.Wait());
     place = packed + total_send_;
-    for (const Range& receive : receives_) {
-      Copy(to, receive.begin, to_extent_, place, 0, receive.count, receive.count);
-      place += outer_ * receive.count * inner_bytes_;
+    for (size_t i = 0; i < receives_.size(); ++i) {
+      const Range& receive = receives_[i];
+      to_[receive.output].Unpack(place, receive.count, static_cast<std::byte*>(arguments.outputs[receive.output]), receive.begin);
+      place += receive_bytes_[i];
     }
     return absl::OkStatus();
   }
 
  private:
+  // A tensor as places along the axis: for each of `outer_` indices before it `extent_` places of `inner_bytes_`. In panels, rows lie together.
+  class Places {
+   public:
+    Places() = default;
+    Places(const TensorType& type, int axis) : panel_(type.layout == TensorLayout::kPanel), shape_(type.shape), extent_(type.shape[axis]) {
+      inner_bytes_ = static_cast<int64_t>(gantry::SizeBytes(type.dtype));
+      for (int a = 0; a < axis; ++a) outer_ *= shape_[a];
+      for (int a = axis + 1; a < shape_.rank(); ++a) inner_bytes_ *= shape_[a];
+    }
+    int64_t place_bytes() const { return outer_ * inner_bytes_; }
+
+    void Pack(const std::byte* data, int64_t begin, int64_t count, std::byte* packed) const {
+      if (count == 0) return;
+      if (panel_) return cpu::PanelToPlain(Row(data, begin), shape_[0], shape_[1], count, shape_[3], reinterpret_cast<float*>(packed), 1);
+      for (int64_t outer = 0; outer < outer_; ++outer) Move(Place(data, outer, begin), packed + outer * count * inner_bytes_, count);
+    }
+    void Unpack(const std::byte* packed, int64_t count, std::byte* data, int64_t begin) const {
+      if (count == 0) return;
+      if (panel_) return cpu::PlainToPanel(reinterpret_cast<const float*>(packed), shape_[0], shape_[1], count, shape_[3], Row(data, begin), 1);
+      for (int64_t outer = 0; outer < outer_; ++outer) Move(packed + outer * count * inner_bytes_, Place(data, outer, begin), count);
+    }
+    // Of plain tensors.
+    void Copy(const std::byte* data, int64_t begin, const Places& to, std::byte* to_data, int64_t to_begin, int64_t count) const {
+      for (int64_t outer = 0; outer < outer_; ++outer) Move(Place(data, outer, begin), to.Place(to_data, outer, to_begin), count);
+    }
+
+   private:
+    template <typename Byte>
+    Byte* Place(Byte* data, int64_t outer, int64_t place) const {
+      return data + (outer * extent_ + place) * inner_bytes_;
+    }
+    int64_t RowFloats() const { return cpu::PanelFloats(shape_[0], shape_[1], 1, shape_[3]); }
+    const float* Row(const std::byte* data, int64_t row) const { return reinterpret_cast<const float*>(data) + row * RowFloats(); }
+    float* Row(std::byte* data, int64_t row) const { return reinterpret_cast<float*>(data) + row * RowFloats(); }
+    void Move(const std::byte* from, std::byte* to, int64_t count) const { std::memcpy(to, from, static_cast<size_t>(count * inner_bytes_)); }
+
+    bool panel_ = false;
+    Shape shape_;
+    int64_t outer_ = 1, extent_ = 0, inner_bytes_ = 0;
+  };
   struct Range {
+    size_t output = 0;
     int64_t begin = 0, count = 0;
   };
   struct Own {
     int64_t from = 0, to = 0, count = 0;
   };
 
-  // `count` places from place `from_begin` of `from_extent` to place `to_begin` of `to_extent`, for every outer index.
-  void Copy(std::byte* to, int64_t to_begin, int64_t to_extent, const std::byte* from, int64_t from_begin, int64_t from_extent, int64_t count) const {
-    if (count == 0) return;
-    for (int64_t outer = 0; outer < outer_; ++outer) {
-      std::memcpy(to + (outer * to_extent + to_begin) * inner_bytes_, from + (outer * from_extent + from_begin) * inner_bytes_,
-                  static_cast<size_t>(count * inner_bytes_));
-    }
-  }
-
-  int64_t outer_ = 1, inner_bytes_ = 1, from_extent_ = 0, to_extent_ = 0, total_send_ = 0, total_receive_ = 0;
+  Places from_;
+  std::vector<Places> to_;
+  int64_t total_send_ = 0, total_receive_ = 0;
   Own own_;
   std::vector<Range> sends_, receives_;
   std::vector<int64_t> send_bytes_, receive_bytes_;
@@ -239,6 +275,7 @@ absl::StatusOr<std::unique_ptr<Kernel>> ExchangeKernels::Make(const KernelReques
   Communicator* const& group = GroupOf({ranks.begin(), ranks.end()}, LaneOf(request.op, request.attributes)).communicator;
   if (request.op.name == "all_reduce") return std::make_unique<AllReduceKernel>(group, request);
   if (request.op.name == "reduce_scatter") return std::make_unique<ReduceScatterKernel>(group, request);
+  if (request.op.name == "halo") return std::make_unique<AxisExchangeKernel>(group, request);
   const std::vector<int64_t> begins = request.attributes.Ints("from_begins"), ends = request.attributes.Ints("from_ends");
   const std::vector<int64_t> to_begins = request.attributes.Ints("to_begins"), to_ends = request.attributes.Ints("to_ends");
   const Shape& shape = request.inputs[0].shape;

@@ -79,7 +79,7 @@ class Orderer {
         gathered_for = needed;
       }
       if (gathers) bucket.begins = std::max(bucket.begins, 2 * gathered_before);
-      bucket.moves = lane != PlanLane::kCompute && bucket.begins < 2 * needed;
+      bucket.moves = (gathers || lane == PlanLane::kGradients) && bucket.begins < 2 * needed;
       if (gathers && StandsOnAny(exchanges[i], 0)) bucket.moves = false;
       if (lane == PlanLane::kGradients && bucket.moves) {
         gradients.push_back(i);

@@ -29,7 +29,7 @@ struct ExchangeOrder {
 //              last is there (Li et al. 2020, PyTorch Distributed, section 3.2.3)
 //              Those much smaller than their network's largest are {urgent}: they have a lane of their own.
 //   gathers    begin when the op begins that wants the gather before it: what is gathered ahead is one op's weights
-//   others     stay where they are: something waits for them at once
+//   others     stay where they are: something waits for them at once, or as soon as an op beside them is done
 absl::StatusOr<Program> OrderExchanges(const Program& program, const ExchangePlaces& places, const ExchangeOrder& order);
 
 }  // namespace gantry

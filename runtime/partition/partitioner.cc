@@ -51,20 +51,22 @@ Attributes Partitioner::GroupAttributes() {
           {"sequence", sequence_++}};
 }
 
-ValueId Partitioner::EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready) {
+std::vector<ValueId> Partitioner::EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready) {
   attributes.Set("purpose", std::string(purpose));
   places_.exchanges.push_back({.ready = ready, .needed = at_});
-  return EmitLocal(op, {local}, std::move(attributes));
+  const ValueId locals[] = {local};
+  return EmitLocal(op, locals, std::move(attributes));
 }
 
-ValueId Partitioner::EmitExchange(const WholeValue& value, int axis, const Ranges& from, const Ranges& to, std::string_view purpose) {
+std::vector<ValueId> Partitioner::EmitExchange(std::string_view op, const WholeValue& value, int axis, const Ranges& from, const Ranges& to,
+                                               std::string_view purpose) {
   Attributes attributes = GroupAttributes();
   attributes.Set("axis", static_cast<int64_t>(axis));
   attributes.Set("from_begins", from.begins);
   attributes.Set("from_ends", from.ends);
   attributes.Set("to_begins", to.begins);
   attributes.Set("to_ends", to.ends);
-  return EmitGroupOp("exchange", value.local, std::move(attributes), purpose, value.made_at);
+  return EmitGroupOp(op, value.local, std::move(attributes), purpose, value.made_at);
 }
 
 ValueId Partitioner::LocalSlice(ValueId local, int axis, int64_t begin, int64_t end) {
@@ -135,11 +137,11 @@ void Partitioner::Resolve(ValueId id) {
     Attributes attributes = GroupAttributes();
     attributes.Set("begins", ranges.begins);
     attributes.Set("ends", ranges.ends);
-    value.local = EmitGroupOp("reduce_scatter", LocalReshape(value.local, Shape{elements}), std::move(attributes), purpose, ready);
+    value.local = EmitGroupOp("reduce_scatter", LocalReshape(value.local, Shape{elements}), std::move(attributes), purpose, ready)[0];
     value.placement = Placement::Flat(cuts);
     return;
   }
-  value.local = EmitGroupOp("all_reduce", value.local, GroupAttributes(), purpose, ready);
+  value.local = EmitGroupOp("all_reduce", value.local, GroupAttributes(), purpose, ready)[0];
   value.placement = Placement::Whole();
 }
 
@@ -154,7 +156,7 @@ ValueId Partitioner::ReduceScatter(const WholeValue& value, int dim, const std::
   Attributes attributes = GroupAttributes();
   attributes.Set("begins", ranges.begins);
   attributes.Set("ends", ranges.ends);
-  local = EmitGroupOp("reduce_scatter", LocalReshape(local, Shape{shape[dim], before, after}), std::move(attributes), purpose, ready);
+  local = EmitGroupOp("reduce_scatter", LocalReshape(local, Shape{shape[dim], before, after}), std::move(attributes), purpose, ready)[0];
   if (before > 1) local = ops::Transpose(target_, local, {1, 0, 2});
   return LocalReshape(local, LocalShape(shape, Placement::Split(dim, cuts)));
 }
@@ -170,7 +172,8 @@ ValueId Partitioner::AsWhole(ValueId id) {
   const int64_t extent = value.placement.cuts.back();
   const Ranges all{std::vector<int64_t>(ranks(), 0), std::vector<int64_t>(ranks(), extent)};
   const bool flat = value.placement.flat();
-  const ValueId whole = EmitExchange(value, flat ? 0 : value.placement.dim, held, all, flat ? "gather" : over_channels() ? "channels" : "whole");
+  const std::string_view purpose = flat ? "gather" : over_channels() ? "channels" : "whole";
+  const ValueId whole = EmitExchange("exchange", value, flat ? 0 : value.placement.dim, held, all, purpose)[0];
   value.gathered = LocalReshape(whole, value.type.shape);
   value.gathered_phase = target_.Label(target_.phase());
   return value.gathered;
@@ -202,7 +205,7 @@ ValueId Partitioner::AsSplit(ValueId id, int dim, const std::vector<int64_t>& cu
   const ConditionScope scope(target_, value.condition);
   ValueId local = kNoValue;
   if (value.placement.split(dim)) {
-    local = EmitExchange(value, dim, RangesOf(value.placement.cuts), RangesOf(cuts), "shares");
+    local = EmitExchange("exchange", value, dim, RangesOf(value.placement.cuts), RangesOf(cuts), "shares")[0];
   } else if (value.recipe >= 0) {
     local = FromRecipe(value, dim, cuts);
   } else {
@@ -237,9 +240,19 @@ ValueId Partitioner::AsWindow(ValueId id, int dim, const Ranges& ranges) {
   bool inside = true;  // every rank has what it wants
   for (int i = 0; i < ranks(); ++i) inside = inside && held.begins[i] <= ranges.begins[i] && ranges.ends[i] <= held.ends[i];
   const ValueId local = inside ? LocalSlice(value.local, dim, ranges.begins[index_] - held.begins[index_], ranges.ends[index_] - held.begins[index_])
-                               : EmitExchange(value, dim, held, ranges, "halo");
+                               : EmitExchange("exchange", value, dim, held, ranges, "halo")[0];
   value.windows.push_back({{dim, ranges}, local});
   return local;
+}
+
+std::vector<ValueId> Partitioner::Halo(ValueId id, int dim, const Ranges& ranges) {
+  WholeValue& value = values_[id];
+  for (const auto& [key, locals] : value.halos) {
+    if (key.first == dim && key.second == ranges) return locals;
+  }
+  const ConditionScope scope(target_, value.condition);
+  value.halos.push_back({{dim, ranges}, EmitExchange("halo", value, dim, RangesOf(value.placement.cuts), ranges, "halo")});
+  return value.halos.back().second;
 }
 
 ValueId Partitioner::As(ValueId value, const Placement& placement) {
@@ -261,7 +274,7 @@ std::vector<ValueId> Partitioner::Emit(std::string_view name, std::span<const Va
   std::vector<TensorType> outputs;
   if (definition->communicates) {
     // Its parts are those of the axis before; along this axis it passes values on as they are.
-    outputs.resize(1);
+    outputs.resize(name == "halo" ? 2 : 1);
   } else {
     absl::StatusOr<std::vector<TensorType>> inferred = definition->infer(types, attributes);
     if (!inferred.ok()) {

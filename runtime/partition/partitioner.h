@@ -14,6 +14,7 @@
 #include "runtime/partition/order_exchanges.h"
 #include "runtime/partition/partition.h"
 #include "runtime/partition/placement.h"
+#include "runtime/partition/window_form.h"
 
 namespace gantry {
 
@@ -60,6 +61,13 @@ class Partitioner final : public Builder {
     int gathered_phase = -1;        // the phase that gathered it: flat states are gathered anew in each
     std::vector<std::pair<Placement, ValueId>> parts;  // other parts of it made before
     std::vector<std::pair<std::pair<int, Ranges>, ValueId>> windows;
+    std::vector<std::pair<std::pair<int, Ranges>, std::vector<ValueId>>> halos;
+  };
+  // An operand of a window op, or a part of it, and what of the op it gives: WindowForm::Block.
+  struct WindowPart {
+    ValueId local = kNoValue;
+    Span there;
+    Attributes attributes;
   };
   using Locals = std::vector<Local>;
 
@@ -77,8 +85,10 @@ class Partitioner final : public Builder {
   ValueId EmitLocal(std::string_view op, std::initializer_list<ValueId> inputs, Attributes attributes);
   std::vector<ValueId> EmitLocal(std::string_view op, std::span<const ValueId> inputs, Attributes attributes);
   // `ready`: the op of the source after which its operand is there.
-  ValueId EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready);
-  ValueId EmitExchange(const WholeValue& value, int axis, const Ranges& from, const Ranges& to, std::string_view purpose);
+  std::vector<ValueId> EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready);
+  // "exchange" or "halo".
+  std::vector<ValueId> EmitExchange(std::string_view op, const WholeValue& value, int axis, const Ranges& from, const Ranges& to,
+                                    std::string_view purpose);
   ValueId LocalSlice(ValueId local, int axis, int64_t begin, int64_t end);
   ValueId LocalReshape(ValueId local, const Shape& shape);
   Attributes GroupAttributes();
@@ -89,6 +99,11 @@ class Partitioner final : public Builder {
   ValueId AsFlat(ValueId value, const std::vector<int64_t>& cuts);
   // Places [begins[i], ends[i]) along `dim`, which may overlap.
   ValueId AsWindow(ValueId value, int dim, const Ranges& ranges);
+  // What each rank wants beside the places that it holds along `dim`: those before them and those behind them.
+  std::vector<ValueId> Halo(ValueId value, int dim, const Ranges& ranges);
+  // The operand of an op that is linear in it, for the parts of its other side that begin and end at `cuts`: in parts, of which the own places are
+  // read where they are, or else in one part, a copy with all that is wanted. Empty where some rank wants nothing.
+  std::vector<WindowPart> AsWindowParts(ValueId value, int dim, const WindowForm& form, WindowSide side, const std::vector<int64_t>& cuts);
   // A sum over ranks that something other than a sum wants: held in parts where that is what becomes of gradients, else whole.
   void Resolve(ValueId value);
   ValueId As(ValueId value, const Placement& placement);
@@ -112,6 +127,10 @@ class Partitioner final : public Builder {
   Locals Convolution(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals ConvolutionInSpace(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output,
                             int dim);
+  Locals WeightGradientInSpace(std::span<const ValueId> inputs, int dim, const WindowForm& form);
+  // Of one operand that is in parts along `dim`, or gets so, and parameters that are whole; results in parts along `dim`.
+  Locals LinearWindows(std::string_view op, std::span<const ValueId> inputs, const TensorType& output, int dim, const WindowForm& form,
+                       WindowSide side);
   // Over channels. Where several ways are open, the one that moves the fewest bytes.
   Locals ConvolutionOverChannels(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals GroupedConvolutionOverChannels(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
@@ -124,7 +143,10 @@ class Partitioner final : public Builder {
   int64_t BytesToSum(const TensorType& type) const;                   // of a result that is a sum of what the ranks have
   // A result in parts along `dim` that a state of this shape wants along another one.
   int64_t BytesToState(const TensorType& type, int dim) const;
+  Locals Resampling(std::string_view op, ValueId x, const Attributes& attributes, const TensorType& output);
   Locals Pooling(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  // The spatial dimension along which to share out a result: the one that an operand is shared out along, or -1.
+  int SpatialDim(const Placement& operand, const Shape& result) const;
   Locals Normalization(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                        std::span<const TensorType> outputs);
   Locals NormalizationOverRanks(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,

@@ -75,10 +75,8 @@ Partitioner::Locals Partitioner::Rule(std::string_view op, std::span<const Value
   if (op == "reshape") return ReshapeTo(inputs[0], outputs[0]);
   if (op == "matmul") return Matmul(inputs, attributes, outputs[0]);
   if (op == "conv" || op == "conv_transpose" || op == "conv_weight_grad") return Convolution(op, inputs, attributes, outputs[0]);
-  if (op == "avg_pool" || op == "max_pool" || op == "avg_pool_grad" || op == "max_pool_grad" || op == "max_pool_select" || op == "resize" ||
-      op == "resize_grad") {
-    return Pooling(op, inputs, attributes, outputs[0]);
-  }
+  if (op == "avg_pool" || op == "avg_pool_grad" || op == "resize" || op == "resize_grad") return Resampling(op, inputs[0], attributes, outputs[0]);
+  if (op == "max_pool" || op == "max_pool_grad" || op == "max_pool_select") return Pooling(op, inputs, attributes, outputs[0]);
   if (op == "normalize" || op == "normalize_grad") return Normalization(op, inputs, attributes, outputs);
   if (op == "gather" || op == "gather_grad") return GatherRows(op, inputs, attributes, outputs[0]);
   return AlongUntouchedAxis(op, inputs, attributes, outputs[0]);
@@ -164,7 +162,7 @@ Partitioner::Locals Partitioner::SumSquares(std::span<const ValueId> inputs) {
   // Each addend once: what every rank has counts on one of them.
   const ValueId of_parts = EmitLocal("sum_squares", shared, {})[0];
   if (whole.empty()) return {{Placement::Partial(), of_parts}};
-  const ValueId reduced = EmitGroupOp("all_reduce", of_parts, GroupAttributes(), "sum", at_);
+  const ValueId reduced = EmitGroupOp("all_reduce", of_parts, GroupAttributes(), "sum", at_)[0];
   return {{Placement::Whole(), ops::Add(target_, reduced, EmitLocal("sum_squares", whole, {})[0])}};
 }
 
@@ -232,7 +230,7 @@ Partitioner::Locals Partitioner::AlongUntouchedAxis(std::string_view op, std::sp
   } else if (op == "pad") {
     const std::vector<int64_t> pads = attributes.Ints("pads");
     if (pads[dim] != 0 || pads[shape.rank() + dim] != 0) return {};
-  } else if (op == "concat" || op == "softmax") {
+  } else if (op == "concat" || op == "softmax" || op == "add_part") {
     const absl::StatusOr<int> axis = infer::AxisAttribute(attributes, "axis", shape.rank());
     if (!axis.ok() || *axis == dim) return {};
   } else if (op == "reduce_max") {
@@ -351,7 +349,11 @@ Partitioner::Locals Partitioner::NormalizationOverRanks(std::string_view op, std
     return locals;
   }
   const double eps = attributes.Float("eps");
-  const auto Reduced = [&](ValueId local) { return EmitGroupOp("all_reduce", local, GroupAttributes(), "statistics", at_); };
+  const auto Reduced = [&](ValueId local) {
+    Attributes group = GroupAttributes();
+    if (gradient) group.Set("backward", int64_t{1});
+    return EmitGroupOp("all_reduce", local, std::move(group), "statistics", at_)[0];
+  };
   const ValueId part = AsSplit(x, placement.dim, placement.cuts);
   const double mine = count * static_cast<double>(placement.cuts[index_ + 1] - placement.cuts[index_]) / static_cast<double>(placement.cuts.back());
   if (!gradient) {
@@ -413,13 +415,15 @@ Partitioner::Locals Partitioner::Update(std::string_view op, std::span<const Val
 // What another axis of the mesh does: along this one it is linear, and moves nothing where it works along another axis of the tensor.
 Partitioner::Locals Partitioner::Communication(std::string_view op, ValueId x, const Attributes& attributes) {
   Placement placement = values_[x].placement;
-  const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "exchange" ? attributes.Int("axis") : 0);
+  const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "reduce_scatter" ? 0 : attributes.Int("axis"));
   const bool whole = moves_along || placement.flat();
   if (whole) placement = Placement::Whole();
   crossings_.push_back(absl::StrCat(ToAbsl(op), " ", sequence_, placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
   if (placement.split()) absl::StrAppend(&crossings_.back(), placement.dim, " at ", absl::StrJoin(placement.cuts, ","));
   const ValueId local = whole ? AsWhole(x) : values_[x].local;
-  return {{placement, EmitGroupOp(op, local, attributes, attributes.String("purpose"), values_[x].made_at)}};
+  Locals results;
+  for (ValueId result : EmitGroupOp(op, local, attributes, attributes.String("purpose"), values_[x].made_at)) results.push_back({placement, result});
+  return results;
 }
 
 }  // namespace gantry

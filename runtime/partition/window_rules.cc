@@ -1,4 +1,5 @@
-// Rules of convolution, pooling and resizing: along batch they are local, along space each rank needs the rows that its windows see.
+// Rules of convolution, pooling and resizing: along batch they are local, along space each rank needs the rows that its windows see. All but
+// maximum pooling are linear in them: a rank's result is what its own rows give, where they lie, plus what the halo's rows give at its edges.
 #include <algorithm>
 
 #include "ops/convolution.h"
@@ -8,48 +9,15 @@
 namespace gantry {
 namespace {
 
-int64_t CeilDivide(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
-int64_t FloorDivide(int64_t a, int64_t b) { return a >= 0 ? a / b : -CeilDivide(-a, b); }
-
-// What windows [first, last) see of `input` places, and the pads that make a window op over just that give just those windows.
-struct Seen {
-  int64_t begin, end, pad_begin, pad_end;
-};
-
-Seen SeenByWindows(const WindowAxis& axis, int64_t first, int64_t last, int64_t input) {
-  const int64_t low = first * axis.stride - axis.pad_begin, high = (last - 1) * axis.stride - axis.pad_begin + axis.extent();
-  const int64_t begin = std::clamp<int64_t>(low, 0, input), end = std::clamp<int64_t>(high, 0, input);
-  return {begin, end, begin - low, high - end};
-}
-
-// The windows that reach input places [first, last), and the pads with which they make just those.
-Seen WindowsOver(const WindowAxis& axis, int64_t first, int64_t last, int64_t windows) {
-  int64_t begin = std::min(CeilDivide(first + axis.pad_begin - (axis.extent() - 1), axis.stride), FloorDivide(first + axis.pad_begin, axis.stride));
-  begin = std::clamp<int64_t>(begin, 0, windows);
-  const int64_t end = std::clamp<int64_t>(FloorDivide(last - 1 + axis.pad_begin, axis.stride) + 1, 0, windows);
-  const int64_t pad_begin = axis.pad_begin + first - begin * axis.stride;
-  const int64_t pad_end = std::max<int64_t>(0, (end - begin - 1) * axis.stride + axis.extent() - (last - first) - pad_begin);
-  return {begin, end, pad_begin, pad_end};
-}
-
-Attributes WithPads(const Attributes& attributes, int spatial_rank, int spatial_axis, int64_t begin, int64_t end) {
-  Attributes result = attributes;
-  std::vector<int64_t> pads = attributes.Ints("pads", std::vector<int64_t>(2 * spatial_rank, 0));
-  if (pads.empty()) pads.assign(2 * spatial_rank, 0);
-  pads[spatial_axis] = begin;
-  pads[spatial_rank + spatial_axis] = end;
-  result.Set("pads", pads);
-  return result;
-}
-
-Attributes WithSpatial(Attributes attributes, int spatial_axis, int64_t extent) {
-  std::vector<int64_t> spatial = attributes.Ints("output_spatial");
-  spatial[spatial_axis] = extent;
-  attributes.Set("output_spatial", spatial);
-  return attributes;
-}
+Span PartOf(const std::vector<int64_t>& cuts, int index) { return {cuts[index], cuts[index + 1]}; }
 
 }  // namespace
+
+int Partitioner::SpatialDim(const Placement& operand, const Shape& result) const {
+  int dim = operand.split() && operand.dim >= 2 ? operand.dim : -1;
+  if (dim < 0 && axis_.split == SplitKind::kSpace && result[2] >= axis_.least_rows * ranks()) dim = 2;
+  return dim >= 0 && Splittable(result[dim]) ? dim : -1;
+}
 
 Partitioner::Locals Partitioner::Convolution(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                                              const TensorType& output) {
@@ -66,12 +34,12 @@ Partitioner::Locals Partitioner::Convolution(std::string_view op, std::span<cons
     return {{Placement::Split(0, cuts), EmitLocal(op, locals, attributes)[0]}};
   }
   int dim = -1;
-  if (first.split() && first.dim >= 2) dim = first.dim;
-  if (weight_gradient && second.split() && second.dim >= 2) dim = second.dim;
-  const Shape& result = weight_gradient ? TypeOf(inputs[1]).shape : output.shape;  // whose places are shared out
-  if (dim < 0 && axis_.split == SplitKind::kSpace && !weight_gradient && result[2] >= axis_.least_rows * ranks()) dim = 2;
-  if (dim < 0 || !Splittable(result[dim])) return {};
-  return ConvolutionInSpace(op, inputs, attributes, output, dim);
+  if (!weight_gradient) {
+    dim = SpatialDim(first, output.shape);
+  } else {
+    for (const Placement* placement : {&first, &second}) dim = placement->split() && placement->dim >= 2 ? placement->dim : dim;
+  }
+  return dim < 0 || attributes.Has("slope") ? Locals{} : ConvolutionInSpace(op, inputs, attributes, output, dim);
 }
 
 Partitioner::Locals Partitioner::ConvolutionInSpace(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
@@ -80,32 +48,122 @@ Partitioner::Locals Partitioner::ConvolutionInSpace(std::string_view op, std::sp
   for (ValueId input : inputs) types.push_back(TypeOf(input));
   const TensorType outputs[] = {output};
   const ConvGeometry geometry = GeometryOf(op, types, outputs, attributes);
-  const WindowAxis& axis = geometry.window.spatial(dim - 2);
-  const int spatial_rank = geometry.window.rank;
   const bool transposed = op == "conv_transpose", weight_gradient = op == "conv_weight_grad";
-  const int64_t extent = weight_gradient ? types[1].shape[dim] : output.shape[dim];
-  const std::vector<int64_t> cuts = weight_gradient && values_[inputs[1]].placement.split(dim) ? values_[inputs[1]].placement.cuts : Cuts(extent);
-  Ranges ranges;
-  Seen mine{};
-  for (int i = 0; i < ranks(); ++i) {
-    const Seen seen = transposed ? WindowsOver(axis, cuts[i], cuts[i + 1], types[0].shape[dim])
-                                 : SeenByWindows(axis, cuts[i], cuts[i + 1], types[0].shape[dim]);
-    if (seen.end <= seen.begin) return {};  // some rank's places see nothing but padding
-    ranges.begins.push_back(seen.begin);
-    ranges.ends.push_back(seen.end);
-    if (i == index_) mine = seen;
-  }
-  Attributes local = WithPads(attributes, spatial_rank, dim - 2, mine.pad_begin, mine.pad_end);
-  std::vector<ValueId> locals = {AsWindow(inputs[0], dim, ranges)};
-  if (weight_gradient) {
-    locals.push_back(AsSplit(inputs[1], dim, cuts));
-    return {{Placement::Partial(), EmitLocal(op, locals, std::move(local))[0]}};
-  }
-  if (transposed) local = WithSpatial(std::move(local), dim - 2, cuts[index_ + 1] - cuts[index_]);
-  for (ValueId parameter : inputs.subspan(1)) locals.push_back(AsWhole(parameter));
-  return {{Placement::Split(dim, cuts), EmitLocal(op, locals, std::move(local))[0]}};
+  const int64_t places = transposed ? output.shape[dim] : types[0].shape[dim];
+  const int64_t windows = transposed ? types[0].shape[dim] : weight_gradient ? types[1].shape[dim] : output.shape[dim];
+  const WindowForm form = WindowForm::Sliding(geometry.window.spatial(dim - 2), places, windows, attributes, geometry.window.rank, dim - 2);
+  if (weight_gradient) return WeightGradientInSpace(inputs, dim, form);
+  return LinearWindows(op, inputs, output, dim, form, transposed ? WindowSide::kWindows : WindowSide::kPlaces);
 }
 
+std::vector<Partitioner::WindowPart> Partitioner::AsWindowParts(ValueId id, int dim, const WindowForm& form, WindowSide side,
+                                                                const std::vector<int64_t>& cuts) {
+  const Placement& placement = values_[id].placement;
+  std::vector<WindowPart> parts;
+  // Samples may come to lie along a spatial dimension. Rows of a mesh then must not differ in more than extents, as parts at edges do.
+  bool in_parts = axis_.split == SplitKind::kSpace && placement.split(dim);
+  bool alone = true;  // nobody wants what others hold
+  Ranges ranges;
+  std::vector<WindowForm::Block> mine;
+  for (int i = 0; i < ranks() && in_parts; ++i) {
+    const Span held = PartOf(placement.cuts, i);
+    std::vector<WindowForm::Block> blocks = form.InParts(side, held, PartOf(cuts, i));
+    in_parts = !blocks.empty();
+    ranges.begins.push_back(held.begin);
+    ranges.ends.push_back(held.end);
+    for (const WindowForm::Block& block : blocks) {
+      ranges.begins.back() = std::min(ranges.begins.back(), block.here.begin);
+      ranges.ends.back() = std::max(ranges.ends.back(), block.here.end);
+    }
+    alone = alone && blocks.size() == 1;
+    if (i == index_) mine = std::move(blocks);
+  }
+  if (in_parts) {
+    const Span held = PartOf(placement.cuts, index_);
+    const std::vector<ValueId> halo = alone ? std::vector<ValueId>() : Halo(id, dim, ranges);
+    for (WindowForm::Block& block : mine) {
+      const ValueId local = block.here.begin == held.begin ? values_[id].local : halo[block.here.begin < held.begin ? 0 : 1];
+      parts.push_back({local, block.there, std::move(block.attributes)});
+    }
+    return parts;
+  }
+  ranges = {};
+  for (int i = 0; i < ranks(); ++i) {
+    std::optional<WindowForm::Block> block = form.InOne(side, PartOf(cuts, i));
+    if (!block.has_value()) return {};
+    ranges.begins.push_back(block->here.begin);
+    ranges.ends.push_back(block->here.end);
+    if (i == index_) parts.push_back({kNoValue, block->there, std::move(block->attributes)});
+  }
+  parts[0].local = AsWindow(id, dim, ranges);
+  return parts;
+}
+
+Partitioner::Locals Partitioner::LinearWindows(std::string_view op, std::span<const ValueId> inputs, const TensorType& output, int dim,
+                                               const WindowForm& form, WindowSide side) {
+  const std::vector<int64_t> cuts = Cuts(output.shape[dim]);
+  const std::vector<WindowPart> parts = AsWindowParts(inputs[0], dim, form, side, cuts);
+  if (parts.empty()) return {};
+  ValueId result = kNoValue;
+  for (const WindowPart& part : parts) {
+    std::vector<ValueId> locals = {part.local};
+    // A bias counts once.
+    for (size_t i = 1; i < inputs.size() && (i < 2 || result == kNoValue); ++i) locals.push_back(AsWhole(inputs[i]));
+    const ValueId made = EmitLocal(op, locals, part.attributes)[0];
+    result = result == kNoValue ? made
+                                : EmitLocal("add_part", {result, made}, {{"axis", int64_t{dim}}, {"begin", part.there.begin - cuts[index_]}});
+  }
+  return {{Placement::Split(dim, cuts), result}};
+}
+
+// A sum over pairs of places and windows: each rank has those with its places, or those with its windows. The halo is that of the operand which
+// was made last, a gradient: what it brings is wanted for the gradient of the other one, too, and waits nowhere from forward to backward.
+Partitioner::Locals Partitioner::WeightGradientInSpace(std::span<const ValueId> inputs, int dim, const WindowForm& form) {
+  const int last = values_[inputs[1]].made_at > values_[inputs[0]].made_at ? 1 : 0;
+  for (const int with_halo : {last, 1 - last}) {
+    const ValueId other = inputs[1 - with_halo];
+    if (!values_[other].placement.split(dim)) continue;
+    const std::vector<int64_t> cuts = values_[other].placement.cuts;
+    const std::vector<WindowPart> parts = AsWindowParts(inputs[with_halo], dim, form, with_halo == 0 ? WindowSide::kPlaces : WindowSide::kWindows, cuts);
+    ValueId sum = kNoValue;
+    for (const WindowPart& part : parts) {
+      const ValueId there = LocalSlice(values_[other].local, dim, part.there.begin - cuts[index_], part.there.end - cuts[index_]);
+      const ValueId addend = with_halo == 0 ? EmitLocal("conv_weight_grad", {part.local, there}, part.attributes)
+                                            : EmitLocal("conv_weight_grad", {there, part.local}, part.attributes);
+      sum = sum == kNoValue ? addend : ops::Add(target_, sum, addend);
+    }
+    if (sum != kNoValue) return {{Placement::Partial(), sum}};
+  }
+  return {};
+}
+
+// Average pooling, resizing, and the gradients of both.
+Partitioner::Locals Partitioner::Resampling(std::string_view op, ValueId x, const Attributes& attributes, const TensorType& output) {
+  const Placement placement = values_[x].placement;
+  if (placement.split() && placement.dim < 2) return {{placement, EmitLocal(op, {values_[x].local}, attributes)}};
+  const int dim = over_channels() ? -1 : SpatialDim(placement, output.shape);
+  if (dim < 0) return {};
+  const bool gradient = op.ends_with("_grad");
+  const int64_t in = TypeOf(x).shape[dim], out = output.shape[dim];
+  const int64_t places = gradient ? out : in, windows = gradient ? in : out;
+  const ValueId inputs[] = {x};
+  const WindowSide side = gradient ? WindowSide::kWindows : WindowSide::kPlaces;
+  if (op.starts_with("resize")) {
+    return LinearWindows(op, inputs, output, dim, WindowForm::Resizing(attributes, dim - 2, places, windows, gradient), side);
+  }
+  const absl::StatusOr<Window> window = ParseWindow(attributes, attributes.Ints("kernel"));
+  if (!window.ok() || attributes.Int("ceil_mode") != 0) return {};
+  // At the edges of parts places count that are elsewhere, so at the edges of the whole those of the pads would have to.
+  const std::vector<int64_t> pads = attributes.Ints("pads");
+  const bool padded = std::any_of(pads.begin(), pads.end(), [](int64_t pad) { return pad != 0; });
+  const WindowAxis& axis = window->spatial(dim - 2);
+  if ((padded && attributes.Int("count_include_pad") == 0) || axis.dilation != 1) return Pooling(op, inputs, attributes, output);
+  Attributes local = attributes;
+  local.Set("count_include_pad", int64_t{1});
+  return LinearWindows(op, inputs, output, dim, WindowForm::Sliding(axis, places, windows, std::move(local), window->rank, dim - 2, true), side);
+}
+
+// What is not linear in the operand's places: windows read a copy of the rows that they see.
 Partitioner::Locals Partitioner::Pooling(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                                          const TensorType& output) {
   Placement placement;
@@ -119,29 +177,27 @@ Partitioner::Locals Partitioner::Pooling(std::string_view op, std::span<const Va
     return {{placement, EmitLocal(op, locals, attributes)[0]}};
   }
   const int dim = placement.dim;
-  const bool forward = op == "avg_pool" || op == "max_pool" || op == "max_pool_select";
-  if (op == "resize" || op == "resize_grad" || attributes.Int("ceil_mode") != 0) return {};
   const absl::StatusOr<Window> window = ParseWindow(attributes, attributes.Ints("kernel"));
-  if (!window.ok()) return {};
+  if (!window.ok() || attributes.Int("ceil_mode") != 0) return {};
   const WindowAxis& axis = window->spatial(dim - 2);
-  if (forward) {
+  if (!op.ends_with("_grad")) {
     const std::vector<int64_t> cuts = Cuts(output.shape[dim]);
     if (cuts.empty()) return {};
+    const WindowForm form = WindowForm::Sliding(axis, TypeOf(inputs[0]).shape[dim], output.shape[dim], attributes, window->rank, dim - 2, true);
     Ranges ranges;
-    Seen mine{};
-    const int64_t extent = TypeOf(inputs[0]).shape[dim];
+    Attributes local;
     for (int i = 0; i < ranks(); ++i) {
-      const Seen seen = SeenByWindows(axis, cuts[i], cuts[i + 1], extent);
-      if (seen.end <= seen.begin) return {};
-      ranges.begins.push_back(seen.begin);
-      ranges.ends.push_back(seen.end);
-      if (i == index_) mine = seen;
+      std::optional<WindowForm::Block> block = form.InOne(WindowSide::kPlaces, PartOf(cuts, i));
+      if (!block.has_value()) return {};
+      ranges.begins.push_back(block->here.begin);
+      ranges.ends.push_back(block->here.end);
+      if (i == index_) local = std::move(block->attributes);
     }
     std::vector<ValueId> locals;
     for (ValueId input : inputs) locals.push_back(AsWindow(input, dim, ranges));
-    const Attributes local = WithPads(attributes, window->rank, dim - 2, mine.pad_begin, mine.pad_end);
-    return {{Placement::Split(dim, cuts), EmitLocal(op, locals, local)[0]}};
+    return {{Placement::Split(dim, cuts), EmitLocal(op, locals, std::move(local))[0]}};
   }
+  if (op != "max_pool_grad") return {};
   // Backward where windows do not overlap and cover everything: a rank's windows are its rows.
   if (axis.extent() != axis.stride || axis.dilation != 1 || axis.pad_begin != 0 || axis.pad_end != 0) return {};
   const int64_t windows = TypeOf(inputs[0]).shape[dim];
@@ -150,11 +206,7 @@ Partitioner::Locals Partitioner::Pooling(std::string_view op, std::span<const Va
   if (cuts.empty()) return {};
   std::vector<int64_t> rows = cuts;
   for (int64_t& row : rows) row *= axis.stride;
-  std::vector<ValueId> locals = {AsSplit(inputs[0], dim, cuts)};
-  if (inputs.size() > 1) locals.push_back(AsSplit(inputs[1], dim, rows));
-  Attributes local = attributes;
-  if (attributes.Has("output_spatial")) local = WithSpatial(std::move(local), dim - 2, rows[index_ + 1] - rows[index_]);
-  return {{Placement::Split(dim, rows), EmitLocal(op, locals, std::move(local))[0]}};
+  return {{Placement::Split(dim, rows), EmitLocal(op, {AsSplit(inputs[0], dim, cuts), AsSplit(inputs[1], dim, rows)}, attributes)}};
 }
 
 }  // namespace gantry

@@ -21,7 +21,7 @@ class Lowering {
   absl::StatusOr<Program> Run() {
     for (const Op& op : source_.ops()) {
       copier_.SetLabels(op);
-      if (!LowerConvolution(op) && !KeepPanels(op)) CopyPlain(op);
+      if (!LowerConvolution(op) && !KeepPanels(op) && !KeepPanelRows(op)) CopyPlain(op);
       GANTRY_RETURN_IF_ERROR(target_.status());
     }
     for (const State& state : source_.states()) copier_.Map(state.last, Plain(state.last));
@@ -72,8 +72,9 @@ class Lowering {
   // that shape in panels, it stays there; so does an op that gives images of another size in panels.
   bool KeepPanels(const Op& op) {
     ValueId leader = kNoValue;
+    const bool adds_part = op.definition->name == "add_part";  // rows follow the image that they are added to
     for (ValueId input : op.inputs) {
-      if (plain_[input] == kNoValue && panel_[input] != kNoValue) leader = input;
+      if (InPanelsOnly(input) && (!adds_part || input == op.inputs[0])) leader = input;
     }
     if (leader == kNoValue || op.definition->is_view || op.definition->updates != nullptr) return false;
     const Shape& shape = source_.TypeOf(leader).shape;
@@ -81,7 +82,8 @@ class Lowering {
       std::vector<TensorType> types;
       for (ValueId value : values) {
         types.push_back(source_.TypeOf(value));
-        if (types.back().shape == shape && types.back().dtype == DataType::kF32) types.back().layout = TensorLayout::kPanel;
+        const bool alike = types.back().shape == shape || adds_part;
+        if (alike && types.back().dtype == DataType::kF32) types.back().layout = TensorLayout::kPanel;
       }
       return types;
     };
@@ -103,6 +105,17 @@ class Lowering {
     }
     const std::vector<ValueId> results = target_.Emit(op.definition->name, lowered, op.attributes);
     for (size_t i = 0; i < op.outputs.size(); ++i) Define(op.outputs[i], results[i], outputs[i].layout);
+    return true;
+  }
+
+  bool InPanelsOnly(ValueId value) const { return plain_[value] == kNoValue && panel_[value] != kNoValue; }
+
+  // Rows that other ranks hold come in the layout of those that are here; what moves is the same in both.
+  bool KeepPanelRows(const Op& op) {
+    if (op.definition->name != "halo" || op.attributes.Int("axis") != 2 || !InPanelsOnly(op.inputs[0])) return false;
+    const ValueId inputs[] = {Panel(op.inputs[0])};
+    const std::vector<ValueId> rows = target_.Emit(op.definition->name, inputs, op.attributes);
+    for (size_t i = 0; i < rows.size(); ++i) Define(op.outputs[i], rows[i], TensorLayout::kPanel);
     return true;
   }
 
@@ -151,7 +164,13 @@ class Lowering {
     }
     const bool forward = direction == cpu::Direction::kForward;
     const ValueId weight_inputs[] = {Plain(op.inputs[1])};
-    const ValueId packed = target_.Emit("pack_weights", weight_inputs, attributes)[0];
+    // How direct forms on panels read weights has nothing to do with the image: parts of one share them.
+    cpu::ConvGeometry packing = geometry;
+    if (conv.algorithm == cpu::Algorithm::kDirect && conv.input_format == cpu::ImageFormat::kPanel && conv.output_format == cpu::ImageFormat::kPanel) {
+      packing.batch = packing.in_h = packing.in_w = packing.out_h = packing.out_w = 1;
+      packing.pad_top = packing.pad_left = 0;
+    }
+    const ValueId packed = target_.Emit("pack_weights", weight_inputs, ConvAttributesOf(packing, direction, conv))[0];
     std::vector<ValueId> inputs = {In(op.inputs[0], forward ? conv.input_format : conv.output_format), packed};
     if (op.inputs.size() > 2) inputs.push_back(Plain(op.inputs[2]));
     if (op.attributes.Has("slope")) attributes.Set("slope", op.attributes.Float("slope"));

@@ -33,7 +33,7 @@ absl::StatusOr<Program> UpdateEarly(const Program& program) {
   ProgramCopier copier(program, target);
   std::vector<bool> done(count, false);
   std::deque<OpId> ready;
-  // What could follow from the last exchange beside compute: it would wait for it, so that it goes behind the begin of the next one.
+  // What could follow from the last exchanges beside compute: it would wait for them, so that it goes behind the begin of the next one of gradients.
   std::vector<OpId> held;
   // What follows from an op goes before what was ready already: all pieces of one weight's update run before another weight's begin,
   // whose gradients may still be away.
@@ -41,8 +41,9 @@ absl::StatusOr<Program> UpdateEarly(const Program& program) {
     copier.Copy(id);
     done[id] = true;
     const Op& op = program.ops()[id];
-    const bool beside = LaneOf(*op.definition, op.attributes) != PlanLane::kCompute;
-    if (beside) {
+    const PlanLane lane = LaneOf(*op.definition, op.attributes);
+    const bool beside = lane != PlanLane::kCompute;
+    if (beside && lane != PlanLane::kActivations) {
       ready.insert(ready.end(), held.begin(), held.end());
       held.clear();
     }

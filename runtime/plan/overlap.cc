@@ -1,7 +1,9 @@
 #include "runtime/plan/overlap.h"
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <map>
 
 #include "runtime/plan/cost_model.h"
 
@@ -15,7 +17,7 @@ constexpr double kLeastGain = 0.002;
 
 bool IsBeside(const Op& op) {
   const PlanLane lane = LaneOf(*op.definition, op.attributes);
-  return lane == PlanLane::kGradients || lane == PlanLane::kUrgent;
+  return std::find(std::begin(kExchangeLanes), std::end(kExchangeLanes), lane) != std::end(kExchangeLanes);
 }
 
 // The value whose memory each value shares by views.
@@ -28,16 +30,16 @@ std::vector<ValueId> ViewBases(const Program& program) {
   return base;
 }
 
-// Both lanes on one link: what is urgent takes its time from large gradients under way.
+// All lanes on one link: what is wanted sooner takes its time from large gradients under way.
 class LinkClock {
  public:
   // Begins an exchange at `now`; when it is done, unless something urgent comes.
   void Begin(int id, PlanLane lane, double now, double seconds) {
-    double& free = lanes_[lane == PlanLane::kUrgent ? 1 : 0];
+    double& free = lanes_[lane];
     free = std::max(free, now) + seconds;
-    if (lane == PlanLane::kUrgent) {
+    if (lane != PlanLane::kGradients) {
       for (auto& [other, end] : gradients_) end += end > now ? seconds : 0.0;
-      if (lanes_[0] > now) lanes_[0] += seconds;
+      if (double& gradients = lanes_[PlanLane::kGradients]; gradients > now) gradients += seconds;
     } else {
       std::erase_if(gradients_, [&](const auto& under_way) { return under_way.second <= now; });
       gradients_.emplace_back(id, free);
@@ -47,10 +49,14 @@ class LinkClock {
   // The exchange that has begun last, and large gradients under way, with when they are done as it stands.
   std::span<const std::pair<int, double>> gradients() const { return gradients_; }
   std::pair<int, double> last() const { return last_; }
-  double End() const { return std::max(lanes_[0], lanes_[1]); }
+  double End() const {
+    double end = 0.0;
+    for (const auto& [lane, free] : lanes_) end = std::max(end, free);
+    return end;
+  }
 
  private:
-  double lanes_[2] = {0.0, 0.0};
+  std::map<PlanLane, double> lanes_;  // until when it is busy
   std::vector<std::pair<int, double>> gradients_;
   std::pair<int, double> last_;
 };
@@ -119,6 +125,23 @@ class ListScheduler {
       return bytes;
     }
 
+    // Of these, what takes the memory of an operand that ends here.
+    int64_t BytesInPlace(OpId id) const {
+      const Op& op = all.program_.ops()[id];
+      int64_t shared = 0;
+      for (const Alias& alias : op.definition->in_place) {
+        if (alias.output >= static_cast<int>(op.outputs.size()) || alias.input >= static_cast<int>(op.inputs.size())) continue;
+        const ValueId operand = all.base_[op.inputs[alias.input]];
+        const auto uses = std::count_if(op.inputs.begin(), op.inputs.end(), [&](ValueId input) { return all.base_[input] == operand; });
+        const int64_t bytes = all.program_.TypeOf(op.outputs[alias.output]).size_bytes();
+        const bool ends = !all.kept_[operand] && readers_left[operand] == uses;
+        if (ends && all.program_.TypeOf(operand).size_bytes() == bytes) shared = std::max(shared, bytes);
+      }
+      return shared;
+    }
+    // The most that is live while it runs.
+    int64_t BytesWith(OpId id) const { return live_bytes + BytesMade(id) - BytesInPlace(id); }
+
     void Run(OpId id) {
       const Op& op = all.program_.ops()[id];
       double end = 0.0;
@@ -139,8 +162,8 @@ class ListScheduler {
       for (const Edge& edge : all.after_[id]) {
         if (!edge.when_begun) available[edge.to] = std::max(available[edge.to], end);
       }
+      peak_bytes = std::max(peak_bytes, BytesWith(id));
       live_bytes += BytesMade(id);
-      peak_bytes = std::max(peak_bytes, live_bytes);
       for (ValueId input : op.inputs) {
         if (--readers_left[all.base_[input]] > 0 || all.kept_[all.base_[input]]) continue;
         live_bytes -= all.program_.TypeOf(all.base_[input]).size_bytes();
@@ -230,7 +253,7 @@ class ListScheduler {
       if (soonest < 0 || clock.Ready(id) < clock.Ready(soonest)) soonest = id;
       if (!available) continue;
       if (first < 0) first = id;
-      if (clock.live_bytes + clock.BytesMade(id) > limit_bytes) continue;
+      if (clock.BytesWith(id) > limit_bytes) continue;
       if (best < 0 || tail_[id] > tail_[best]) best = id;
     }
     return best >= 0 ? best : first >= 0 ? first : soonest;
@@ -345,15 +368,19 @@ void SetWaits(Plan& plan, const PlanOptions& options, int64_t budget_bytes) {
     const Op& op = program.ops()[planned.op];
     if (!IsBeside(op)) continue;
     int done_by = steps;
+    bool is_read = false;
     const auto Before = [&](const std::vector<int>& others) {
       const auto next = std::upper_bound(others.begin(), others.end(), step);
       if (next != others.end()) done_by = std::min(done_by, *next);
     };
     for (ValueId output : op.outputs) {
       Before(reads[output]);
+      is_read = is_read || !reads[output].empty() || is_output[output];
       if (is_output[output]) done_by = step + 1;  // checked as soon as it is made
     }
     for (ValueId input : op.inputs) Before(writes[base[input]]);
+    // What is for other ranks only keeps its operand no longer than others do.
+    if (!is_read) done_by = std::min(done_by, std::max(last_read[base[op.inputs[0]]], step) + 1);
     if (budget_bytes > 0) {
       const int64_t held = HeldBytes(plan, step, last_read, base);
       int until = step + 1;

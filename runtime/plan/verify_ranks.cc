@@ -275,7 +275,7 @@ absl::StatusOr<RankTrace> TraceFromText(std::string_view text) {
     int lane = 0;
     RankTrace::Exchange exchange;
     if (fields.size() != 9 || !ReadList(fields[2], exchange.ranks) || !Read(fields[3], exchange.index) || !Read(fields[4], exchange.sequence) ||
-        !Read(fields[5], lane) || lane < 0 || lane > static_cast<int>(PlanLane::kUrgent)) {
+        !Read(fields[5], lane) || lane < 0 || lane > static_cast<int>(PlanLane::kActivations)) {
       return Damaged();
     }
     exchange.op = fields[0];

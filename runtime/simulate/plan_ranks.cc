@@ -88,6 +88,7 @@ absl::StatusOr<SimulatedSchedule> ScheduleOf(const Plan& plan, const PlanOptions
       simulated.seconds = links.Seconds(plan.program, planned.op, *found);
       simulated.lane = planned.done_by < 0                             ? SimulatedLane::kExchange
                        : op.attributes.String("purpose") == "gradient" ? SimulatedLane::kGradients
+                       : cost.lane == PlanLane::kActivations           ? SimulatedLane::kActivations
                                                                        : SimulatedLane::kGathers;
     }
     schedule.push_back(simulated);

@@ -24,11 +24,12 @@ struct Moment {
 };
 const Moment& Later(const Moment& a, const Moment& b) { return b.time > a.time ? b : a; }
 
-constexpr int kExchangeLanes = 3;  // each with communicators of its own
-constexpr SimulatedLane kLanes[kExchangeLanes] = {SimulatedLane::kExchange, SimulatedLane::kGradients,
-                                                  SimulatedLane::kGathers};
+constexpr int kExchangeLanes = 4;  // each with communicators of its own
+constexpr SimulatedLane kLanes[kExchangeLanes] = {SimulatedLane::kExchange, SimulatedLane::kGradients, SimulatedLane::kGathers,
+                                                  SimulatedLane::kActivations};
 int ExchangeLane(SimulatedLane lane) {
-  return lane == SimulatedLane::kGradients ? 1 : lane == SimulatedLane::kGathers ? 2 : 0;
+  const auto found = std::find(std::begin(kLanes), std::end(kLanes), lane);
+  return found == std::end(kLanes) ? 0 : static_cast<int>(found - std::begin(kLanes));
 }
 
 // Something that runs beside compute and that a step waits for.
@@ -282,6 +283,8 @@ std::string_view Name(SimulatedLane lane) {
       return "exchanges";
     case SimulatedLane::kGathers:
       return "gathers";
+    case SimulatedLane::kActivations:
+      return "activations";
   }
   return "unknown";
 }

@@ -11,8 +11,8 @@
 namespace gantry {
 
 // kExchange: exchanges that are waited for where they stand.
-enum class SimulatedLane : uint8_t { kCompute, kCopyOut, kCopyIn, kExchange, kGradients, kGathers };
-inline constexpr int kSimulatedLanes = 6;
+enum class SimulatedLane : uint8_t { kCompute, kCopyOut, kCopyIn, kExchange, kGradients, kGathers, kActivations };
+inline constexpr int kSimulatedLanes = 7;
 std::string_view Name(SimulatedLane lane);
 
 // A step of a schedule. Ops of a lane follow one another; lanes of a rank run beside each other.

@@ -110,31 +110,37 @@ absl::StatusOr<int> LockstepRunner::Exchange() {
     }
     for (size_t i = 0; i < members.size(); ++i) {
       const Op& op = NextOp(members[i]);
-      const Shape& result = ranks_[members[i]].program->TypeOf(op.outputs[0]).shape;
-      std::vector<double> out(result.element_count());
       if (name == "reduce_scatter") {
+        std::vector<double> out(ranks_[members[i]].program->TypeOf(op.outputs[0]).element_count());
         const int64_t row = shapes[i].rank() == 0 || shapes[i][0] == 0 ? 1 : shapes[i].element_count() / shapes[i][0];
         const int64_t begin = op.attributes.Ints("begins")[i] * row;
         for (const std::vector<double>& input : inputs) {
           for (size_t e = 0; e < out.size(); ++e) out[e] += input[begin + e];
         }
-      } else {
-        const int axis = static_cast<int>(op.attributes.Int("axis"));
+        Set(static_cast<int>(members[i]), op.outputs[0], out);
+        continue;
+      }
+      const int axis = static_cast<int>(op.attributes.Int("axis"));
+      const std::vector<int64_t> from = op.attributes.Ints("from_begins");
+      // A halo's second result is what lies behind the places that are held.
+      const int64_t firsts[] = {op.attributes.Ints("to_begins")[i], op.attributes.Ints("from_ends")[i]};
+      for (size_t o = 0; o < op.outputs.size(); ++o) {
+        const Shape& result = ranks_[members[i]].program->TypeOf(op.outputs[o]).shape;
+        std::vector<double> out(result.element_count());
         int64_t outer = 1, inner = 1;
         for (int a = 0; a < axis; ++a) outer *= result[a];
         for (int a = axis + 1; a < result.rank(); ++a) inner *= result[a];
-        const std::vector<int64_t> from = op.attributes.Ints("from_begins"), to = op.attributes.Ints("to_begins");
-        for (int64_t o = 0; o < outer; ++o) {
+        for (int64_t before = 0; before < outer; ++before) {
           for (int64_t p = 0; p < result[axis]; ++p) {
-            const int64_t place = to[i] + p;
+            const int64_t place = firsts[o] + p;
             size_t owner = members.size() - 1;
             while (from[owner] > place || shapes[owner][axis] == 0) --owner;
-            const double* row = inputs[owner].data() + (o * shapes[owner][axis] + place - from[owner]) * inner;
-            std::copy(row, row + inner, out.begin() + (o * result[axis] + p) * inner);
+            const double* row = inputs[owner].data() + (before * shapes[owner][axis] + place - from[owner]) * inner;
+            std::copy(row, row + inner, out.begin() + (before * result[axis] + p) * inner);
           }
         }
+        Set(static_cast<int>(members[i]), op.outputs[o], out);
       }
-      Set(static_cast<int>(members[i]), op.outputs[0], out);
     }
     count += static_cast<int>(members.size());
   }

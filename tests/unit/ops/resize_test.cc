@@ -108,6 +108,42 @@ TEST(ResizeTest, GradIsAdjointInAnyGeometry) {
   }
 }
 
+// Along an axis that is cut in parts, each place of the result is the sum of what the parts of the input give, and so is each of the gradient.
+TEST(ResizeTest, PartsOfTheInputAddUp) {
+  std::mt19937_64 random(37);
+  const auto draw = [&](int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(random); };
+  const char* const coordinates[] = {"asymmetric", "half_pixel", "align_corners", "pytorch_half_pixel"};
+  for (int round = 0; round < 100; ++round) {
+    const int64_t input = draw(2, 9), output = draw(2, 12), cut = draw(1, input - 1), other_cut = draw(1, output - 1);
+    const Attributes common = draw(0, 1) == 0 ? Linear(coordinates[draw(0, 3)]) : Nearest(coordinates[draw(0, 3)], "floor");
+    const auto run = [&](std::string_view op, const Tensor& x, int64_t extent, Ints part) {
+      Attributes attributes = common;
+      attributes.Set("output_spatial", Ints{extent});
+      if (!part.empty()) attributes.Set("part", std::move(part));
+      const auto outputs = RunOp(op, {x}, attributes);
+      EXPECT_TRUE(outputs.ok()) << outputs.status();
+      return outputs.ok() ? (*outputs)[0].values : std::vector<double>(static_cast<size_t>(extent));
+    };
+    const auto slice = [](const std::vector<double>& values, int64_t begin, int64_t end) {
+      return MakeTensor({1, 1, end - begin}, {values.begin() + begin, values.begin() + end});
+    };
+    const Tensor x = RandomTensor(Shape{1, 1, input}, random), g = RandomTensor(Shape{1, 1, output}, random);
+    const std::vector<double> y = run("resize", x, output, {}), dx = run("resize_grad", g, input, {});
+    std::vector<double> y_sum(y.size()), dx_sum(dx.size());
+    for (const auto& [begin, end] : {std::pair<int64_t, int64_t>(0, cut), {cut, input}}) {
+      for (const auto& [first, last] : {std::pair<int64_t, int64_t>(0, other_cut), {other_cut, output}}) {
+        const Ints part = {0, input, begin, output, first};
+        const std::vector<double> y_part = run("resize", slice(x.values, begin, end), last - first, part);
+        const std::vector<double> dx_part = run("resize_grad", slice(g.values, first, last), end - begin, part);
+        for (int64_t i = first; i < last; ++i) y_sum[i] += y_part[i - first];
+        for (int64_t i = begin; i < end; ++i) dx_sum[i] += dx_part[i - begin];
+      }
+    }
+    EXPECT_THAT(y_sum, Pointwise(DoubleNear(1e-12), y)) << common.ToString();
+    EXPECT_THAT(dx_sum, Pointwise(DoubleNear(1e-12), dx)) << common.ToString();
+  }
+}
+
 TEST(ResizeShapeTest, HostileAttributesAreErrors) {
   const TensorType x[] = {{DataType::kF32, {1, 1, 5}}};
   const double infinity = std::numeric_limits<double>::infinity();
@@ -125,7 +161,8 @@ TEST(ResizeShapeTest, HostileAttributesAreErrors) {
         with(linear, "scales", std::vector<double>{-1.0}), with(linear, "scales", std::vector<double>{infinity}),
         with(linear, "scales", std::vector<double>{infinity - infinity}),
         with(linear, "scales", std::vector<double>{1e-310}), with(linear, "scales", std::vector<double>{1.0, 1.0}),
-        with(linear, "scales", Ints{1})}) {
+        with(linear, "scales", Ints{1}), with(linear, "part", Ints{0, 5, 0, 4}), with(linear, "part", Ints{1, 5, 0, 4, 0}),
+        with(linear, "part", Ints{0, 0, 0, 4, 0}), with(linear, "part", Ints{0, 5, -1, 4, 0})}) {
     for (std::string_view op : {"resize", "resize_grad"})
       EXPECT_FALSE(InferOp(op, x, attributes).ok()) << attributes.ToString();
   }

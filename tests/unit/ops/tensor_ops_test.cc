@@ -114,6 +114,17 @@ TEST(ShapeOpsTest, Slices) {
               ElementsAre(-3, 0, 1));
 }
 
+TEST(ShapeOpsTest, PartsAreAdded) {
+  const Tensor x = Counting({2, 3}), rows = MakeTensor({1, 3}, {10, 20, 30}), column = MakeTensor({2, 1}, {10, 20});
+  const auto at = [](int64_t axis, int64_t begin) { return Attributes{{"axis", axis}, {"begin", begin}}; };
+  EXPECT_THAT(Values("add_part", {x, rows}, at(0, 1)), ElementsAre(0, 1, 2, 13, 24, 35));
+  EXPECT_THAT(Values("add_part", {x, column}, at(-1, 2)), ElementsAre(0, 1, 12, 3, 4, 25));
+  EXPECT_THAT(Values("add_part", {x, MakeTensor({0, 3}, {})}, at(0, 2)), ElementsAre(0, 1, 2, 3, 4, 5));
+  EXPECT_THAT(Error("add_part", {x.type, rows.type}, at(0, 2)), HasSubstr("f64[1,3] is no part of f64[2,3] from place 2 of axis 0 on"));
+  EXPECT_THAT(Error("add_part", {x.type, column.type}, at(0, 0)), HasSubstr("is no part of"));
+  EXPECT_THAT(Error("add_part", {x.type, {DataType::kF64, {3}}}, at(0, 0)), HasSubstr("is no part of"));
+}
+
 TEST(ShapeOpsTest, Errors) {
   const TensorType x = {DataType::kF32, {3, 4}};
   for (const Attributes& outside :

@@ -420,6 +420,26 @@ TEST(FastNormalizationTest, ThreadsDoNotChangeABit) {
   for (size_t i = 0; i < one->size(); ++i) EXPECT_EQ((*one)[i].values, (*three)[i].values);
 }
 
+TEST(FastRowsTest, PartsAreAddedAndTakenInAnyLayout) {
+  std::mt19937_64 random(61);
+  for (int round = 0; round < 40; ++round) {
+    Shape whole{Draw(random, 1, 5), Draw(random, 1, 35), Draw(random, 1, 9), Draw(random, 1, 9)};
+    const int64_t axis = round % 4 == 0 ? Draw(random, 0, 3) : 2, begin = Draw(random, 0, whole[static_cast<int>(axis)] - 1);
+    Shape part = whole;
+    part[static_cast<int>(axis)] = Draw(random, 0, whole[static_cast<int>(axis)] - begin);
+    const std::vector<Tensor> inputs = {Drawn(whole, random), Drawn(part, random)};
+    const Attributes added = {{"axis", axis}, {"begin", begin}};
+    ExpectFast("add_part", inputs, added, {});
+    ExpectFast("add_part", inputs, added, {.in_place = {0}});
+    if (axis != 2) continue;
+    const Attributes taken = {{"starts", Ints{0, 0, begin, 0}}, {"counts", part.dims()}, {"steps", Ints{1, 1, 1, 1}}};
+    ExpectFast("slice", {inputs[0]}, taken, {});
+    ExpectFast("add_part", inputs, added, {.panels = {true, true}, .panel_output = true});
+    ExpectFast("add_part", inputs, added, {.panels = {true, true}, .panel_output = true, .in_place = {0}});
+    ExpectFast("slice", {inputs[0]}, taken, {.panels = {true}, .panel_output = true});
+  }
+}
+
 TEST(FastKernelsTest, EveryElementwiseOpIsCoveredHere) {
   std::set<std::string_view> checked = {"broadcast", "fill", "add_if", "stop_gradient"};
   for (const auto& cases : {Unaries(), Binaries(), Gradients()}) {

@@ -41,9 +41,14 @@ Resize RandomResize(std::mt19937_64& random, int rank) {
   const Attributes common = {{"mode", one_of({"nearest", "linear"})},
                              {"coordinates", one_of({"asymmetric", "half_pixel", "align_corners"})},
                              {"rounding", one_of({"floor", "round_prefer_floor", "round_prefer_ceil", "ceil"})}};
+  const Ints part = {Draw(random, 0, rank - 1), 60, Draw(random, 0, 20), 60, Draw(random, 0, 20)};
   Resize resize{Shape(x), Shape(y), common, common};
   resize.forward.Set("output_spatial", SpatialOf(resize.y));
   resize.backward.Set("output_spatial", SpatialOf(resize.x));
+  if (Draw(random, 0, 3) == 0) {
+    resize.forward.Set("part", part);
+    resize.backward.Set("part", part);
+  }
   return resize;
 }
 

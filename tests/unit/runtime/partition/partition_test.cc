@@ -30,13 +30,14 @@ struct Case {
   GanStepConfig step;
   OptimizerConfig optimizer;
   int64_t size = 16, batch = 6;
+  int64_t frames = 0;
 };
 
-Program Build(const Case& setup) {
+Program Build(const Case& setup, DataType dtype = DataType::kF64) {
   GanStepConfig step = setup.step;
-  step.dtype = DataType::kF64;
+  step.dtype = dtype;
   absl::StatusOr<Family> family = BuildFamily(
-      setup.family, {.image_size = setup.size, .channels = 3, .width = 8, .latent_size = 8, .batch = setup.batch, .dtype = DataType::kF64});
+      setup.family, {.image_size = setup.size, .frames = setup.frames, .channels = 3, .width = 8, .latent_size = 8, .batch = setup.batch, .dtype = dtype});
   EXPECT_TRUE(family.ok()) << family.status();
   std::vector<GanRole> generators, discriminators;
   generators.push_back({.name = "generator", .model = std::move(family->generator), .optimizer = setup.optimizer});
@@ -210,31 +211,23 @@ int64_t StateBytes(const Program& program) {
   return bytes;
 }
 
-// Of activations that ops make: not of views, nor of gradients and new versions of states.
-int64_t MadeBytes(const Program& program) {
-  int64_t bytes = 0;
-  for (const Op& op : program.ops()) {
-    for (ValueId output : op.outputs) {
-      const bool as_state = std::any_of(program.states().begin(), program.states().end(), [&](const State& state) {
-        return program.TypeOf(state.first) == program.TypeOf(output);
-      });
-      bytes += op.definition->is_view || as_state ? 0 : program.TypeOf(output).size_bytes();
+// What the arena holds at its fullest beside states and what has the shape of one: gradients.
+int64_t ActivationBytes(const Program& program, const Plan& plan) {
+  std::set<std::vector<int64_t>> of_states;
+  for (const State& state : program.states()) of_states.insert(program.TypeOf(state.first).shape.dims());
+  // By offset, the steps at which something of a state's shape is made there.
+  std::map<int64_t, std::set<int>> gradients;
+  for (int step = 0; step < static_cast<int>(plan.schedule.size()); ++step) {
+    for (ValueId output : plan.program.ops()[plan.schedule[step].op].outputs) {
+      if (of_states.contains(plan.program.TypeOf(output).shape.dims())) gradients[plan.offsets[output]].insert(step);
     }
   }
-  return bytes;
-}
-
-// What the arena holds at its fullest beside states and their gradients.
-int64_t ActivationBytes(const Program& program) {
-  const ExchangeKernels exchanges;
-  const absl::StatusOr<Plan> plan = MakePlan(program, {.kernels = KernelChoice::kReference, .exchanges = &exchanges});
-  EXPECT_TRUE(plan.ok()) << plan.status();
-  std::vector<int64_t> live(plan->schedule.size() + 1, 0);
-  for (const PlannedBuffer& buffer : plan->buffers) {
-    const bool of_weights = buffer.persistent || std::any_of(program.states().begin(), program.states().end(), [&](const State& state) {
-      return buffer.bytes == program.TypeOf(state.first).size_bytes();
-    });
-    for (int step = buffer.lower; step < buffer.upper && !of_weights; ++step) live[step] += buffer.bytes;
+  std::vector<int64_t> live(plan.schedule.size() + 1, 0);
+  for (const PlannedBuffer& buffer : plan.buffers) {
+    const std::set<int>& steps = gradients[buffer.offset];
+    const auto made = steps.lower_bound(buffer.lower);
+    if (buffer.persistent || (made != steps.end() && *made < buffer.upper)) continue;
+    for (int step = buffer.lower; step < buffer.upper; ++step) live[step] += buffer.bytes;
   }
   return *std::max_element(live.begin(), live.end());
 }
@@ -246,15 +239,49 @@ TEST(PartitionTest, StatesAreHeldOnce) {
   }
 }
 
-TEST(PartitionTest, SpaceSharesOutWhatOpsMake) {
-  const Program program = Build({.size = 256, .batch = 1});
-  const int64_t alone = ActivationBytes(program);
-  for (const RankProgram& rank : PartitionAll(program, {.split = SplitKind::kSpace, .ranks = {0, 1, 2, 3}})) {
-    // 1.6 of a fourth at most: a window op reads a copy of its rows and its neighbours' edges. Sharing them in place would bring it near 1.
-    EXPECT_LE(ActivationBytes(rank.program), alone * 1.65 / 4);
-    EXPECT_LE(MadeBytes(rank.program), MadeBytes(program) * 1.4 / 4);
+// Whatever ops read of other ranks' rows, what a rank keeps is hardly more than its share.
+class SpaceMemoryTest : public testing::TestWithParam<std::tuple<const char*, int64_t, int>> {};
+
+TEST_P(SpaceMemoryTest, RanksHoldTheirShare) {
+  const auto [family, batch, count] = GetParam();
+  const bool clips = std::string_view(family) == kVideoFamily;
+  Case setup{.family = family, .size = clips ? 32 : 256, .batch = batch, .frames = clips ? 128 : 0};
+  const absl::StatusOr<FamilyDefaults> defaults = DefaultsOf(family);
+  ASSERT_TRUE(defaults.ok());
+  setup.step = {.loss = defaults->loss, .r1 = defaults->r1, .r2 = defaults->r2, .gradient_penalty = defaults->gradient_penalty};
+  PartitionAxis axis{.split = SplitKind::kSpace};
+  for (int rank = 0; rank < count; ++rank) axis.ranks.push_back(rank);
+  const ExchangeKernels exchanges;
+  for (const KernelChoice kernels : {KernelChoice::kReference, KernelChoice::kFast}) {
+    // Scratch of fast kernels has weights in another order, which at batch 1 is a good part of so small a network.
+    if (kernels == KernelChoice::kFast && batch == 1) continue;
+    const Program program = Build(setup, kernels == KernelChoice::kFast ? DataType::kF32 : DataType::kF64);
+    const auto PlanOf = [&](const Program& one, bool overlap) {
+      absl::StatusOr<Plan> plan = MakePlan(one, {.kernels = kernels, .overlap = overlap, .exchanges = &exchanges});
+      EXPECT_TRUE(plan.ok()) << plan.status();
+      return plan.ok() ? *std::move(plan) : Plan();
+    };
+    const auto alone = static_cast<double>(ActivationBytes(program, PlanOf(program, false)));
+    const std::vector<RankProgram> ranks = PartitionAll(program, axis);
+    std::vector<int64_t> arenas;
+    for (const RankProgram& rank : ranks) {
+      EXPECT_EQ(absl::StrJoin(rank.gathered, " ").find("resize"), std::string::npos);
+      const Plan plan = PlanOf(rank.program, false);
+      EXPECT_LE(static_cast<double>(ActivationBytes(rank.program, plan)), 1.15 * alone / count);
+      arenas.push_back(plan.arena_bytes);
+    }
+    // The order that hides exchanges takes more, of everything together.
+    EXPECT_LE(static_cast<double>(PlanOf(ranks[1].program, true).arena_bytes), 1.18 * static_cast<double>(arenas[1]));
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Families, SpaceMemoryTest,
+                         testing::Combine(testing::Values("dcgan", "wgan-gp", "sngan", "r3gan", "video"), testing::Values(1, 2), testing::Values(2, 3, 4)),
+                         [](const auto& instance) {
+                           std::string name = std::get<0>(instance.param);
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return absl::StrFormat("%s_batch_%d_over_%d", name, std::get<1>(instance.param), std::get<2>(instance.param));
+                         });
 
 // Each weight, moment and average once among the ranks, and nowhere whole: layers work on parts.
 TEST(PartitionTest, ChannelsShareOutLayers) {

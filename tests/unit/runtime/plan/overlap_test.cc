@@ -253,7 +253,7 @@ TEST(VerifyPlanTest, FindsWhatHasNoLane) {
 }
 
 TEST(OverlapTest, LeavesLessExposedThanTheSerialSchedule) {
-  for (const char* const split : {"batch", "batch+shard"}) {
+  for (const char* const split : {"batch", "space", "batch+shard"}) {
     GanCase setup = Small("dcgan");
     setup.size = 32;
     setup.width = 16;
@@ -265,6 +265,35 @@ TEST(OverlapTest, LeavesLessExposedThanTheSerialSchedule) {
     EXPECT_NEAR(beside.exchange_seconds, serial.exchange_seconds, 1e-9);
     EXPECT_LT(beside.exposed_seconds, 0.8 * serial.exposed_seconds) << split;
     EXPECT_LT(beside.seconds, serial.seconds);
+  }
+}
+
+// A convolution of a rank's own rows runs while the rows beside them travel, and what goes back through batch norms has weight gradients to
+// hide behind.
+TEST(OverlapTest, HalosTravelBesideTheirOwnRows) {
+  for (const int size : {2, 3}) {
+    GanCase setup = Small("dcgan");
+    setup.size = 32;
+    const Ranks ranks = PlanRanks(setup, "space", size);
+    const absl::Status fits = VerifyRanks(ranks.traces());
+    EXPECT_TRUE(fits.ok()) << fits;
+    for (const Plan& plan : ranks.plans) {
+      int halos = 0, hidden = 0;
+      for (int step = 0; step < static_cast<int>(plan.schedule.size()); ++step) {
+        const Op& op = plan.program.ops()[plan.schedule[step].op];
+        if (op.attributes.String("purpose") != "halo") continue;
+        ++halos;
+        bool computes = false;
+        for (int other = step + 1; other < plan.schedule[step].done_by; ++other) {
+          computes = computes || plan.program.ops()[plan.schedule[other].op].definition->name.find("conv") != std::string_view::npos;
+        }
+        hidden += computes;
+      }
+      EXPECT_GT(halos, 10);
+      EXPECT_GE(hidden, halos * 3 / 4) << size;
+    }
+    setup.plan.overlap = false;
+    for (const Plan& plan : PlanRanks(setup, "space", size).plans) EXPECT_EQ(CountBeside(plan), 0);
   }
 }
 
@@ -350,7 +379,7 @@ TEST(ExchangeLanesTest, CarriesOutInOrderAndHoldsToTheLink) {
   std::vector<int> order;
   NotingKernel first(order, 1), second(order, 2), third(order, 3);
   // 10 ms for 1 MB, and 1 ms each.
-  const auto lanes = ExchangeLanes::Create({.bytes_per_second = 100e6, .latency_seconds = 1e-3}, 4, 0);
+  const auto lanes = ExchangeLanes::Create({.bytes_per_second = 100e6, .latency_seconds = 1e-3}, {{PlanLane::kGradients, 4}});
   ASSERT_TRUE(lanes.ok()) << lanes.status();
   const auto begin = std::chrono::steady_clock::now();
   const auto Passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
@@ -368,7 +397,7 @@ TEST(ExchangeLanesTest, CarriesOutInOrderAndHoldsToTheLink) {
 TEST(ExchangeLanesTest, WhatIsUrgentTakesItsTimeFromGradients) {
   std::vector<int> of_gradients, urgent;
   NotingKernel gradient(of_gradients, 1), halo(urgent, 2);
-  const auto lanes = ExchangeLanes::Create({.bytes_per_second = 100e6}, 1, 0);
+  const auto lanes = ExchangeLanes::Create({.bytes_per_second = 100e6}, {{PlanLane::kGradients, 1}});
   ASSERT_TRUE(lanes.ok());
   const auto begin = std::chrono::steady_clock::now();
   const int64_t ticket = (*lanes)->Start(PlanLane::kGradients, {.kernel = &gradient, .link_bytes = 2'000'000});
@@ -381,7 +410,7 @@ TEST(ExchangeLanesTest, WhatIsUrgentTakesItsTimeFromGradients) {
 TEST(ExchangeLanesTest, StopsAtTheFirstError) {
   std::vector<int> order;
   NotingKernel first(order, 1), second(order, 2, absl::UnavailableError("rank 1 is lost")), third(order, 3);
-  const auto lanes = ExchangeLanes::Create({}, 3, 0);
+  const auto lanes = ExchangeLanes::Create({}, {{PlanLane::kGradients, 3}});
   ASSERT_TRUE(lanes.ok());
   for (NotingKernel* const kernel : {&first, &second, &third}) (*lanes)->Start(PlanLane::kGradients, {.kernel = kernel});
   EXPECT_EQ((*lanes)->Wait(PlanLane::kGradients, 3).code(), absl::StatusCode::kUnavailable);

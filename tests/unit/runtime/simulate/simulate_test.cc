@@ -110,13 +110,14 @@ RandomJob MakeJob(uint64_t seed) {
   };
   std::vector<Step> steps;
   for (int s = 0; s < length; ++s) {
-    const int kind = Below(8);
+    const int kind = Below(9);
     const Lane lane = kind < 3    ? Lane::kCompute
                       : kind == 3 ? Lane::kCopyOut
                       : kind == 4 ? Lane::kCopyIn
                       : kind == 5 ? Lane::kExchange
                       : kind == 6 ? Lane::kGradients
-                                  : Lane::kGathers;
+                      : kind == 7 ? Lane::kGathers
+                                  : Lane::kActivations;
     steps.push_back({lane, kind >= 5 ? Below(2) : -1});
   }
   for (int rank = 0; rank < rows * columns; ++rank) {
@@ -129,7 +130,7 @@ RandomJob MakeJob(uint64_t seed) {
         op.tier = Below(2);
         op.compute_seconds = 0.1 * Seconds();
         op.done_by = s + 1 + Below(length);
-      } else if (step.lane == Lane::kGradients || step.lane == Lane::kGathers) {
+      } else if (step.lane != Lane::kCompute && step.lane != Lane::kExchange) {
         op.done_by = s + 1 + Below(length - s);
       }
       schedule.push_back(op);

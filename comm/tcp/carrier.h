@@ -43,7 +43,7 @@ class Carrier {
   virtual absl::Status Begin(absl::Duration timeout) = 0;
 
   virtual bool Carries(int peer) const = 0;
-  // "rc_mlx5/mlx5_0:1 by UCX 1.13, 12 GB/s expected"
+  // "ucx 1.13.1, rc_mlx5/mlx5_0:1, 12 GB/s expected"
   virtual std::string DescribePath(int peer) const = 0;
 
   virtual absl::Status Send(int peer, const Load& load) = 0;

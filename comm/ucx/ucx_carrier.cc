@@ -99,13 +99,15 @@ void UcxCarrier::Poke() {
 
 // On the mailbox's thread.
 
+void UcxCarrier::OnPoke() {
+  uint64_t ignored;
+  (void)!read(poke_.get(), &ignored, sizeof(ignored));
+  is_poked_.store(false, std::memory_order_seq_cst);
+  Step();
+}
+
 void UcxCarrier::Step() {
   constexpr int kRounds = 16;  // then others have their turn
-  uint64_t ignored;
-  if (is_poked_.load(std::memory_order_seq_cst)) {
-    (void)!read(poke_.get(), &ignored, sizeof(ignored));
-    is_poked_.store(false, std::memory_order_seq_cst);
-  }
   for (int round = 0; round < kRounds; ++round) {
     const bool has_moved = Round();
     mailbox_.EndTurn();

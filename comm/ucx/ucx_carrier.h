@@ -113,6 +113,7 @@ class UcxCarrier final : public tcp::Carrier {
   static void OnSent(void* request, ucs_status_t status, void* message);
   static void OnLanded(void* request, ucs_status_t status, size_t bytes, void* message);
 
+  void OnPoke();
   void Step();
   bool Round();
   bool SendSome();

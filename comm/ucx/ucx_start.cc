@@ -168,7 +168,7 @@ absl::Status UcxCarrier::Begin(absl::Duration timeout) {
     return UcxError(status, "asking for its descriptor to sleep on");
   mailbox_.Carry(*this);
   Reactor& reactor = mailbox_.reactor();
-  GANTRY_RETURN_IF_ERROR(reactor.Add(poke_.get(), EPOLLIN, [this](uint32_t) { Step(); }));
+  GANTRY_RETURN_IF_ERROR(reactor.Add(poke_.get(), EPOLLIN, [this](uint32_t) { OnPoke(); }));
   GANTRY_RETURN_IF_ERROR(reactor.Add(descriptor, EPOLLIN, [this](uint32_t) { Step(); }));
   reactor.Every(absl::Seconds(1), [this] { GiveUpFailed(); });
   Poke();

@@ -1,11 +1,32 @@
 #include "comm/ucx/ucx_library.h"
 
 #include <dlfcn.h>
+#include <signal.h>
 
+#include <array>
 #include <cstdlib>
 
 namespace gantry::ucx {
 namespace {
+
+// libucs takes SIGSEGV, SIGHUP and others for itself when it is loaded. They are the program's.
+class KeptSignals {
+ public:
+  KeptSignals() {
+    for (int signal = 1; signal < kCount; ++signal) sigaction(signal, nullptr, &before_[signal]);
+  }
+  ~KeptSignals() {
+    for (int signal = 1; signal < kCount; ++signal) {
+      struct sigaction now;
+      if (sigaction(signal, nullptr, &now) == 0 && now.sa_handler != before_[signal].sa_handler)
+        sigaction(signal, &before_[signal], nullptr);
+    }
+  }
+
+ private:
+  static constexpr int kCount = 32;
+  std::array<struct sigaction, kCount> before_;
+};
 
 absl::StatusOr<const Library*> Load() {
   static Library library;
@@ -13,6 +34,7 @@ absl::StatusOr<const Library*> Load() {
   // Its hooks of memory calls would also run in a thread that ends, when ThreadSanitizer knows it no more.
   setenv("UCX_MEM_MMAP_HOOK_MODE", "none", 0);
 #endif
+  const KeptSignals signals;
   // libucp brings libucs along. Neither can be unloaded: they have threads and handlers at exit.
   void* const handle = dlopen("libucp.so.0", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
   if (handle == nullptr) return absl::UnavailableError(absl::StrFormat("UCX is not installed: %s", dlerror()));

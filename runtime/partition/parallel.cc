@@ -182,7 +182,7 @@ namespace {
 struct Place {
   int first, role, row, column;
 };
-Place PlaceOf(const Parallel& parallel, const MeshSize& mesh, int rank) {
+Place PlaceOf(const MeshSize& mesh, int rank) {
   const int half = mesh.batch * mesh.second, role = rank / half;
   const int within = rank - role * half;
   return {role * half, role, within / mesh.second, within % mesh.second};
@@ -199,7 +199,7 @@ std::vector<int> ShardAxis(const Place& place, const MeshSize& mesh) { return me
 
 std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks) {
   const MeshSize mesh = MeshOf(parallel, ranks);
-  const Place place = PlaceOf(parallel, mesh, rank);
+  const Place place = PlaceOf(mesh, rank);
   std::vector<int> group = parallel.states_in_parts() ? ShardAxis(place, mesh) : std::vector{rank};
   if (!parallel.by_homes()) return group;
   // One copy of each network's: the first role's or stage's parts, then the next one's.
@@ -233,7 +233,7 @@ void AppendPairs(const std::vector<int>& axis, int index, std::vector<std::vecto
 
 std::vector<std::vector<int>> GroupsOf(const Parallel& parallel, int rank, int ranks) {
   const MeshSize mesh = MeshOf(parallel, ranks);
-  const Place place = PlaceOf(parallel, mesh, rank);
+  const Place place = PlaceOf(mesh, rank);
   std::vector<std::vector<int>> groups;
   if (mesh.batch > 1) groups.push_back(BatchAxis(place, mesh));
   if (mesh.second > 1) groups.push_back(SecondAxis(place, mesh));
@@ -343,7 +343,7 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
     return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\": %d ranks do not make a mesh with %d along the batch", parallel.Text(),
                                                       ranks / outermost, parallel.batch_ranks));
   }
-  const Place place = PlaceOf(parallel, mesh, rank);
+  const Place place = PlaceOf(mesh, rank);
   StagedProgram staged;
   if (parallel.pipeline) {
     GANTRY_ASSIGN_OR_RETURN(staged, AssignStages(result.program, parallel.generators, outermost));

@@ -12,6 +12,7 @@
 #include "comm/pool.h"
 #include "memory/fallback.h"
 #include "tests/support/thread_job.h"
+#include "tests/support/two_mailboxes.h"
 
 namespace gantry {
 namespace {
@@ -66,23 +67,15 @@ TEST_F(PathsTest, ThePathIsTheOneAskedForAndSaysWhatToExpect) {
 
 // Rank 0 wants UCX; rank 1 offers what `offer` makes of it. The status of rank 0.
 absl::Status StatusWith(std::string_view offer) {
-  ThreadJob job({0, 1});
-  std::unique_ptr<Pool> pools[2];
-  std::unique_ptr<tcp::Mailbox> mailboxes[2];
-  Doorbell bells[2] = {};
-  const auto open = [&](int rank) {
-    pools[rank] = *Pool::Share(job.links(rank), {}, absl::Seconds(10));
-    mailboxes[rank] =
-        *tcp::Mailbox::Open(job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(10));
-  };
+  TwoMailboxes ranks;
   std::thread other([&] {
-    open(1);
-    EXPECT_TRUE(job.links(1).Send(0, kPathChannel, std::as_bytes(std::span(offer))).ok());
+    ranks.Open(1);
+    EXPECT_TRUE(ranks.job.links(1).Send(0, kPathChannel, std::as_bytes(std::span(offer))).ok());
   });
-  open(0);
-  const auto carrier = ChooseCarrier(TransportWish::kUcx, job.links(0), *mailboxes[0], absl::Seconds(10));
+  ranks.Open(0);
+  const auto carrier = ChooseCarrier(TransportWish::kUcx, ranks.job.links(0), *ranks.mailboxes[0], absl::Seconds(10));
   other.join();
-  mailboxes[0].reset();
+  ranks.mailboxes[0].reset();
   return carrier.status();
 }
 

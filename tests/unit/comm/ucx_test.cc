@@ -11,7 +11,7 @@
 #include "comm/tcp/mailbox.h"
 #include "comm/ucx/ucx_carrier.h"
 #include "comm/ucx/ucx_library.h"
-#include "tests/support/thread_job.h"
+#include "tests/support/two_mailboxes.h"
 
 namespace gantry::ucx {
 namespace {
@@ -66,20 +66,12 @@ class Stranger {
 // Rank 0 with a carrier; what becomes of its connection with rank 1 after a message from `from` with that header.
 absl::Status StatusAfter(const FrameHeader& frame, bool knows_secret, int64_t from = 1, size_t cut = 0,
                          uint32_t flags = 0) {
-  ThreadJob job({0, 1});
-  std::unique_ptr<Pool> pools[2];
-  std::unique_ptr<tcp::Mailbox> mailboxes[2];
-  Doorbell bells[2] = {};
-  const auto open = [&](int rank) {
-    pools[rank] = *Pool::Share(job.links(rank), {}, absl::Seconds(10));
-    mailboxes[rank] =
-        *tcp::Mailbox::Open(job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(10));
-  };
+  TwoMailboxes ranks;
   std::unique_ptr<UcxCarrier> carrier;  // outlives its mailbox
-  std::thread other([&] { open(1); });
-  open(0);
+  std::thread other([&] { ranks.Open(1); });
+  ranks.Open(0);
   other.join();
-  std::unique_ptr<tcp::Mailbox> mailbox = std::move(mailboxes[0]);
+  std::unique_ptr<tcp::Mailbox> mailbox = std::move(ranks.mailboxes[0]);
   carrier = *UcxCarrier::Open(*mailbox, 2);
   EXPECT_TRUE(carrier->Begin(absl::Seconds(10)).ok());
 
@@ -89,7 +81,7 @@ absl::Status StatusAfter(const FrameHeader& frame, bool knows_secret, int64_t fr
                   static_cast<size_t>(std::clamp<int64_t>(frame.bytes, 0, 1 << 19)), flags);
   for (int look = 0; look < 100 && mailbox->StatusOf(1).ok(); ++look) usleep(2000);
   const absl::Status status = mailbox->StatusOf(1);
-  mailboxes[1].reset();
+  ranks.mailboxes[1].reset();
   mailbox.reset();
   return status;
 }

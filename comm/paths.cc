@@ -3,11 +3,11 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <vector>
 
 #include "absl/time/clock.h"
 #include "comm/channels.h"
+#include "comm/process.h"
 #include "memory/fallback.h"
 #ifdef GANTRY_WITH_UCX
 #include "comm/ucx/ucx_carrier.h"
@@ -55,19 +55,13 @@ struct Offer {
   }
 };
 
-std::string BootOfMachine() {
-  std::string boot;
-  std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
-  return boot;
-}
-
 class Choice {
  public:
   Choice(Links& links, tcp::Mailbox& mailbox, TransportWish wish)
       : links_(links), mailbox_(mailbox), wish_(wish) {}
 
   absl::StatusOr<std::unique_ptr<tcp::Carrier>> Make(absl::Duration timeout) {
-    mine_.machine = BootOfMachine();
+    mine_.machine = BootIdentity();
     const std::string device = RdmaDevice();
     wants_ucx_ = wish_ == TransportWish::kUcx || (wish_ == TransportWish::kFastest && !device.empty());
     if (wants_ucx_) {

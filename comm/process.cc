@@ -62,11 +62,15 @@ std::string NamespaceOf(const char* kind) {
   return name;
 }
 
-std::string MachineIdentity() {
+std::string BootIdentity() {
   std::string boot;
   std::ifstream("/proc/sys/kernel/random/boot_id") >> boot;
+  return boot;
+}
+
+std::string MachineIdentity() {
   const char* node = std::getenv("GANTRY_NODE");
-  return absl::StrFormat("%s %s %s", boot, NamespaceOf("net"), node != nullptr ? node : "");
+  return absl::StrFormat("%s %s %s", BootIdentity(), NamespaceOf("net"), node != nullptr ? node : "");
 }
 
 }  // namespace gantry

@@ -15,6 +15,8 @@ char ProcessState(int64_t pid);
 
 // Names a namespace of this process: "net:[4026531840]".
 std::string NamespaceOf(const char* kind);
+// Names this boot of the machine, alike in all of its containers and namespaces; empty where it cannot be read.
+std::string BootIdentity();
 // Two processes with the same text run under one kernel and one network stack, and may connect through UNIX sockets. GANTRY_NODE tells
 // processes apart that share a machine, to try a job of several nodes on one.
 std::string MachineIdentity();

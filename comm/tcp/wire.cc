@@ -42,8 +42,10 @@ absl::StatusOr<FrameHeader> Decode(std::span<const std::byte, kHeaderBytes> byte
   FrameHeader header;
   std::memcpy(&header, bytes.data(), kHeaderBytes);
   const int64_t most = LargestPayload(header.kind, max_payload_bytes);
-  const bool is_cut = most == kCallBytes && header.bytes != most && (header.kind == FrameKind::kCalls || header.bytes != 0);
-  if (header.bytes < 0 || header.bytes > most || is_cut) {
+  // A call is there as a whole; a ready word may go without it.
+  const bool is_whole = header.bytes == most || (header.kind == FrameKind::kReady && header.bytes == 0);
+  const bool has_call = header.kind == FrameKind::kReady || header.kind == FrameKind::kCalls;
+  if (header.bytes < 0 || header.bytes > most || (has_call && !is_whole)) {
     return absl::DataLossError(absl::StrFormat("a frame of kind %d with %d bytes of content", kind, header.bytes));
   }
   if (header.offset < 0 || header.offset > kMaxAddress)

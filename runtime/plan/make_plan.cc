@@ -206,21 +206,22 @@ std::string MachineText(const PlanOptions& options) {
                          options.in_place ? "" : ", not in place", options.winograd ? "" : ", no Winograd forms");
 }
 
-int64_t DeviceBytes(const Plan& plan) {
-  int64_t end = plan.arena_bytes;
+namespace {
+
+// Of what begins with `own` bytes, and has loans of the kind behind them.
+int64_t EndOfLoans(const Plan& plan, TierKind kind, int64_t own) {
+  int64_t end = own;
   for (const PlannedLoan& loan : plan.loans) {
-    if (loan.kind == TierKind::kPeer) end = std::max(end, loan.offset + loan.bytes);
+    if (loan.kind == kind) end = std::max(end, loan.offset + loan.bytes);
   }
   return end;
 }
 
-int64_t LentHostBytes(const Plan& plan) {
-  int64_t end = 0;
-  for (const PlannedLoan& loan : plan.loans) {
-    if (loan.kind == TierKind::kRemoteHost) end = std::max(end, loan.offset + loan.bytes);
-  }
-  return end;
-}
+}  // namespace
+
+int64_t DeviceBytes(const Plan& plan) { return EndOfLoans(plan, TierKind::kPeer, plan.arena_bytes); }
+
+int64_t LentHostBytes(const Plan& plan) { return EndOfLoans(plan, TierKind::kRemoteHost, 0); }
 
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options) {
   GANTRY_RETURN_IF_ERROR(RequireOneRank(options));

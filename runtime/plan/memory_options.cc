@@ -4,6 +4,8 @@
 #include <charconv>
 #include <cmath>
 
+#include "absl/strings/str_split.h"
+
 namespace gantry {
 namespace {
 
@@ -112,6 +114,10 @@ absl::StatusOr<double> ParseSeconds(std::string_view text) {
 
 namespace {
 
+std::vector<std::string> Split(std::string_view text, char separator) {
+  return absl::StrSplit(absl::string_view(text.data(), text.size()), separator);
+}
+
 // "64MiB" or "1/4".
 absl::StatusOr<MemoryBudget> ReadDeviceBudget(std::string_view device) {
   constexpr std::string_view kDevice =
@@ -147,41 +153,30 @@ absl::Status SetDeviceBudgets(std::string_view text, PlanOptions& options) {
   options.device_memory = {};
   options.rank_memory.clear();
   if (text.empty()) return absl::OkStatus();
-  if (text.find(',') == std::string_view::npos) {
+  const std::vector<std::string> parts = Split(text, ',');
+  if (parts.size() == 1) {
     GANTRY_ASSIGN_OR_RETURN(options.device_memory, ReadDeviceBudget(text));
     return absl::OkStatus();
   }
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t comma = std::min(text.find(',', begin), text.size());
+  for (const std::string& part : parts) {
     MemoryBudget budget;
-    if (const std::string_view part = Trimmed(text.substr(begin, comma - begin)); part != "none") {
-      GANTRY_ASSIGN_OR_RETURN(budget, ReadDeviceBudget(part));
+    if (Trimmed(part) != "none") {
+      GANTRY_ASSIGN_OR_RETURN(budget, ReadDeviceBudget(Trimmed(part)));
     }
     options.rank_memory.push_back(budget);
-    begin = comma + 1;
   }
   return absl::OkStatus();
 }
 
 // The places of "host+file", nearest first.
 absl::StatusOr<std::vector<TierKind>> ReadOffload(std::string_view text) {
-  constexpr std::pair<std::string_view, TierKind> kPlaces[] = {
-      {"peer", TierKind::kPeer}, {"host", TierKind::kHost}, {"remote", TierKind::kRemoteHost}, {"file", TierKind::kFile}};
   std::vector<TierKind> places;
   if (text == "none") return places;
-  std::vector<std::string_view> words;
-  for (size_t begin = 0; begin <= text.size();) {
-    const size_t plus = std::min(text.find('+', begin), text.size());
-    words.push_back(text.substr(begin, plus - begin));
-    begin = plus + 1;
+  const std::vector<std::string> words = Split(text, '+');
+  for (const TierKind kind : {TierKind::kPeer, TierKind::kHost, TierKind::kRemoteHost, TierKind::kFile}) {
+    if (std::count(words.begin(), words.end(), Name(kind)) == 1) places.push_back(kind);
   }
-  size_t known = 0;
-  for (const auto& [name, kind] : kPlaces) {
-    const auto times = std::count(words.begin(), words.end(), name);
-    if (times == 1) places.push_back(kind);
-    known += static_cast<size_t>(times);
-  }
-  if (known == words.size() && places.size() == words.size()) return places;
+  if (places.size() == words.size()) return places;
   return Wrong("memory.offload", text, "\"none\", or different ones of \"peer\", \"host\", \"remote\" and \"file\", joined with \"+\"");
 }
 

@@ -40,8 +40,7 @@ class Attempt {
 
   // Nothing left to do, or nothing to do it with.
   bool done() const {
-    return best_.height <= std::max(goal_, lower_bound_) || work_ >= options_.work_limit ||
-           past_deadline();
+    return best_.height <= std::max(goal_, lower_bound_) || work_ >= options_.work_limit || rest_is_not_worth_it() || past_deadline();
   }
 
   // For so many items that one of the passes below would take more than all the work there is.
@@ -119,6 +118,11 @@ class Attempt {
   static constexpr double kWorkPerLivePair = 16;
   static constexpr int64_t kFirstShare = 20'000'000;  // units of work
   static constexpr int kRepairsPerRound = 2;
+
+  bool rest_is_not_worth_it() const {
+    if (!options_.work_per_byte || options_.capacity) return false;
+    return static_cast<double>(work_) >= static_cast<double>(*options_.work_per_byte) * static_cast<double>(best_.height - lower_bound_);
+  }
 
   bool past_deadline() const { return options_.time_limit && absl::Now() >= deadline_; }
 

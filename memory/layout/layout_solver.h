@@ -17,6 +17,9 @@ struct LayoutOptions {
   // options give the same layout on every machine. The first greedy order always runs to its end, or where it would take more
   // than all this work, a skyline.
   int64_t work_limit = 1'000'000'000;
+  // What a byte of height is worth, in the same units: it stops once it has spent more than that on each byte that is left above
+  // the bound. Absent: all of the work goes into the last byte, too. Means nothing where there is a capacity.
+  std::optional<int64_t> work_per_byte;
   // A clock on top of it, for callers that would rather have another result than a late one. Absent: no clock.
   std::optional<absl::Duration> time_limit;
   uint64_t seed = 1;         // of the randomised improvement steps

@@ -14,6 +14,7 @@ namespace {
 
 constexpr int64_t kAlignmentBytes = 64;
 constexpr int64_t kFileBlockBytes = 4096;  // what a file tier asks for
+constexpr int64_t kWorkPerByte = 1000;     // of planning, about a millisecond for a KiB: small programs are planned in no time
 
 // Which values share memory. Each class is known by one of its values, its root.
 class StorageClasses {
@@ -213,7 +214,7 @@ class LayoutMaker {
       problem.buffers.push_back(LayoutBuffer{.lower = buffer.lower, .upper = buffer.upper, .size = buffer.bytes, .alignment = alignment,
                                              .alias_group = group != alias_group_.end() ? group->second : -1});
     }
-    LayoutOptions layout_options{.work_limit = work_};
+    LayoutOptions layout_options{.work_limit = work_, .work_per_byte = kWorkPerByte};
     const int64_t capacity = device ? capacity_ : plan_.tiers[tier].options.budget_bytes;
     if (capacity > 0 && capacity < INT64_MAX) layout_options.capacity = capacity;
     GANTRY_ASSIGN_OR_RETURN(const Layout layout, SolveLayout(problem, layout_options));

@@ -68,6 +68,16 @@ class Faults(GantryTestCase):
                 return f"{folder}/{name}"
         self.fail("the process has no file in the tier's folder")
 
+    def damage_until_it_ends(self, process, damage):
+        """Again and again: between steps nothing may lie in a tier, and what is hit before a value goes out is written over by it."""
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            try:
+                damage()
+            except OSError:  # the process has ended meanwhile
+                break
+            time.sleep(0.001)
+
     def stopped_cleanly(self, process, *words):
         """The process ends by itself, says why, and the last checkpoint is good: going on from it gives what an unbroken run gives."""
         stdout, stderr = process.communicate(timeout=120)
@@ -87,7 +97,8 @@ class Faults(GantryTestCase):
 
     def test_a_file_that_is_cut_off(self):
         process = self.start(*self.flags())
-        os.truncate(self.tier_file(process), 0)
+        file = self.tier_file(process)
+        self.damage_until_it_ends(process, lambda: os.truncate(file, 0))
         # A read comes out short, twice; or a copy out has made the file longer again, and what lies before it is a hole.
         errors = self.stopped_cleanly(process, "tier file: ")
         self.assertRegex(errors, "read of .* failed twice|came back damaged")
@@ -96,11 +107,15 @@ class Faults(GantryTestCase):
         process = self.start(*self.flags(), "--checksums")
         with open(self.tier_file(process), "r+b", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
-            for at in range(100, size, 4096):  # a bit in every block
-                file.seek(at)
-                byte = file.read(1)[0]
-                file.seek(at)
-                file.write(bytes([byte ^ 16]))
+
+            def damage():
+                for at in range(100, size, 4096):  # a bit in every block
+                    file.seek(at)
+                    byte = file.read(1)[0]
+                    file.seek(at)
+                    file.write(bytes([byte ^ 16]))
+
+            self.damage_until_it_ends(process, damage)
         self.stopped_cleanly(process, "tier file: ", "came back changed", "CRC ")
 
     def test_memory_that_changes(self):
@@ -113,19 +128,16 @@ class Faults(GantryTestCase):
             memory = open(f"/proc/{process.pid}/mem", "r+b", buffering=0)
         except PermissionError:
             self.skipTest("this system lets no one write to the memory of his own child")
+
+        def damage():
+            memory.seek(low)
+            content = bytearray(memory.read(high - low))
+            content[40::256] = bytes(byte ^ 1 for byte in content[40::256])
+            memory.seek(low)
+            memory.write(content)
+
         with memory:
-            end = time.monotonic() + 60
-            # Again and again: what is hit before a value goes out is written over by it.
-            while process.poll() is None and time.monotonic() < end:
-                try:
-                    memory.seek(low)
-                    content = bytearray(memory.read(high - low))
-                    content[40::256] = bytes(byte ^ 1 for byte in content[40::256])
-                    memory.seek(low)
-                    memory.write(content)
-                except OSError:  # the process has ended meanwhile
-                    break
-                time.sleep(0.001)
+            self.damage_until_it_ends(process, damage)
         self.stopped_cleanly(process, "tier host: ", "came back changed", "CRC ")
 
 

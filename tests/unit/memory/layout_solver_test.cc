@@ -226,6 +226,26 @@ TEST(LayoutSolverTest, ArenasOfTightBudgetsComeNearTheBound) {
   }
 }
 
+// A gap is worth some work and no more; where a capacity is missed, all of it.
+TEST(LayoutSolverTest, LeavesWhatIsNotWorthTheWork) {
+  const absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(LayoutTestData("dcgan256-eighth.csv"));
+  ASSERT_TRUE(problem.ok()) << problem.status();
+  LayoutOptions options{.work_limit = 100'000'000};
+  const absl::StatusOr<Layout> all = SolveLayout(*problem, options);
+  ASSERT_TRUE(all.ok()) << all.status();
+  ASSERT_FALSE(all->optimal);
+  options.work_per_byte = 1;
+  const absl::StatusOr<Layout> some = SolveLayout(*problem, options);
+  ASSERT_TRUE(some.ok()) << some.status();
+  EXPECT_EQ(CheckLayout(*problem, *some), absl::OkStatus());
+  EXPECT_GE(some->work, some->height - some->lower_bound);
+  EXPECT_LT(some->work, all->work / 2);
+  options.capacity = all->lower_bound;
+  const absl::StatusOr<Layout> missed = SolveLayout(*problem, options);
+  ASSERT_TRUE(missed.ok()) << missed.status();
+  EXPECT_GE(missed->work, options.work_limit);
+}
+
 // Random rectangles, and a chain whose values are live from the way forward to the way back, 20,000 of them at once.
 TEST(LayoutSkylineTest, IsRightAndFillsNestedLifetimes) {
   std::mt19937_64 random(3);

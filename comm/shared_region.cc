@@ -8,6 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "memory/cpu/huge_pages.h"
+
 // Newer than some C libraries' headers.
 #ifndef F_SEAL_FUTURE_WRITE
 #define F_SEAL_FUTURE_WRITE 0x0010
@@ -25,7 +27,11 @@ absl::Status MemoryError(std::string_view owner, std::string_view call, int64_t 
 void Touch(void* data, size_t bytes, Access access) {
   madvise(data, bytes, MADV_HUGEPAGE);
 #if defined(MADV_POPULATE_WRITE)
-  if (madvise(data, bytes, access == Access::kReadWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0) return;
+  if (madvise(data, bytes, access == Access::kReadWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0) {
+    // Where the owner has huge pages, they are mapped as such here, too.
+    PutPagesTogether(data, bytes);
+    return;
+  }
 #else
   (void)access;
 #endif
@@ -66,7 +72,7 @@ absl::StatusOr<SharedRegion> SharedRegion::Map(std::string_view owner, Descripto
     return absl::PermissionDeniedError(absl::StrFormat("%s: this memory is lent to be read only", owner));
   }
   const int protection = access == Access::kReadWrite ? PROT_READ | PROT_WRITE : PROT_READ;
-  void* data = mmap(nullptr, static_cast<size_t>(bytes), protection, MAP_SHARED, descriptor.get(), 0);
+  void* data = MapShared(static_cast<size_t>(bytes), protection, descriptor.get());
   if (data == MAP_FAILED) return MemoryError(owner, "mmap", bytes, errno);
   Touch(data, static_cast<size_t>(bytes), access);
   return SharedRegion(static_cast<std::byte*>(data), bytes, std::move(descriptor));

@@ -12,6 +12,8 @@
 #include <string>
 #include <utility>
 
+#include "memory/cpu/huge_pages.h"
+
 namespace gantry {
 namespace {
 
@@ -42,7 +44,10 @@ int Populate(int file, void* data, size_t bytes) {
 #if defined(MADV_POPULATE_WRITE)
   // Only faults make huge pages, and only where asked for; a lack of memory is an error here too, not a signal.
   madvise(data, bytes, MADV_HUGEPAGE);
-  if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) return 0;
+  if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) {
+    if (file >= 0) PutPagesTogether(data, bytes);
+    return 0;
+  }
   if (errno != EINVAL) return errno == EFAULT ? ENOMEM : errno;
 #endif
   if (file < 0) {  // kernels before 5.14
@@ -87,7 +92,7 @@ absl::StatusOr<BackedMemory> BackedMemory::Map(std::string_view owner, int64_t b
     close(file);
     return SystemError(owner, "ftruncate", mapped, error, advice);
   }
-  void* data = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  void* data = MapShared(size, PROT_READ | PROT_WRITE, file);
   if (data == MAP_FAILED) {
     const int error = errno;
     close(file);

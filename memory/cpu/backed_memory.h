@@ -11,8 +11,7 @@
 namespace gantry {
 
 // Owns a mapping of memory, of which nothing is left when a process dies. Shared: a memfd, sealed against changes of its size, that
-// other ranks can map; huge pages where the machine gives them to shared memory on request, which Linux does not unless told to
-// (/sys/kernel/mm/transparent_hugepage/shmem_enabled). Private: huge pages where the machine gives them on request, as most do.
+// other ranks can map. In huge pages where the machine gives them on request (huge_pages.h).
 // Move-only; zero-filled, 4096-byte aligned, data() is null for 0 bytes.
 class BackedMemory {
  public:

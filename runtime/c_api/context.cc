@@ -45,6 +45,8 @@ gantry_status gantry_context_create(const gantry_context_config* config, gantry_
       if (shared->ranks != nullptr) {
         shared->Log(GANTRY_LOG_INFO, absl::StrFormat("rank %d of %d, found by %s", shared->ranks->rank(), shared->ranks->size(),
                                                      shared->ranks->links().job().found_by));
+        GANTRY_ASSIGN_OR_RETURN(const int threads, shared->ranks->ShareOfCores());
+        if (given.thread_count == 0) options.thread_count = threads;
       }
     }
     options.shared = shared->ranks != nullptr;

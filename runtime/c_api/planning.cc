@@ -6,6 +6,7 @@
 #include "runtime/c_api/handles.h"
 #include "runtime/gan/calibrate.h"
 #include "runtime/gan/machine_file.h"
+#include "runtime/gan/plan_files.h"
 #include "runtime/gan/run_planning.h"
 #include "runtime/simulate/topology.h"
 
@@ -119,8 +120,12 @@ gantry_status gantry_planning_write_ranks(gantry_planning* planning, const char*
     std::error_code error;
     std::filesystem::create_directories(path, error);
     if (error) return Error(GANTRY_CANNOT_CREATE, absl::StrFormat("%s: cannot be made: %s", path, error.message()));
-    for (const RankClass& alike : planning->job->classes) {
-      GANTRY_RETURN_IF_ERROR(WritePlan(absl::StrFormat("%s/rank-%d.json", path, alike.ranks[0]), alike.plan));
+    // Of more ranks, some were taken as equal: plans of the first of them.
+    const bool exact = planning->job->rank_count <= kExactRanks;
+    for (int rank = 0; rank < planning->job->rank_count; ++rank) {
+      if (!exact && planning->job->ClassOf(rank).ranks[0] != rank) continue;
+      GANTRY_ASSIGN_OR_RETURN(const Plan* plan, planning->run->BindTo(rank, *planning->job));
+      GANTRY_RETURN_IF_ERROR(WritePlan(RankPlanFile(path, rank), *plan));
     }
     return absl::OkStatus();
   });

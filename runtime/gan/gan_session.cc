@@ -8,11 +8,10 @@
 
 #include "absl/strings/str_join.h"
 #include "memory/hash.h"
-#include "runtime/data/file.h"
 #include "runtime/gan/fill_random.h"
+#include "runtime/gan/plan_files.h"
 #include "runtime/partition/defer_tail.h"
 #include "runtime/plan/memory_options.h"
-#include "runtime/plan/plan_file.h"
 #include "runtime/plan/verify_ranks.h"
 #include "runtime/simulate/plan_ranks.h"
 
@@ -86,13 +85,6 @@ absl::StatusOr<std::vector<int64_t>> GatherSizes(Communicator& group, int64_t mi
   const std::vector<int64_t> of_counts(sizes.size(), sizeof(int64_t));
   GANTRY_RETURN_IF_ERROR(group.AllGather(&mine, sizes.data(), of_counts, {.name = name}).Wait());
   return sizes;
-}
-
-absl::StatusOr<Plan> ReadPlan(const std::string& path, const Program& program, const PlanOptions& options) {
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(path, kMaxPlanFileBytes));
-  absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options);
-  if (!plan.ok()) return Annotate(plan.status(), path);
-  return plan;
 }
 
 }  // namespace
@@ -184,7 +176,7 @@ absl::Status GanSession::PlanAndReserve(const Program& program) {
 }
 
 absl::StatusOr<Plan> GanSession::MakePlan(const Program& program) {
-  if (!options_.plan_file.empty()) return ReadPlan(options_.plan_file, program, options_.plan);
+  if (!options_.plan_file.empty()) return ReadPlan(options_.plan_file, rank(), program, options_.plan);
   return loans_ == nullptr ? gantry::MakePlan(program, options_.plan) : loans_->MakePlan(program, options_.plan);
 }
 

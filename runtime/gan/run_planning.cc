@@ -1,11 +1,13 @@
 #include "runtime/gan/run_planning.h"
 
+#include <algorithm>
+
 #include "runtime/gan/families.h"
 #include "runtime/gan/machine_file.h"
+#include "runtime/gan/plan_files.h"
 #include "runtime/gan/run_networks.h"
 #include "runtime/plan/lending.h"
-#include "runtime/plan/plan_file.h"
-#include "runtime/data/file.h"
+#include "runtime/plan/memory_options.h"
 
 namespace gantry {
 namespace {
@@ -62,10 +64,16 @@ absl::StatusOr<Plan> RunPlanning::MakePlan() const {
   GANTRY_ASSIGN_OR_RETURN(const Program program, Step({}));
   GANTRY_RETURN_IF_ERROR(RequireOneRank(options_));
   if (config_.plan_file.empty()) return gantry::MakePlan(program, options_);
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(config_.plan_file, kMaxPlanFileBytes));
-  absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options_);
-  if (!plan.ok()) return Annotate(plan.status(), config_.plan_file);
-  return plan;
+  return ReadPlan(config_.plan_file, 0, program, options_);
+}
+
+PlanOptions RunPlanning::OptionsOfRanks(int ranks) const {
+  PlanOptions options = options_;
+  options.variants = {};
+  // Ranks share out the cores of this machine; of a machine that is described, a rank has what is described.
+  const Machine* const machine = options_.machine.get();
+  if (config_.threads == 0 && (machine == nullptr || !machine->kernels.empty())) options.thread_count = std::max(1, options.thread_count / ranks);
+  return options;
 }
 
 absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::string& parallel, SplitSearch& search) const {
@@ -79,10 +87,7 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
   }
   GANTRY_ASSIGN_OR_RETURN(Parallel split, Parallel::Parse(parallel.empty() ? config_.parallel : parallel));
   for (const NetworkConfig& generator : config_.generators) split.generators.push_back(generator.name);
-  PlanOptions options = options_;
-  options.variants = {};
-  // Ranks share out the cores of this machine; of a machine that is described, a rank has what is described.
-  if (config_.threads == 0 && (machine == nullptr || !machine->kernels.empty())) options.thread_count = std::max(1, options.thread_count / ranks);
+  const PlanOptions options = OptionsOfRanks(ranks);
   SetSpeeds(options, ranks, split);
   GANTRY_ASSIGN_OR_RETURN(const Program program, Step({}));
   if (split.automatic) {
@@ -91,6 +96,20 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
     split = search.candidates[static_cast<size_t>(search.taken)].parallel;
   }
   return gantry::PlanRanks(program, split, ranks, options);
+}
+
+absl::StatusOr<const Plan*> RunPlanning::BindTo(int rank, JobPlan& job) const {
+  RankClass& alike = *std::find_if(job.classes.begin(), job.classes.end(), [&](const RankClass& candidate) { return candidate.Holds(rank); });
+  PlanOptions options = OptionsOfRanks(job.rank_count);
+  if (job.rank_count > 1) options.exchanges = job.exchanges.get();
+  GANTRY_RETURN_IF_ERROR(TakeRankMemory(rank, job.rank_count, options));
+  GANTRY_ASSIGN_OR_RETURN(const Program step, Step({}));
+  GANTRY_ASSIGN_OR_RETURN(const RankProgram mine, PartitionFor(step, job.parallel, rank, job.rank_count));
+  const PlannedResidency& residency = alike.plan.residency;
+  GANTRY_ASSIGN_OR_RETURN(const Program prepared, PrepareProgram(mine.program, options, residency.piece_bytes, residency.batch_parts));
+  alike.plan.origin.program = Fingerprint(mine.program);
+  alike.plan.origin.prepared = Fingerprint(prepared);
+  return &alike.plan;
 }
 
 absl::StatusOr<WhatIf> RunPlanning::AskWhatIf() const {

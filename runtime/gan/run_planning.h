@@ -25,6 +25,8 @@ class RunPlanning {
   // The plans of all ranks (runtime/simulate). `ranks` 0: `nodes` times the machine's ranks of a node; `nodes` 0: as many as they take.
   // `parallel` empty: what the run says. `search` is filled where that is "auto".
   absl::StatusOr<JobPlan> PlanRanks(int ranks, int nodes, const std::string& parallel, SplitSearch& search) const;
+  // The plan in `job` of the ranks like `rank`, as this one's: it says whose program it is for. Valid until the next call.
+  absl::StatusOr<const Plan*> BindTo(int rank, JobPlan& job) const;
 
   // The step program of a run, whose channels must be known.
   static absl::StatusOr<Program> BuildStep(const RunConfig& config, const StepVariation& variation);
@@ -32,6 +34,8 @@ class RunPlanning {
   static void SetVariants(const RunConfig& config, PlanOptions& options);
 
  private:
+  PlanOptions OptionsOfRanks(int ranks) const;
+
   RunConfig config_;
   PlanOptions options_;
 };

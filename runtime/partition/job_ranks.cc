@@ -1,6 +1,9 @@
 #include "runtime/partition/job_ranks.h"
 
+#include <sched.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <numeric>
 #include <vector>
 
@@ -8,6 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "comm/channels.h"
 #include "comm/job.h"
+#include "comm/socket.h"
 
 namespace gantry {
 
@@ -83,6 +87,25 @@ absl::StatusOr<std::string> JobRanks::FromFirst(const absl::StatusOr<std::string
   }
   GANTRY_ASSIGN_OR_RETURN(const LinkMessage told, links_->Receive(0, kAgreementChannel, kPlanningTimeout));
   return TextOf(told.bytes);
+}
+
+absl::StatusOr<int> JobRanks::ShareOfCores() {
+  const auto MyCores = []() -> absl::StatusOr<std::string> {
+    cpu_set_t cores;
+    if (sched_getaffinity(0, sizeof(cores), &cores) != 0) return SystemError(errno, "asking for the cores that may be used");
+    std::string list;
+    for (int core = 0; core < CPU_SETSIZE; ++core) {
+      if (CPU_ISSET(core, &cores)) absl::StrAppend(&list, core, " ");
+    }
+    return list;
+  };
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> of_ranks, Gather(MyCores()));
+  const std::string& mine = of_ranks[static_cast<size_t>(rank())];
+  int sharing = 0;
+  for (int other = 0; other < size(); ++other) {
+    sharing += (other == rank() || links_->SameNode(other)) && of_ranks[static_cast<size_t>(other)] == mine;
+  }
+  return std::max(1, static_cast<int>(std::count(mine.begin(), mine.end(), ' ')) / sharing);
 }
 
 JobRanks::~JobRanks() {

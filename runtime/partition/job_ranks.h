@@ -31,6 +31,10 @@ class JobRanks {
   // What rank 0 gives, or the error that it has; others give nothing.
   absl::StatusOr<std::string> FromFirst(const absl::StatusOr<std::string>& mine);
 
+  // A call of all ranks. How many threads this one may run without taking cores from others: the cores that it may use, shared out among
+  // the ranks of its machine that may use the same; at least 1.
+  absl::StatusOr<int> ShareOfCores();
+
   int rank() const { return links_->rank(); }
   int size() const { return links_->size(); }
   Links& links() { return *links_; }

@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -23,6 +24,9 @@ class Parallel(GantryTestCase):
     def rows(self, folder):
         with open(self.path(f"{folder}/metrics.jsonl")) as file:
             return [json.loads(line) for line in file]
+
+    def numbers(self, folder):
+        return [{name: value for name, value in row.items() if "second" not in name} for row in self.rows(folder)]
 
     def test_a_run_goes_on_with_another_number_of_ranks(self):
         run = self.write_run(steps=9)
@@ -206,8 +210,26 @@ class Parallel(GantryTestCase):
         self.assertEqual(plan["classes"][0]["device_bytes"], measured)
         done = self.run_gantry("plan", run, "--ranks", "2", "--parallel", "auto", "--out", self.path("plans"))
         self.assertIn("taken", done.stdout)
-        self.assertIn("rank-0.json", os.listdir(self.path("plans")))
-        self.run_gantry("plan", "verify", self.path("plans/rank-0.json"))
+        self.assertEqual(sorted(os.listdir(self.path("plans"))), ["rank-0.json", "rank-1.json"])
+        for rank in (0, 1):
+            self.run_gantry("plan", "verify", self.path(f"plans/rank-{rank}.json"))
+
+    def test_planned_once_and_carried_out(self):
+        """Plans of all ranks in a folder give what planning in each rank gives; nothing else takes them."""
+        for split, ranks, flags in (("batch+shard", 3, ()), ("space", 2, ("--device-memory", "4/5", "--offload", "host"))):
+            run, folder = self.write_run(folder=split), self.path(f"plans-{split}")
+            flags = ("--ranks", ranks, "--parallel", split, *flags)
+            self.run_gantry("plan", run, *flags, "--out", folder)
+            self.run_gantry("train", run, *flags, "--steps", "3")
+            planned = self.numbers(split)
+            self.run_gantry("train", run, *flags, "--steps", "3", "--plan", folder, "--set", f"output.directory={self.path('carried')}")
+            self.assertEqual(self.numbers("carried"), planned)
+            shutil.rmtree(self.path("carried"))
+            os.rename(os.path.join(folder, "rank-0.json"), os.path.join(folder, "rank-9.json"))
+            self.run_gantry("train", run, *flags, "--plan", folder, "--set", f"output.directory={self.path('carried')}", expect=66, words=["rank-0.json"])
+            os.rename(os.path.join(folder, "rank-1.json"), os.path.join(folder, "rank-0.json"))
+            self.run_gantry("train", run, *flags, "--plan", folder, "--set", f"output.directory={self.path('carried')}", expect=65,
+                            words=["the plan was made for another"])
 
     def test_machines_by_name(self):
         run = self.write_run(batch=1024)

@@ -75,7 +75,7 @@ void AddMemory(CLI::App* command, MemoryFlags& memory) {
       ->take_last();
   command->add_option("--link", memory.link, "Hold copies to a link's speed: out=2GB/s,in=2GB/s,latency=10us")->type_name("SPEED")
       ->take_last();
-  command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning")->type_name("FILE")
+  command->add_option("--plan", memory.plan, "Carry out this plan file instead of planning, or those of all ranks in a folder")->type_name("FILE")
       ->take_last();
   command->add_option("--machine", memory.machine, "Plan for the machine of this file; default: GANTRY_MACHINE, else this machine's calibration")
       ->type_name("FILE")

@@ -140,7 +140,8 @@ typedef struct gantry_context_config {
   size_t struct_size;
   const char* device;      /* "cpu", also as NULL */
   uint64_t memory_bytes;   /* what all sessions of the context may reserve together; 0: no limit but the machine's */
-  int32_t thread_count;    /* threads that one step may use; 0: one for each core the process may run on */
+  int32_t thread_count;    /* threads that one step may use; 0: one for each core the process may run on, shared out among the ranks
+                              that may run on the same */
   int32_t log_level;       /* messages up to this gantry_log_level reach `log` */
   gantry_log_function log; /* NULL: no messages */
   void* log_payload;       /* given to `log` as it is */
@@ -750,7 +751,8 @@ typedef struct gantry_ranks_config {
 GANTRY_API gantry_status gantry_planning_ranks(gantry_planning* planning, const gantry_ranks_config* config);
 /* As text, or with `json` 1 as one line of JSON. Errors, here and below: GANTRY_FAILED_PRECONDITION  no call of gantry_planning_ranks before. */
 GANTRY_API gantry_status gantry_planning_ranks_text(gantry_planning* planning, int32_t json, const char** text);
-/* The plan of rank 0 to a file whose name ends in .json; else into a folder, rank-<R>.json for the first of the ranks that share it. */
+/* The plan of rank 0 to a file whose name ends in .json; else into a folder, rank-<R>.json for each rank (of more than 16, for the first of
+ * those that share a plan), which memory.plan takes. */
 GANTRY_API gantry_status gantry_planning_write_ranks(gantry_planning* planning, const char* path);
 
 /* One case of gantry_planning_what_if. Text is valid until its next call. */

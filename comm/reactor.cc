@@ -68,8 +68,8 @@ class EpollReactor final : public Reactor {
 
   void Remove(int descriptor) override {
     std::unique_lock lock(mutex_);
-    if (watches_.erase(descriptor) == 0) return;
-    epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor, nullptr);
+    if (watches_.erase(descriptor) > 0) epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, descriptor, nullptr);
+    // Also where the call has removed itself and still runs.
     WaitWhile(lock, running_descriptor_, descriptor);
   }
 

@@ -443,8 +443,6 @@ absl::StatusOr<StepReport> Trainer::Step() {
   ReadExposed();
   ReadScalars();
   WatchDiversity();
-  GANTRY_RETURN_IF_ERROR(KeepStates());
-  KeepProgress();
   const double seconds = Now() - begin;
   GANTRY_RETURN_IF_ERROR(WatchRanks(seconds));
   step_seconds_ += seconds;
@@ -473,6 +471,9 @@ absl::StatusOr<StepReport> Trainer::Step() {
     GANTRY_RETURN_IF_ERROR(Save().status());
     report.checkpoint_path = last_checkpoint_;
   }
+  // Last: a restart goes on behind what is kept, and nobody writes again what belongs to it.
+  GANTRY_RETURN_IF_ERROR(KeepStates());
+  KeepProgress();
   run_seconds_ += Now() - begin;
   // The clock ends a run on all ranks after the same step.
   if (config_.minutes > 0) {

@@ -94,7 +94,8 @@ class Run(GantryTestCase):
                 if environment:
                     out = self.over_tcp(4, "time", "2")
                 else:
-                    out, _ = self.run_ranks("-n", 4, "--", RANK, "time", 2, expect=137)
+                    out, error = self.run_ranks("-n", 4, "--", RANK, "time", 2, expect=137)
+                    out += error
                 killed = int(re.search(r"killed (\d+)", out)[1])
                 known = [int(found) for found in re.findall(r"known (\d+) rank 2 \(", out)]
                 self.assertEqual(len(known), 3, out)

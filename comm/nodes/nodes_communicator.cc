@@ -313,7 +313,9 @@ std::string NodesCommunicator::DescribeWait(const shm::QueuedOperation& operatio
 bool NodesCommunicator::Awaits(const shm::QueuedOperation&, int rank) const {
   bool awaits = false;
   ForMissing([&](int missing) { awaits |= missing == rank; });
-  return awaits;
+  // As long as its connection has not ended, what it sent before it left may still come.
+  const int of_job = ranks_[static_cast<size_t>(rank)];
+  return awaits && (!mailbox_.Reaches(of_job) || !mailbox_.StatusOf(of_job).ok());
 }
 
 void NodesCommunicator::LetGo() {

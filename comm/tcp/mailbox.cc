@@ -165,6 +165,7 @@ absl::Status Mailbox::Watch() {
   // A rank that is stopped, or behind a cut link, closes nothing by itself.
   on_loss_ = liveness_.OnLoss([this](int rank) {
     if (!Reaches(rank)) return;
+    if (liveness_.has_left(rank)) return reactor_->Post([this, rank] { TakeRest(at(rank)); });
     const std::lock_guard lock(at(rank).mutex);
     End(at(rank), absl::UnavailableError(absl::StrFormat("rank %d is lost", rank)));
   });

@@ -157,6 +157,7 @@ class Mailbox {
   absl::Status Connect(absl::Duration timeout);
   absl::Status Watch();
   void Drain();
+  void TakeRest(Peer& peer);
 
   void OnEvents(Peer& peer, Way& way, uint32_t events);
   void Read(Peer& peer, Way& way);

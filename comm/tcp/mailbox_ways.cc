@@ -1,6 +1,7 @@
 // What goes over the two connections with a peer, and what comes: frame by frame.
 
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -221,6 +222,20 @@ void Mailbox::Close(Peer& peer, Way& way, absl::Status why) {
   if (other.closed)
     return End(peer, absl::UnavailableError(absl::StrFormat("rank %d closed the connection", peer.rank)));
   reactor_->Post([this, &way] { reactor_->Remove(way.socket.get()); });
+}
+
+// A rank that leaves in order sees to it first that what it sent is here (Drain), but the word that it leaves comes another way and
+// may be read before that.
+void Mailbox::TakeRest(Peer& peer) {
+  {
+    const std::lock_guard lock(peer.mutex);
+    for (Way* way : peer.ways()) {
+      int unread = 0;
+      while (peer.ended.ok() && ioctl(way->socket.get(), FIONREAD, &unread) == 0 && unread > 0) Read(peer, *way);
+    }
+    End(peer, absl::UnavailableError(absl::StrFormat("rank %d has left", peer.rank)));
+  }
+  EndTurn();
 }
 
 absl::Status Mailbox::EndPayload(Peer& peer, Way& way) {

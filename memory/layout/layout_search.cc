@@ -448,10 +448,10 @@ class LayoutSearch::Impl {
 
   std::vector<Choice> ListChoices(const Branch& branch) {
     std::vector<Choice> choices;
+    int64_t least_slack = kFar;  // between the edge and the item
     const auto add = [&](int32_t i) {
-      if (IsAllowed(branch, i)) choices.push_back({i, Rank(branch, i)});
+      if (IsAllowed(branch, i, least_slack)) choices.push_back({i, Rank(branch, i)});
     };
-    int64_t least_slack = kFar;
     if (branch.kind == Kind::kPivot) {
       for (int32_t w = 0; w < words_; ++w) {
         uint64_t bits = starts_from_[static_cast<size_t>(branch.begin) * words_ + w] &
@@ -502,7 +502,8 @@ class LayoutSearch::Impl {
                                        : cells_[items_[item].first].ceiling - items_[item].size - offset;
   }
 
-  bool IsAllowed(const Branch& branch, int32_t i) const {
+  // `least_slack`: of the sections of the run that lie between its edge and the item, which would be raised.
+  bool IsAllowed(const Branch& branch, int32_t i, int64_t least_slack) const {
     const Item& item = items_[i];
     const int64_t padding = PaddingOn(branch, i);
     if (padding > 0) {
@@ -518,18 +519,8 @@ class LayoutSearch::Impl {
         return false;
       }
     }
-    if (branch.kind == Kind::kLeftEdge && item.first > branch.begin) {
-      const int64_t raise = std::min(branch.left_wall, padding + item.size);
-      for (int32_t t = branch.begin; t < item.first; ++t) {
-        if (cells_[t].slack() < raise) return false;
-      }
-    }
-    if (branch.kind == Kind::kRightEdge && item.last < branch.end) {
-      const int64_t raise = std::min(branch.right_wall, padding + item.size);
-      for (int32_t t = item.last; t < branch.end; ++t) {
-        if (cells_[t].slack() < raise) return false;
-      }
-    }
+    if (branch.kind == Kind::kLeftEdge) return std::min(branch.left_wall, padding + item.size) <= least_slack;
+    if (branch.kind == Kind::kRightEdge) return std::min(branch.right_wall, padding + item.size) <= least_slack;
     return true;
   }
 

@@ -35,7 +35,7 @@ class Attempt {
   Attempt(const LayoutItems& items, const LayoutOptions& options)
       : items_(items),
         options_(options),
-        goal_(std::max(items.lower_bound, options.capacity.value_or(0))),
+        goal_(std::max(items.lower_bound, std::min(options.capacity.value_or(0), kLayoutMaxBytes))),
         deadline_(options.time_limit ? absl::Now() + *options.time_limit : absl::InfiniteFuture()) {}
 
   // Nothing left to do, or nothing to do it with.

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
 #include <random>
 #include <string>
 #include <utility>
@@ -89,6 +90,16 @@ TEST(LayoutSolverTest, WorksAroundFixedBuffersAndAliasesOfSeveralSizes) {
   ASSERT_TRUE(layout.ok());
   EXPECT_EQ(CheckLayout(problem, *layout), absl::OkStatus());
   EXPECT_EQ(layout->height, 12);
+}
+
+TEST(LayoutSolverTest, AnyCapacityWillDo) {
+  std::mt19937_64 random(5);
+  const LayoutProblem problem = RandomLayoutProblem(random, {.max_buffers = 30});
+  for (const int64_t capacity : {std::numeric_limits<int64_t>::max() - 4095, std::numeric_limits<int64_t>::max(), int64_t{0}, int64_t{-5}}) {
+    const absl::StatusOr<Layout> layout = SolveLayout(problem, {.capacity = capacity, .work_limit = 1'000'000});
+    ASSERT_TRUE(layout.ok()) << layout.status();
+    EXPECT_EQ(CheckLayout(problem, *layout), absl::OkStatus());
+  }
 }
 
 TEST(LayoutSolverTest, IsDeterministic) {

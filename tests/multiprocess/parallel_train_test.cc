@@ -6,7 +6,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <map>
+#include <span>
 
+#include "memory/hash.h"
 #include "runtime/gan/families.h"
 #include "runtime/gan/gan_session.h"
 #include "runtime/partition/defer_tail.h"
@@ -86,6 +88,20 @@ absl::StatusOr<Outcome> Train(const Case& setup, DataType dtype, KernelChoice ke
   return outcome;
 }
 
+// Of every bit of losses and states.
+std::string HashOf(const Outcome& outcome) {
+  std::string bits;
+  const auto Add = [&](std::string_view name, std::span<const double> values) {
+    absl::StrAppend(&bits, ToAbsl(name), " ");
+    bits.append(reinterpret_cast<const char*>(values.data()), values.size_bytes());
+  };
+  for (const std::map<std::string, double>& of_step : outcome.scalars) {
+    for (const auto& [name, value] : of_step) Add(name, std::span(&value, 1));
+  }
+  for (const auto& [name, values] : outcome.states) Add(name, values);
+  return absl::StrFormat("%016x", HashText(bits));
+}
+
 void ExpectNear(const Outcome& expected, const Outcome& actual, double tolerance) {
   ASSERT_EQ(expected.scalars.size(), actual.scalars.size());
   for (size_t step = 0; step < expected.scalars.size(); ++step) {
@@ -123,6 +139,12 @@ TEST_P(ParallelTrainTest, IsTheSameAsOneRank) {
     const absl::StatusOr<Outcome> again = Train(setup, DataType::kF64, KernelChoice::kReference, ranks->get(), *parallel);
     ASSERT_TRUE(again.ok()) << again.status();
     EXPECT_TRUE(together->scalars == again->scalars && together->states == again->states) << "two runs differ";
+    // All ranks have the same, so that one of them compares it with one rank's.
+    const std::string mine = HashOf(*together);
+    const absl::StatusOr<std::vector<std::string>> of_ranks = (*ranks)->Gather(mine);
+    ASSERT_TRUE(of_ranks.ok()) << of_ranks.status();
+    EXPECT_EQ(mine, of_ranks->front()) << "rank " << (*ranks)->rank() << " differs from rank 0";
+    if ((*ranks)->rank() != 0) return;
     const absl::StatusOr<Outcome> alone = Train(setup, DataType::kF64, KernelChoice::kReference, nullptr, {});
     ASSERT_TRUE(alone.ok()) << alone.status();
     ExpectNear(*alone, *together, 1e-9);

@@ -120,14 +120,7 @@ gantry_status gantry_planning_write_ranks(gantry_planning* planning, const char*
     std::error_code error;
     std::filesystem::create_directories(path, error);
     if (error) return Error(GANTRY_CANNOT_CREATE, absl::StrFormat("%s: cannot be made: %s", path, error.message()));
-    // Of more ranks, some were taken as equal: plans of the first of them.
-    const bool exact = planning->job->rank_count <= kExactRanks;
-    for (int rank = 0; rank < planning->job->rank_count; ++rank) {
-      if (!exact && planning->job->ClassOf(rank).ranks[0] != rank) continue;
-      GANTRY_ASSIGN_OR_RETURN(const Plan* plan, planning->run->BindTo(rank, *planning->job));
-      GANTRY_RETURN_IF_ERROR(WritePlan(RankPlanFile(path, rank), *plan));
-    }
-    return absl::OkStatus();
+    return planning->run->ForEachPlan(*planning->job, [&](int rank, const Plan& plan) { return WritePlan(RankPlanFile(path, rank), plan); });
   });
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/cleanup/cleanup.h"
 #include "runtime/gan/families.h"
 #include "runtime/gan/machine_file.h"
 #include "runtime/gan/plan_files.h"
@@ -98,18 +99,31 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
   return gantry::PlanRanks(program, split, ranks, options);
 }
 
-absl::StatusOr<const Plan*> RunPlanning::BindTo(int rank, JobPlan& job) const {
-  RankClass& alike = *std::find_if(job.classes.begin(), job.classes.end(), [&](const RankClass& candidate) { return candidate.Holds(rank); });
-  PlanOptions options = OptionsOfRanks(job.rank_count);
-  if (job.rank_count > 1) options.exchanges = job.exchanges.get();
-  GANTRY_RETURN_IF_ERROR(TakeRankMemory(rank, job.rank_count, options));
+absl::Status RunPlanning::ForEachPlan(JobPlan& job, const std::function<absl::Status(int rank, const Plan& plan)>& call) const {
   GANTRY_ASSIGN_OR_RETURN(const Program step, Step({}));
-  GANTRY_ASSIGN_OR_RETURN(const RankProgram mine, PartitionFor(step, job.parallel, rank, job.rank_count));
-  const PlannedResidency& residency = alike.plan.residency;
-  GANTRY_ASSIGN_OR_RETURN(const Program prepared, PrepareProgram(mine.program, options, residency.piece_bytes, residency.batch_parts));
-  alike.plan.origin.program = Fingerprint(mine.program);
-  alike.plan.origin.prepared = Fingerprint(prepared);
-  return &alike.plan;
+  for (RankClass& alike : job.classes) {
+    std::string& program = alike.plan.origin.program;
+    std::string& prepared = alike.plan.origin.prepared;
+    const absl::Cleanup restore = [&, first_program = program, first_prepared = prepared] {
+      program = first_program;
+      prepared = first_prepared;
+    };
+    for (const int rank : alike.ranks) {
+      if (rank != alike.ranks.front()) {
+        if (job.rank_count > kExactRanks) break;  // taken as equal, which its program need not be
+        PlanOptions options = OptionsOfRanks(job.rank_count);
+        options.exchanges = job.exchanges.get();
+        GANTRY_RETURN_IF_ERROR(TakeRankMemory(rank, job.rank_count, options));
+        GANTRY_ASSIGN_OR_RETURN(const RankProgram mine, PartitionFor(step, job.parallel, rank, job.rank_count));
+        const PlannedResidency& residency = alike.plan.residency;
+        GANTRY_ASSIGN_OR_RETURN(const Program as_planned, PrepareProgram(mine.program, options, residency.piece_bytes, residency.batch_parts));
+        program = Fingerprint(mine.program);
+        prepared = Fingerprint(as_planned);
+      }
+      GANTRY_RETURN_IF_ERROR(call(rank, alike.plan));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::StatusOr<WhatIf> RunPlanning::AskWhatIf() const {

@@ -2,6 +2,7 @@
 // samples' channels must be known.
 #pragma once
 
+#include <functional>
 #include <memory>
 
 #include "runtime/data/data_set.h"
@@ -25,8 +26,9 @@ class RunPlanning {
   // The plans of all ranks (runtime/simulate). `ranks` 0: `nodes` times the machine's ranks of a node; `nodes` 0: as many as they take.
   // `parallel` empty: what the run says. `search` is filled where that is "auto".
   absl::StatusOr<JobPlan> PlanRanks(int ranks, int nodes, const std::string& parallel, SplitSearch& search) const;
-  // The plan in `job` of the ranks like `rank`, as this one's: it says whose program it is for. Valid until the next call.
-  absl::StatusOr<const Plan*> BindTo(int rank, JobPlan& job) const;
+  // Calls with the plan of each rank, which says whose program it is for; of more than kExactRanks, of the first of those that share one.
+  // What `call` is given is valid during the call; the first error ends it. `job` is as before afterwards.
+  absl::Status ForEachPlan(JobPlan& job, const std::function<absl::Status(int rank, const Plan& plan)>& call) const;
 
   // The step program of a run, whose channels must be known.
   static absl::StatusOr<Program> BuildStep(const RunConfig& config, const StepVariation& variation);

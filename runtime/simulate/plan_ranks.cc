@@ -138,10 +138,10 @@ int64_t JobPlan::peak_bytes() const {
   return bytes;
 }
 
-bool RankClass::Holds(int rank) const { return std::binary_search(ranks.begin(), ranks.end(), rank); }
-
 const RankClass& JobPlan::ClassOf(int rank) const {
-  return *std::find_if(classes.begin(), classes.end(), [&](const RankClass& alike) { return alike.Holds(rank); });
+  return *std::find_if(classes.begin(), classes.end(), [&](const RankClass& alike) {
+    return std::binary_search(alike.ranks.begin(), alike.ranks.end(), rank);
+  });
 }
 
 void SetSpeeds(const PlanOptions& options, int ranks, Parallel& parallel) {

@@ -18,8 +18,6 @@ struct RankClass {
   Plan plan;
   std::vector<int> ranks;       // ascending; the plan is that of the first
   int64_t exchanged_bytes = 0;  // of a rank in a step, by links
-
-  bool Holds(int rank) const;
 };
 
 struct JobPlan {

@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -23,6 +24,20 @@ namespace {
 int Fail(const absl::Status& status, int code) {
   std::fprintf(stderr, "rank_process: %s\n", std::string(Message(status)).c_str());
   return code;
+}
+
+// Until the recorders of the other ranks, all on this machine, say that they are in operation `number`: who dies now is waited for.
+// For ten seconds at most.
+void AwaitOthers(int size, uint64_t number) {
+  const absl::Time end = absl::Now() + absl::Seconds(10);
+  const auto waits = [&](const RecorderImage& image) {
+    return !image.entries.empty() && image.entries.back().number == number && image.entries.back().end_ns == 0;
+  };
+  while (absl::Now() < end) {
+    const auto images = FindRecorders(getpid());
+    if (images.ok() && std::count_if(images->begin(), images->end(), waits) == size - 1) return;
+    absl::SleepFor(absl::Milliseconds(1));
+  }
 }
 
 int Run(int argc, char** argv) {
@@ -94,7 +109,10 @@ int Run(int argc, char** argv) {
     }
   } else {
     if (rank == chosen) {
-      if (what == "die") kill(getpid(), SIGKILL);
+      if (what == "die") {
+        AwaitOthers(size, number + 1);
+        kill(getpid(), SIGKILL);
+      }
       if (what == "exit") _exit(argc > 3 ? std::atoi(argv[3]) : 1);
       if (what == "stop") kill(getpid(), SIGSTOP);
       if (what == "wait") absl::SleepFor(absl::Seconds(10));

@@ -122,14 +122,15 @@ TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
   for (int round = 0; round < rounds; ++round) {
     std::mt19937_64 plan(round * 100 + size());
     const int victim = static_cast<int>(plan() % static_cast<uint64_t>(size()));
-    const int64_t after_microseconds = 20000 + static_cast<int64_t>(plan() % 30000);  // the others have come to know by then
+    const int64_t after_microseconds = static_cast<int64_t>(plan() % 30000);
     const bool asleep = round % 3 == 1;  // the others wait for it, long enough to sleep
     Run([&](Links& links, Liveness& liveness) {
       Rank rank = Open(links, liveness);
       Communicator& world = rank.fabric->world();
       // The victim says beforehand when it will end.
-      int64_t died = NowNanoseconds() + 1000 * (after_microseconds + (asleep ? 150000 : 0));
+      int64_t died = NowNanoseconds() + 1000 * (20000 + after_microseconds + (asleep ? 150000 : 0));
       ASSERT_TRUE(world.Broadcast(&died, sizeof(died), victim).Wait().ok());
+      absl::Status status = world.Barrier();  // all others have been told
       if (links.rank() == victim) {
         std::thread([died] {
           std::this_thread::sleep_for(std::chrono::nanoseconds(died - NowNanoseconds()));
@@ -139,7 +140,6 @@ TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
       }
       std::mt19937_64 shared(round);
       CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(rank.arena_bytes)});
-      absl::Status status;
       while (status.ok()) status = check.Random(world, shared, 200000);
       const int64_t noticed = NowNanoseconds();
       EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << Message(status);

@@ -133,7 +133,7 @@ TEST_P(PoolSlabTest, ALostLenderIsNamed) {
         ASSERT_TRUE(slab.Connect(*member.fabric, liveness, {1, 0, 0}).ok());
         std::vector<std::byte> bytes(kSlabBytes);
         ASSERT_TRUE(slab.Write(0, bytes).ok());
-        member.Meet();
+        member.fabric->world().Barrier().IgnoreError();  // it may die before it has said that it came
         absl::Status status;
         const absl::Time end = absl::Now() + kTestPatience * absl::Seconds(20);
         while ((status = slab.Write(0, bytes)).ok() && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));

@@ -1,8 +1,10 @@
 #include "memory/layout/layout_repair.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <random>
+#include <span>
 #include <utility>
 
 #include "memory/layout/layout_placed.h"
@@ -56,35 +58,51 @@ class Repair {
   }
 
  private:
-  bool CanMove(int32_t item) const {
-    return items_.items[item].fixed_offset < 0 && items_.items[item].is_rectangle();
+  bool CanMove(int32_t item) const { return items_.items[item].fixed_offset < 0; }
+
+  std::span<const LayoutPiece> PiecesOf(int32_t item) const {
+    return std::span(items_.pieces).subspan(items_.items[item].piece_begin, items_.items[item].piece_end - items_.items[item].piece_begin);
   }
 
   void Put(int32_t item, int64_t offset) {
     offsets_[item] = offset;
-    for (int32_t p = items_.items[item].piece_begin; p < items_.items[item].piece_end; ++p) {
-      placed_.Insert(offset, items_.pieces[p], item);
-    }
+    for (const LayoutPiece& piece : PiecesOf(item)) placed_.Insert(offset, piece, item);
   }
 
   void TakeOut(int32_t item) {
-    placed_.Remove(offsets_[item], items_.pieces[items_.items[item].piece_begin], item);
+    for (const LayoutPiece& piece : PiecesOf(item)) placed_.Remove(offsets_[item], piece, item);
     offsets_[item] = kNowhere;
   }
 
   bool PutIntoHole(int32_t item) {
     const LayoutItem& it = items_.items[item];
-    const int64_t offset =
-        placed_.FindHole({&items_.pieces[it.piece_begin], 1}, it.alignment, GreedyFit::kBest, work_);
+    const int64_t offset = placed_.FindHole(PiecesOf(item), it.alignment, GreedyFit::kBest, work_);
     if (offset + it.size > ceiling_) return false;
     Put(item, offset);
     return true;
   }
 
-  // Puts `item` where the items in its way are cheapest, and those among the waiting ones.
+  // What is placed and live together with `item`, each item once, the lowest first.
+  void CollectLive(int32_t item) {
+    const std::span<const LayoutPiece> pieces = PiecesOf(item);
+    placed_.CollectLive(pieces[0], live_, work_);
+    if (pieces.size() == 1) return;
+    for (const LayoutPiece& piece : pieces.subspan(1)) {
+      placed_.CollectLive(piece, more_, work_);
+      live_.insert(live_.end(), more_.begin(), more_.end());
+    }
+    std::sort(live_.begin(), live_.end(), [](const PlacedPiece& a, const PlacedPiece& b) {
+      return std::tuple(a.offset, a.item, -a.top) < std::tuple(b.offset, b.item, -b.top);
+    });
+    live_.erase(std::unique(live_.begin(), live_.end(), [](const PlacedPiece& a, const PlacedPiece& b) { return a.item == b.item; }), live_.end());
+    work_ += static_cast<int64_t>(live_.size() * std::bit_width(live_.size()));
+  }
+
+  // Puts `item` where the items in its way are cheapest, and those among the waiting ones. Of several pieces each is taken to be as large
+  // as the largest.
   void PushOut(int32_t item) {
     const LayoutItem& it = items_.items[item];
-    placed_.CollectLive(items_.pieces[it.piece_begin], live_, work_);
+    CollectLive(item);
     candidates_.clear();
     candidates_.push_back(0);
     for (const PlacedPiece& other : live_) {
@@ -134,8 +152,9 @@ class Repair {
   // What it costs to push an item out: large, long ones that failed before are hard to put back.
   double Cost(int32_t item) const {
     if (!CanMove(item)) return std::numeric_limits<double>::infinity();
-    const LayoutItem& it = items_.items[item];
-    return Hardness(item) * (1.0 + static_cast<double>(it.last - it.first) / items_.section_count);
+    int32_t duration = 0;
+    for (const LayoutPiece& piece : PiecesOf(item)) duration += piece.last - piece.first;
+    return Hardness(item) * (1.0 + static_cast<double>(duration) / items_.section_count);
   }
 
   const LayoutItems& items_;
@@ -146,7 +165,7 @@ class Repair {
   int64_t ceiling_ = 0;
   std::mt19937_64 random_;
   int64_t& work_;
-  std::vector<PlacedPiece> live_;
+  std::vector<PlacedPiece> live_, more_;
   std::vector<int64_t> candidates_;
 };
 

@@ -89,13 +89,14 @@ class Attempt {
     const bool repairs = count <= kRepairItems;
     if (!search && !repairs) return;
     for (int64_t share = kFirstShare; !done(); share *= 2) {
-      if (search) SearchFor(std::max(goal_, least_), work_ + share, *search);
+      const int64_t work = work_;
+      if (search && search_least_ < best_.height) SearchFor(std::max(goal_, search_least_), work_ + share, *search);
       const int64_t height = best_.height;
       const int64_t repair_share = repair_pays_ || !search ? share / kRepairsPerRound : share / 8;
       for (int i = 0; repairs && i < kRepairsPerRound && !done(); ++i) Repair(work_ + repair_share);
       repair_pays_ = best_.height < height;
       if (search && !done()) SearchBetween(share / (options_.capacity ? 32 : 8), *search);
-      if (least_ >= best_.height) return;  // nothing lower is left to be found
+      if (work_ == work) return;  // the search finds nothing lower, and nothing can be moved
     }
   }
 
@@ -149,7 +150,7 @@ class Attempt {
   void Repair(int64_t work_limit) {
     const bool from_best = ++repair_count_ % 2 != 0;
     const std::vector<int64_t>& start = from_best ? best_.offsets : greedy_offsets_[repair_count_ / 2 % greedy_offsets_.size()];
-    RepairResult result = RepairLayout(items_, start, best_.height, std::max(goal_, least_), options_.seed + repair_count_,
+    RepairResult result = RepairLayout(items_, start, best_.height, std::max(goal_, lower_bound_), options_.seed + repair_count_,
                                        std::min(work_limit, options_.work_limit), work_, [&] { return past_deadline(); });
     if (!result.complete || result.height >= best_.height) return;
     best_.offsets = std::move(result.offsets);
@@ -159,7 +160,7 @@ class Attempt {
 
   // Halves the distance between what is found and what is not, so that the height sinks or the bound rises.
   void SearchBetween(int64_t share, LayoutSearch& search) {
-    int64_t low = least_;  // not found below, if only for lack of work
+    int64_t low = search_least_;  // not found below, if only for lack of work
     while (!done() && low < best_.height) {
       const int64_t height = low + (best_.height - low) / 2;
       const SearchOutcome outcome = SearchFor(height, work_ + share, search);
@@ -172,7 +173,7 @@ class Attempt {
     const SearchOutcome outcome = search.Find(height, std::min(work_limit, options_.work_limit), work_,
                                               [&] { return past_deadline(); });
     if (outcome == SearchOutcome::kImpossible) lower_bound_ = std::max(lower_bound_, height + 1);
-    if (outcome == SearchOutcome::kImpossible || outcome == SearchOutcome::kExhausted) least_ = std::max(least_, height + 1);
+    if (outcome == SearchOutcome::kImpossible || outcome == SearchOutcome::kExhausted) search_least_ = std::max(search_least_, height + 1);
     if (outcome != SearchOutcome::kFound) return outcome;
     best_.offsets = search.offsets();
     best_.height = 0;
@@ -194,7 +195,7 @@ class Attempt {
   bool repair_pays_ = true;  // lowered the height when tried last
   bool passes_are_affordable_ = true;  // in the work there is
   int64_t lower_bound_ = items_.lower_bound;
-  int64_t least_ = items_.lower_bound;  // nothing more can be found below: the bound, or more where the search is not exact
+  int64_t search_least_ = items_.lower_bound;  // the search finds nothing below: the bound, or more where it is not exact
   int64_t work_ = 0;
 };
 

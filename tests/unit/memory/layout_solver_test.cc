@@ -223,10 +223,10 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& info) { return std::string(1, info.param.file[0]) + "_" + std::to_string(info.param.capacity); });
 
 // Arenas of steps far larger than the device: a few buffers of a third of the arena among hundreds of small pieces. The best
-// greedy order ends 10 to 26 % above the bound.
+// greedy order ends 6 to 26 % above the bound. In the last one copies of the step before go on: their buffers are one at both ends.
 TEST(LayoutSolverTest, ArenasOfTightBudgetsComeNearTheBound) {
   const std::pair<const char*, double> cases[] = {
-      {"dcgan256-quarter.csv", 0.03}, {"dcgan256-eighth.csv", 0.01}, {"dcgan256-tenth.csv", 0.05}};
+      {"dcgan256-quarter.csv", 0.03}, {"dcgan256-eighth.csv", 0.01}, {"dcgan256-tenth.csv", 0.05}, {"dcgan128-across.csv", 0.01}};
   for (const auto& [file, gap] : cases) {
     const absl::StatusOr<LayoutProblem> problem = ReadLayoutCsvFile(LayoutTestData(file));
     ASSERT_TRUE(problem.ok()) << problem.status();

@@ -152,6 +152,13 @@ class Solver {
     double score = 0;
   };
 
+  // An offer that was taken, and how it was before.
+  struct Taken {
+    size_t offer;
+    std::vector<Residence> before;  // of the item
+    double lane_seconds;
+  };
+
   // For `budget` bytes of the device; every choice on the way is considered for the real one.
   void Greedy(int64_t budget, ResidencyChoice choice) {
     ResidencyProblem tight = problem_;
@@ -211,34 +218,54 @@ class Solver {
       // As many at once as are certain to be needed.
       int64_t left = worst;
       bool progress = false;
-      for (const Offer& offer : offers) {
-        if (left <= 0) break;
-        const ResidencyGap& gap = gaps_[offer.gap];
-        std::vector<Residence> before = choice[gap.item];
-        Set(choice, gap, offer.residence);
-        // Where things run again, one choice can make another impossible.
-        if (options_.recompute) {
+      std::vector<Taken> group;
+      size_t most = offers.size();  // at a time
+      for (size_t next = 0; next < offers.size() && left > 0;) {
+        group.clear();
+        int64_t after = left;
+        size_t end = next;
+        for (; end < offers.size() && end - next < most && after > 0; ++end) {
+          const Offer& offer = offers[end];
+          const ResidencyGap& gap = gaps_[offer.gap];
+          const int64_t bytes = problem_.items[gap.item].bytes;
+          if (IsTier(offer.residence)) {
+            const int tier = TierOf(offer.residence);
+            if (bytes > tier_room[tier]) continue;
+            tier_room[tier] -= bytes;
+            group.push_back({end, choice[gap.item], TierSeconds(gap, tier, choice)});
+            lane[tier] += group.back().lane_seconds;
+          } else {
+            group.push_back({end, choice[gap.item], 0});
+          }
+          Set(choice, gap, offer.residence);
+          after -= bytes;
+        }
+        // Where things run again, one choice can make another impossible: halves are tried until it is found.
+        if (options_.recompute && !group.empty()) {
           ++trials_;
           if (!scheduler.Possible(choice)) {
-            choice[gap.item] = std::move(before);
+            for (auto taken = group.rbegin(); taken != group.rend(); ++taken) {
+              const Offer& offer = offers[taken->offer];
+              const int item = gaps_[offer.gap].item;
+              choice[item] = std::move(taken->before);
+              if (!IsTier(offer.residence)) continue;
+              tier_room[TierOf(offer.residence)] += problem_.items[item].bytes;
+              lane[TierOf(offer.residence)] -= taken->lane_seconds;
+            }
+            most = group.size() / 2;
+            if (most > 0) continue;
+            const Offer& offer = offers[group.front().offer];
             refused[offer.gap * (problem_.tiers.size() + 2) + static_cast<size_t>(offer.residence)] = true;
             progress = true;
+            most = 1;
+            next = end;
             continue;
           }
+          most *= 2;
         }
-        if (IsTier(offer.residence)) {
-          const int tier = TierOf(offer.residence);
-          if (problem_.items[gap.item].bytes > tier_room[tier]) {
-            choice[gap.item] = std::move(before);
-            continue;
-          }
-          tier_room[tier] -= problem_.items[gap.item].bytes;
-          std::swap(choice[gap.item], before);
-          lane[tier] += TierSeconds(gap, tier, choice);
-          std::swap(choice[gap.item], before);
-        }
-        left -= problem_.items[gap.item].bytes;
-        progress = true;
+        progress = progress || !group.empty();
+        left = after;
+        next = end;
       }
       if (!progress) break;
     }

@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kAlignmentBytes = 64;
 constexpr int64_t kFileBlockBytes = 4096;  // what a file tier asks for
 constexpr int64_t kWorkPerByte = 1000;     // of planning, about a millisecond for a KiB: small programs are planned in no time
+constexpr int64_t kMissedShare = 128;      // of a capacity that is missed, which is what residency leaves free in the next round
 
 // Which values share memory. Each class is known by one of its values, its root.
 class StorageClasses {
@@ -216,7 +217,10 @@ class LayoutMaker {
     }
     LayoutOptions layout_options{.work_limit = work_, .work_per_byte = kWorkPerByte};
     const int64_t capacity = device ? capacity_ : plan_.tiers[tier].options.budget_bytes;
-    if (capacity > 0 && capacity < INT64_MAX) layout_options.capacity = capacity;
+    if (capacity > 0 && capacity < INT64_MAX) {
+      layout_options.capacity = capacity;
+      layout_options.work_limit = std::min(work_, capacity / kMissedShare * kWorkPerByte + 1);
+    }
     GANTRY_ASSIGN_OR_RETURN(const Layout layout, SolveLayout(problem, layout_options));
     GANTRY_RETURN_IF_ERROR(CheckLayout(problem, layout));
     for (size_t i = 0; i < index.size(); ++i) plan_.buffers[index[i]].offset = layout.offsets[i];

@@ -28,6 +28,8 @@ namespace {
 constexpr int kBudgetRounds = 12;
 // Once a plan fits, larger targets are tried until the next is nearer than this part of the budget.
 constexpr int kTargetShare = 64;
+// Targets nearer to each other than this part of the budget are not worth another round.
+constexpr int kNearestTargets = 256;
 // Ops on so many pieces' worth of images are split by batch where it is needed: an eighth of the budget.
 constexpr int64_t kSplitPieces = 4;
 // Layout search: about a third of a second, for training programs meet their bound much earlier or not at all; none where only the order
@@ -61,10 +63,12 @@ int64_t LargestOpBytes(const ResidencyProblem& problem) {
   return largest;
 }
 
+// A weight, its gradient and a few pieces on their way in and out should be most of what an update takes.
+int64_t PieceBytes(int64_t budget) { return std::max<int64_t>(1, budget / 32); }
+
 // In so many parts of the batch as SplitBatch takes. Without `last`, kResourceExhausted says nothing.
 absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint, int batch_parts, bool last) {
-  // A weight, its gradient and a few pieces on their way in and out should be most of what an update takes.
-  const int64_t piece_bytes = std::max<int64_t>(1, budget / 32);
+  const int64_t piece_bytes = PieceBytes(budget);
   Plan base;
   GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, piece_bytes, batch_parts));
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
@@ -79,7 +83,7 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
   // A gap may stay as large as it was when the target sinks by its size, so steps grow.
   int64_t step_back = 0;
   std::optional<Plan> fits;
-  for (int round = 0; round < kBudgetRounds && target > 0; ++round) {
+  for (int round = 0; round < kBudgetRounds && target > 0 && (round == 0 || high - low >= budget / kNearestTargets); ++round) {
     GANTRY_ASSIGN_OR_RETURN(ResidencySolution solution, resider.Solve(target, options.recompute));
     if (!solution.fits && options.recompute) {
       // Where copies are slow the search runs ops again until what those need does not fit any more.
@@ -92,10 +96,9 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
         best = std::move(solution);
         break;
       }
-      // The step back was too long: half of it.
-      low = target;
+      // The step back was too long: half of it, of what is more than the search came down to.
+      low = std::clamp(solution.schedule.peak_bytes, target, high);
       target = low + (high - low) / 2;
-      if (high - low < budget / 256) break;
       continue;
     }
     GANTRY_ASSIGN_OR_RETURN(ResidentProgram resident, resider.Rewrite(solution));
@@ -145,8 +148,7 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
       low = target;
       target = low + (high - low) / 2;
     }
-    // To those who look for advice any plan will do, and programs in parts are long.
-    const bool good = high - low < budget / kTargetShare || (batch_parts > 1 && !options.advise);
+    const bool good = high - low < budget / kTargetShare || options.any_plan_will_do || (batch_parts > 1 && !options.advise);
     if (fits && good) break;
   }
   if (fits) {
@@ -162,11 +164,18 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
 
 // Whole batches where they fit, else the fewest parts that do.
 absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
-  for (int batch_parts = 1; batch_parts < kMostBatchParts; batch_parts *= 2) {
+  // What no number of parts changes is planned once.
+  std::string prepared[2];
+  for (const int index : {0, 1}) {
+    GANTRY_ASSIGN_OR_RETURN(const Program parts, PrepareProgram(program, options, PieceBytes(budget), index == 0 ? 1 : kMostBatchParts));
+    prepared[index] = Fingerprint(parts);
+  }
+  const int most = prepared[0] == prepared[1] ? 1 : kMostBatchParts;
+  for (int batch_parts = 1; batch_parts < most; batch_parts *= 2) {
     absl::StatusOr<Plan> plan = PlanInParts(program, options, budget, footprint, batch_parts, false);
     if (plan.ok() || !absl::IsResourceExhausted(plan.status())) return plan;
   }
-  return PlanInParts(program, options, budget, footprint, kMostBatchParts, true);
+  return PlanInParts(program, options, budget, footprint, most, true);
 }
 
 }  // namespace

@@ -83,6 +83,7 @@ struct PlanOptions {
   const KernelLibrary* exchanges = nullptr;
   std::shared_ptr<const Machine> machine;  // what was measured or described goes before `rates`; null: nothing was
   StepVariants variants;
+  bool any_plan_will_do = false;  // the first that fits its budget, which need not be the fastest
   bool advise = true;      // where nothing fits, look for what would: that plans the step several times
 };
 

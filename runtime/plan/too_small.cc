@@ -45,6 +45,7 @@ class Advice {
  public:
   Advice(const Program& program, const PlanOptions& options, int64_t budget) : program_(program), options_(options) {
     options_.advise = false;
+    options_.any_plan_will_do = true;
     // A share of the step would be another budget once the step is another.
     if (options.device_memory.bytes == 0) budget_flag_ = absl::StrFormat("--device-memory %d ", budget);
     options_.device_memory = {.bytes = budget};

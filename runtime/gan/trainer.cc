@@ -172,6 +172,15 @@ absl::Status Trainer::StartFiles(std::unique_ptr<CheckpointFolder> folder, int64
 }
 
 absl::Status Trainer::Resume(const std::string& given) {
+  absl::Status mine = ResumeOwn(given);
+  if (options_.ranks == nullptr) return mine;
+  // A folder that some of the ranks see is not one without a checkpoint.
+  GANTRY_ASSIGN_OR_RETURN(const double any, session_->AgreeOn(mine.ok() ? 1.0 : 0.0));
+  if (any > 0 && absl::IsNotFound(mine)) mine = absl::UnavailableError(absl::StrFormat("%s; other ranks of the job found theirs", Message(mine)));
+  return options_.ranks->Agree(mine);
+}
+
+absl::Status Trainer::ResumeOwn(const std::string& given) {
   if (folder_ != nullptr || session_->progress().steps > 0)
     return absl::FailedPreconditionError("a run can be resumed before its first step only");
   std::string path = given;

@@ -77,7 +77,8 @@ class Trainer {
   // output.directory. Call before the first Step. A folder stands for the newest good checkpoint in it. Lines of
   // metrics.jsonl beyond its step are cut off, later checkpoints are set aside (renamed). Warns of damaged checkpoints
   // that were passed over, and of keys that have changed since, for such a run differs. kNotFound where there is none;
-  // kInvalidArgument where it does not fit the run; kDataLoss where it is damaged. The trainer is then as it was.
+  // kInvalidArgument where it does not fit the run; kDataLoss where it is damaged. The trainer is then as it was. Of several ranks all do so
+  // or none: each ends with the error of the first that has one, kUnavailable where some find a checkpoint and some do not.
   absl::Status Resume(const std::string& checkpoint);
 
   // In a job that was started again and had begun before: goes on from the newest state that is whole, in memory or in a checkpoint, or from
@@ -124,6 +125,7 @@ class Trainer {
   bool collapsed() const { return low_diversity_steps_ >= kLowDiversitySteps; }
 
  private:
+  absl::Status ResumeOwn(const std::string& given);  // without asking the other ranks
   Trainer(RunConfig config, TrainerOptions options) : config_(std::move(config)), options_(std::move(options)) {}
   absl::Status Prepare(GanSessionOptions& options, RunNetworks& networks);  // all that comes before planning
   absl::Status Build(Device& device);

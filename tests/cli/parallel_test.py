@@ -130,6 +130,24 @@ class Parallel(GantryTestCase):
         self.assert_nothing_is_left()
         self.run_gantry("train", self.write_run(steps=1000000), "--resume", "latest", "--steps", "1")
 
+    def test_all_ranks_resume_or_none(self):
+        run = self.write_run(steps=4)
+        self.run_gantry("train", run, "--ranks", "2", "--steps", "2")
+        newest = self.path("out/" + self.checkpoints("out")[-1])
+        with open(newest, "rb") as file:
+            damaged = self.write("damaged.safetensors", file.read()[:-5])
+        own = f'exec {GANTRY} train {run} --resume $(if [ $GANTRY_RANK = 1 ]; then echo $OTHER; else echo {newest}; fi)'
+        for other, code, words in ((damaged, 65, "is cut short"), (self.path("none.safetensors"), 74, "none.safetensors"), (self.path("empty"), 74, "has no checkpoint")):
+            os.makedirs(self.path("empty"), exist_ok=True)
+            with self.subTest(other):
+                done = subprocess.run([GANTRY, "run", "-n", "2", "--", "sh", "-c", own], capture_output=True, text=True, cwd=self.folder, timeout=100,
+                                      env=dict(os.environ, OTHER=other))
+                self.assertEqual(done.returncode, code, done.stderr)
+                self.assertEqual(done.stderr.count(words), 1, done.stderr)
+                self.assertNotIn("is lost", done.stderr)
+        self.assertEqual(len(self.rows("out")), 2)
+        self.run_gantry("train", run, "--ranks", "2", "--resume", "latest")
+
     def test_a_killed_rank_is_named_by_the_other(self):
         process = self.start()
         os.kill(processes(f"GANTRY_TEST_MARKER={self.folder}")[1], signal.SIGKILL)

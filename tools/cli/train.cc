@@ -168,7 +168,7 @@ int RunTrain(const TrainOptions& options) {
   if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
   const Run run = Together(context.get(), [&] { return OpenRun(context.get(), options.run_file, given); });
   const char* going_on = "";
-  Require(gantry_run_restart(run.get(), options.resume.c_str(), &going_on));
+  Together(context.get(), [&] { Require(gantry_run_restart(run.get(), options.resume.c_str(), &going_on)); });
   if (first_rank && going_on[0] != '\0') std::fprintf(stderr, "gantry: %s\n", going_on);
   gantry_plan_info plan = GANTRY_PLAN_INFO_INIT;
   Require(gantry_run_plan_info(run.get(), &plan));

@@ -32,9 +32,9 @@ constexpr int kTargetShare = 64;
 constexpr int kNearestTargets = 256;
 // Ops on so many pieces' worth of images are split by batch where it is needed: an eighth of the budget.
 constexpr int64_t kSplitPieces = 4;
-// Layout search: about a third of a second, for training programs meet their bound much earlier or not at all; none where only the order
-// matters.
-constexpr int64_t kBestLayout = 300'000'000, kAnyLayout = 1;
+// Layout search: about a third of a second, for training programs meet their bound much earlier or not at all; a second for a budget, where
+// what does not fit makes each step longer; none where only the order matters.
+constexpr int64_t kBestLayout = 300'000'000, kLayoutWithin = 1'000'000'000, kAnyLayout = 1;
 
 std::string Describe(const PlannedBuffer& buffer) {
   return absl::StrFormat("%14d  %s%s%s%s%s", buffer.bytes, buffer.name, buffer.network.empty() ? "" : ", ", buffer.network,
@@ -108,7 +108,7 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
     GANTRY_RETURN_IF_ERROR(ChooseKernels(plan, options));
     for (size_t op = 0; op < plan.schedule.size(); ++op) plan.schedule[op].done_by = resident.done_by[op];
     SetWaits(plan, options, budget);
-    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, kBestLayout).status());
+    GANTRY_RETURN_IF_ERROR(LayOut(plan, options, budget, kLayoutWithin).status());
     int64_t tiers_over = 0;
     for (size_t tier = 0; tier < plan.tiers.size(); ++tier) {
       const int64_t over = plan.tiers[tier].bytes - plan.tiers[tier].options.budget_bytes;

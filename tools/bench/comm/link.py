@@ -7,7 +7,7 @@ The hosts are network namespaces joined by a veth pair that tbf holds to a rate 
 size: the part of the line rate that an all-reduce of f32 between two ranks reaches (bytes of the buffer, which is what each way of the link
 carries at least; the rate counts packets with their headers, so that about 95.6 % is all there is), how much of it is hidden behind compute
 that takes as long, and how much slower that compute is. Each rank has one core. Results are checked before they are timed. `ratio`: the
-peer's time by ours.
+peer's time by ours. `link_floor` is what the same bytes cost compute where threads do nothing but send and receive over a plain socket.
 """
 import argparse
 import json
@@ -55,6 +55,10 @@ def gloo(arguments):
                     for rank in (0, 1)])
 
 
+def floor(arguments):
+    return rows_of([([os.path.join(arguments.bin, "socket_floor"), str(rank), ADDRESSES[0]], {}) for rank in (0, 1)])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bin", default=os.path.join(HERE, "..", "..", "..", "build", "release", "bin"))
@@ -69,21 +73,23 @@ def main():
         remove_hosts()
         try:
             make_hosts(rate)
-            ours, theirs = gantry(arguments), gloo(arguments)
+            ours, theirs = gantry(arguments) | floor(arguments), gloo(arguments)
         except OSError as error:
             sys.exit(f"link.py: {error}")
         finally:
             remove_hosts()
         for (name, size), row in ours.items():
             peer = theirs.get((name, size))
-            line_rate = size * 8 / row["us"] / bits_per_us if name == "link_all_reduce" else None
+            line_rate = size * 8 / row["us"] / bits_per_us if "slower" in row else None
             if arguments.json:
                 print(json.dumps({"name": name, "ranks": 2, "rate": rate, "bytes": size, "us": row["us"], "line_rate": line_rate,
                                   "hidden": row.get("hidden"), "slower": row.get("slower"), "ratio": peer["us"] / row["us"] if peer else None}))
                 continue
             text = f"{rate} {name:20} {size >> 10:6} KiB {row['us'] / 1e3:9.2f} ms"
             if line_rate is not None:
-                text += f", {100 * line_rate:5.1f} % of the rate, {100 * row['hidden']:5.1f} % hidden, compute {100 * row['slower']:+5.1f} %"
+                text += f", {100 * line_rate:5.1f} % of the rate, compute {100 * row['slower']:+5.1f} %"
+            if "hidden" in row:
+                text += f", {100 * row['hidden']:5.1f} % hidden"
             if peer:
                 text += (f" | Gloo {peer['us'] / 1e3:9.2f} ms, {100 * size * 8 / peer['us'] / bits_per_us:5.1f} %, {100 * peer['hidden']:5.1f} % "
                          f"hidden, compute {100 * peer['slower']:+5.1f} %, ratio {peer['us'] / row['us']:.2f}")

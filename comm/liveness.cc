@@ -87,12 +87,13 @@ class Monitor final : public Liveness {
     period_ns_ = std::max<int64_t>(absl::ToInt64Nanoseconds(period), 1'000'000);
     last_tick_ns_ = MonotonicNs();
     for (auto& rank : ranks_) rank->last_sign_ns = last_tick_ns_;
+    // Words first: of several that have ended by now, they tell which was the first.
+    links_.HandleChannel(kLivenessChannel, [this](int from, LinkMessage message) { OnNotice(from, std::move(message)); });
+    links_.OnClosed([this](int rank, std::string_view why) { OnHangUp(rank, why); });
     for (int rank = 0; rank < links_.size(); ++rank) {
       if (rank == links_.rank() || !links_.peer(rank).visible) continue;
       WatchProcess(rank);
     }
-    links_.HandleChannel(kLivenessChannel, [this](int from, LinkMessage message) { OnNotice(from, std::move(message)); });
-    links_.OnClosed([this](int rank, std::string_view why) { OnHangUp(rank, why); });
     if (const int launcher = links_.job().launcher; launcher >= 0) {
       (void)links_.reactor().Add(launcher, EPOLLIN, [this, launcher](uint32_t) { ReadLauncher(launcher); });
     }
@@ -283,11 +284,9 @@ class Monitor final : public Liveness {
         it.why = why;
         it.why_is_cause = is_cause;
       }
-      if (first) order_.push_back(rank);
     }
     if (!first) return;
-    it.gone.store(true, std::memory_order_release);
-    losses_.fetch_add(1, std::memory_order_acq_rel);
+    // Before anybody here knows, who might end this process over it: the others would take it for the first.
     if (tell) {
       WireWriter notice;
       notice.U32(static_cast<uint32_t>(Notice::kLost));
@@ -296,6 +295,12 @@ class Monitor final : public Liveness {
       notice.Text(why.substr(0, kMaxWhyBytes));
       SendToAll(notice);  // also to the lost one, which may only have been stopped
     }
+    {
+      std::unique_lock lock(mutex_);
+      order_.push_back(rank);
+    }
+    it.gone.store(true, std::memory_order_release);
+    losses_.fetch_add(1, std::memory_order_acq_rel);
     const auto end = [this, rank, why] {
       links_.ReadNow(rank);  // what it said before is still to be had
       links_.Close(rank, why);

@@ -219,7 +219,7 @@ class LayoutMaker {
     const int64_t capacity = device ? capacity_ : plan_.tiers[tier].options.budget_bytes;
     if (capacity > 0 && capacity < INT64_MAX) {
       layout_options.capacity = capacity;
-      layout_options.work_limit = std::min(work_, capacity / kMissedShare * kWorkPerByte + 1);
+      layout_options.work_limit = std::min(work_ / kWorkPerByte, capacity / kMissedShare) * kWorkPerByte + 1;
     }
     GANTRY_ASSIGN_OR_RETURN(const Layout layout, SolveLayout(problem, layout_options));
     GANTRY_RETURN_IF_ERROR(CheckLayout(problem, layout));

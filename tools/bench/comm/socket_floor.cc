@@ -3,6 +3,7 @@
 // for `bytes` each way, and by how much the compute beside it is slower. link.py runs it on both hosts.
 #include <arpa/inet.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -100,9 +101,11 @@ int main(int argc, char** argv) {
     std::thread sender([&] { Stream(piece, [&](char* data, size_t bytes) { return send(connection, data, bytes, 0); }); });
     int least = 0;
     Stream(piece, [&](char* data, size_t bytes) {
-      // Wakes once all of the piece is there.
+      // Wakes once all of the piece is there; recv alone would take what there is and wait for as much again.
       const int all = static_cast<int>(bytes);
       if (all != std::exchange(least, all)) setsockopt(connection, SOL_SOCKET, SO_RCVLOWAT, &all, sizeof(all));
+      pollfd ready{.fd = connection, .events = POLLIN, .revents = 0};
+      if (poll(&ready, 1, -1) != 1) Fail("poll");
       return recv(connection, data, bytes, 0);
     });
     sender.join();

@@ -87,7 +87,7 @@ class Restart(GantryTestCase):
     def test_kills_at_random_moments(self):
         """The weights at the end are those of a run that nobody disturbed, to the bit."""
         generator = random.Random(11)
-        from_memory = all_struck = 0
+        from_memory = 0
         for split, ranks, how, memory in (("batch", 2, "train", ""), ("batch+shard", 3, "run", ""), ("space", 2, "run", ""),
                                           ("batch+shard", 3, "train", "--checkpoint-memory"), ("batch", 2, "run", "--checkpoint-memory=3"),
                                           ("batch+space+shard", 4, "train", "--checkpoint-memory"), ("batch", 1, "train", "--checkpoint-memory"), ("roles", 2, "train", "--checkpoint-memory"),
@@ -120,8 +120,7 @@ class Restart(GantryTestCase):
                         struck += 1
                         self.wait_for(lambda: process.poll() is not None or processes(self.marker).get(victim, pids[victim]) != pids[victim], process, may_end=True)
                 out, error = self.ended(process)
-                self.assertGreaterEqual(struck, 1)
-                all_struck += struck
+                self.assertGreaterEqual(struck, kills - 1)
                 for restart in range(1, struck):
                     self.assertRegex(error, rf"rank \d \(pid \d+\) was killed by signal 9 \(Killed\); restart {restart} of {kills}")
                 again = [int(count) for count in re.findall(r"restart \d: goes on from .*; step \d+ is the next, (\d+) steps are done again", error)]
@@ -138,7 +137,6 @@ class Restart(GantryTestCase):
                 self.assertEqual(self.states(f"killed-{split}"), self.states(f"calm-{split}"))
                 self.assertEqual(self.lines(f"killed-{split}"), self.lines(f"calm-{split}"))
         self.assertGreaterEqual(from_memory, 3)
-        self.assertGreaterEqual(all_struck, 30)  # of 40
 
     def test_how_soon_and_how_much(self):
         """From a kill to the first new step, and how many steps are done again, where states are kept in memory and where they are not."""

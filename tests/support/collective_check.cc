@@ -157,14 +157,11 @@ void FillBytes(std::byte* to, int64_t bytes, uint64_t seed, int rank, int64_t fi
 
 absl::Status Compare(std::string_view what, const Communicator& group, const std::byte* got, const std::byte* wanted,
                      int64_t bytes) {
-  if (std::equal(got, got + bytes, wanted)) return absl::OkStatus();  // at once: the loop below takes a byte at a time
-  for (int64_t i = 0; i < bytes; ++i) {
-    if (got[i] == wanted[i]) continue;
-    return absl::DataLossError(absl::StrFormat("%s: rank %d of %d: byte %d of %d is %02x, should be %02x", what,
-                                               group.rank(), group.size(), i, bytes, static_cast<int>(got[i]),
-                                               static_cast<int>(wanted[i])));
-  }
-  return absl::OkStatus();
+  if (std::equal(got, got + bytes, wanted)) return absl::OkStatus();
+  const int64_t i = std::mismatch(got, got + bytes, wanted).first - got;
+  return absl::DataLossError(absl::StrFormat("%s: rank %d of %d: byte %d of %d is %02x, should be %02x", what,
+                                             group.rank(), group.size(), i, bytes, static_cast<int>(got[i]),
+                                             static_cast<int>(wanted[i])));
 }
 
 absl::Status CheckGuard(std::string_view what, const Communicator& group, const std::byte* end) {

@@ -100,8 +100,7 @@ GreedyResult PlaceGreedily(const LayoutItems& items, std::span<const int32_t> or
   PlacedPieces placed(items.pieces.size(), items.section_count);
   for (const int32_t index : order) {
     const LayoutItem& item = items.items[index];
-    const std::span<const LayoutPiece> pieces(items.pieces.data() + item.piece_begin,
-                                              items.pieces.data() + item.piece_end);
+    const std::span<const LayoutPiece> pieces = items.PiecesOf(item);
     int64_t offset = item.fixed_offset;
     if (offset < 0) {
       offset = placed.FindHole(pieces, item.alignment, fit, work);

@@ -169,10 +169,10 @@ LayoutItems MakeLayoutItems(const LayoutProblem& problem) {
   result.section_count = MakeSections(raw, result.pieces);
   for (LayoutItem& item : result.items) {
     item.first = item.piece_begin == item.piece_end ? 0 : std::numeric_limits<int32_t>::max();
-    for (int32_t p = item.piece_begin; p < item.piece_end; ++p) {
-      item.first = std::min(item.first, result.pieces[p].first);
-      item.last = std::max(item.last, result.pieces[p].last);
-      item.size = std::max(item.size, result.pieces[p].size);
+    for (const LayoutPiece& piece : result.PiecesOf(item)) {
+      item.first = std::min(item.first, piece.first);
+      item.last = std::max(item.last, piece.last);
+      item.size = std::max(item.size, piece.size);
     }
     result.all_rectangles = result.all_rectangles && item.is_rectangle();
     result.has_fixed = result.has_fixed || item.fixed_offset >= 0;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "memory/layout/layout_problem.h"
@@ -40,6 +41,10 @@ struct LayoutItems {
   bool has_fixed = false;
   bool has_alignment = false;   // some alignment > 1
   bool all_rectangles = true;
+
+  std::span<const LayoutPiece> PiecesOf(const LayoutItem& item) const {
+    return std::span(pieces).subspan(item.piece_begin, item.piece_end - item.piece_begin);
+  }
 };
 
 // `problem` has to be valid.

@@ -5,6 +5,7 @@
 #include <limits>
 #include <random>
 #include <span>
+#include <tuple>
 #include <utility>
 
 #include "memory/layout/layout_placed.h"
@@ -60,9 +61,7 @@ class Repair {
  private:
   bool CanMove(int32_t item) const { return items_.items[item].fixed_offset < 0; }
 
-  std::span<const LayoutPiece> PiecesOf(int32_t item) const {
-    return std::span(items_.pieces).subspan(items_.items[item].piece_begin, items_.items[item].piece_end - items_.items[item].piece_begin);
-  }
+  std::span<const LayoutPiece> PiecesOf(int32_t item) const { return items_.PiecesOf(items_.items[item]); }
 
   void Put(int32_t item, int64_t offset) {
     offsets_[item] = offset;

@@ -228,14 +228,12 @@ class Solver {
           const Offer& offer = offers[end];
           const ResidencyGap& gap = gaps_[offer.gap];
           const int64_t bytes = problem_.items[gap.item].bytes;
-          if (IsTier(offer.residence)) {
-            const int tier = TierOf(offer.residence);
-            if (bytes > tier_room[tier]) continue;
+          const int tier = IsTier(offer.residence) ? TierOf(offer.residence) : -1;
+          if (tier >= 0 && bytes > tier_room[tier]) continue;
+          group.push_back({end, choice[gap.item], tier >= 0 ? TierSeconds(gap, tier, choice) : 0.0});
+          if (tier >= 0) {
             tier_room[tier] -= bytes;
-            group.push_back({end, choice[gap.item], TierSeconds(gap, tier, choice)});
             lane[tier] += group.back().lane_seconds;
-          } else {
-            group.push_back({end, choice[gap.item], 0});
           }
           Set(choice, gap, offer.residence);
           after -= bytes;
@@ -252,12 +250,11 @@ class Solver {
               tier_room[TierOf(offer.residence)] += problem_.items[item].bytes;
               lane[TierOf(offer.residence)] -= taken->lane_seconds;
             }
-            most = group.size() / 2;
-            if (most > 0) continue;
+            most = std::max<size_t>(1, group.size() / 2);
+            if (group.size() > 1) continue;
             const Offer& offer = offers[group.front().offer];
             refused[offer.gap * (problem_.tiers.size() + 2) + static_cast<size_t>(offer.residence)] = true;
             progress = true;
-            most = 1;
             next = end;
             continue;
           }

@@ -125,10 +125,10 @@ class Trainer {
   bool collapsed() const { return low_diversity_steps_ >= kLowDiversitySteps; }
 
  private:
-  absl::Status ResumeOwn(const std::string& given);  // without asking the other ranks
   Trainer(RunConfig config, TrainerOptions options) : config_(std::move(config)), options_(std::move(options)) {}
   absl::Status Prepare(GanSessionOptions& options, RunNetworks& networks);  // all that comes before planning
   absl::Status Build(Device& device);
+  absl::Status ResumeOwn(const std::string& given);  // without asking the other ranks
   absl::Status CheckUsable() const;
   bool writes() const { return session_->rank() == 0; }
   absl::Status OpenFolder();  // of a new run, once; a call of all ranks

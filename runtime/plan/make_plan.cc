@@ -66,11 +66,11 @@ int64_t LargestOpBytes(const ResidencyProblem& problem) {
 // A weight, its gradient and a few pieces on their way in and out should be most of what an update takes.
 int64_t PieceBytes(int64_t budget) { return std::max<int64_t>(1, budget / 32); }
 
-// In so many parts of the batch as SplitBatch takes. Without `last`, kResourceExhausted says nothing.
-absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint, int batch_parts, bool last) {
-  const int64_t piece_bytes = PieceBytes(budget);
+// `prepared` is `program` in so many parts of the batch as SplitBatch takes. Without `last`, kResourceExhausted says nothing.
+absl::StatusOr<Plan> PlanInParts(const Program& program, Program prepared, const PlanOptions& options, int64_t budget, int64_t footprint,
+                                 int batch_parts, bool last) {
   Plan base;
-  GANTRY_ASSIGN_OR_RETURN(base.program, PrepareProgram(program, options, piece_bytes, batch_parts));
+  base.program = std::move(prepared);
   GANTRY_RETURN_IF_ERROR(ChooseKernels(base, options));
   GANTRY_ASSIGN_OR_RETURN(const std::vector<TakeOver> taken_over, LayOut(base, options, budget, kAnyLayout));
   Resider resider(base, taken_over, options);
@@ -134,7 +134,7 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
     } else {
       if (!fits || solution.schedule.seconds < fits->residency.seconds) {
         const ResidencySchedule& schedule = solution.schedule;
-        plan.residency = {.used = true, .budget_bytes = budget, .piece_bytes = piece_bytes, .batch_parts = batch_parts, .footprint_bytes = footprint, .seconds = schedule.seconds,
+        plan.residency = {.used = true, .budget_bytes = budget, .piece_bytes = PieceBytes(budget), .batch_parts = batch_parts, .footprint_bytes = footprint, .seconds = schedule.seconds,
                           .wait_seconds = schedule.wait_seconds, .recompute_seconds = schedule.recompute_seconds,
                           .unlimited_seconds = unlimited, .bound_seconds = solution.bound_seconds};
         for (const ResidencyAction& action : schedule.actions) {
@@ -148,6 +148,7 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
       low = target;
       target = low + (high - low) / 2;
     }
+    // Where nobody asks for advice, many plans are compared, and programs in parts are long.
     const bool good = high - low < budget / kTargetShare || options.any_plan_will_do || (batch_parts > 1 && !options.advise);
     if (fits && good) break;
   }
@@ -164,18 +165,20 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, const PlanOptions& opti
 
 // Whole batches where they fit, else the fewest parts that do.
 absl::StatusOr<Plan> PlanWithin(const Program& program, const PlanOptions& options, int64_t budget, int64_t footprint) {
+  const auto Prepare = [&](int batch_parts) { return PrepareProgram(program, options, PieceBytes(budget), batch_parts); };
+  const auto InParts = [&](Program prepared, int batch_parts, bool last) {
+    return PlanInParts(program, std::move(prepared), options, budget, footprint, batch_parts, last);
+  };
+  GANTRY_ASSIGN_OR_RETURN(Program whole, Prepare(1));
+  GANTRY_ASSIGN_OR_RETURN(Program most, Prepare(kMostBatchParts));
   // What no number of parts changes is planned once.
-  std::string prepared[2];
-  for (const int index : {0, 1}) {
-    GANTRY_ASSIGN_OR_RETURN(const Program parts, PrepareProgram(program, options, PieceBytes(budget), index == 0 ? 1 : kMostBatchParts));
-    prepared[index] = Fingerprint(parts);
+  if (Fingerprint(whole) == Fingerprint(most)) return InParts(std::move(whole), 1, true);
+  absl::StatusOr<Plan> plan = InParts(std::move(whole), 1, false);
+  for (int batch_parts = 2; batch_parts < kMostBatchParts && absl::IsResourceExhausted(plan.status()); batch_parts *= 2) {
+    GANTRY_ASSIGN_OR_RETURN(Program some, Prepare(batch_parts));
+    plan = InParts(std::move(some), batch_parts, false);
   }
-  const int most = prepared[0] == prepared[1] ? 1 : kMostBatchParts;
-  for (int batch_parts = 1; batch_parts < most; batch_parts *= 2) {
-    absl::StatusOr<Plan> plan = PlanInParts(program, options, budget, footprint, batch_parts, false);
-    if (plan.ok() || !absl::IsResourceExhausted(plan.status())) return plan;
-  }
-  return PlanInParts(program, options, budget, footprint, most, true);
+  return absl::IsResourceExhausted(plan.status()) ? InParts(std::move(most), kMostBatchParts, true) : std::move(plan);
 }
 
 }  // namespace

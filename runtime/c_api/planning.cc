@@ -202,22 +202,30 @@ gantry_status gantry_calibrate(gantry_context* context, const gantry_calibrate_c
     CalibrateOptions options{.directory = std::string(Text(given.directory))};
     if (given.steps > 0) options.steps = given.steps;
     options.progress = [&](std::string_view line) { shared.Log(GANTRY_LOG_INFO, line); };
-    Machine machine;
-    std::error_code error;
-    if (run && std::filesystem::exists(path, error)) {
+    JobRanks* const ranks = shared.ranks.get();
+    if (ranks != nullptr && !run) return Error(GANTRY_INVALID_ARGUMENT, "ranks are measured at a run's step: name a run file");
+    const bool first = ranks == nullptr || ranks->rank() == 0;
+    const auto Known = [&]() -> absl::StatusOr<Machine> {
+      std::error_code error;
+      if (!run || !std::filesystem::exists(path, error)) return Calibrate(options, *shared.device);
       absl::StatusOr<std::shared_ptr<const Machine>> known = FindMachine(path);
       if (!known.ok()) return FromFile(known.status());
-      machine = **known;
-    } else {
-      GANTRY_ASSIGN_OR_RETURN(machine, Calibrate(options, *shared.device));
+      return **known;
+    };
+    absl::StatusOr<Machine> machine = first ? Known() : Machine();
+    if (ranks != nullptr) {
+      const absl::StatusOr<std::string> text = ranks->FromFirst(machine.ok() ? ToToml(*machine) : absl::StatusOr<std::string>(machine.status()));
+      GANTRY_RETURN_IF_ERROR(shared.FromRanks(text.status()));
+      machine = ParseMachine(*text, path);
     }
+    GANTRY_RETURN_IF_ERROR(machine.status());
     if (run) {
-      absl::StatusOr<CalibratedStep> step = CalibrateRun(*run, options.steps, machine, *shared.device);
-      if (!step.ok()) return FromFile(step.status());
+      absl::StatusOr<CalibratedStep> step = CalibrateRun(*run, options.steps, ranks, *machine, *shared.device);
+      if (!step.ok()) return FromFile(shared.FromRanks(step.status()));
       written.predicted_seconds = step->predicted_seconds;
       written.measured_seconds = step->measured_seconds;
     }
-    GANTRY_RETURN_IF_ERROR(ToFile(WriteMachine(path, machine)));
+    if (first) GANTRY_RETURN_IF_ERROR(ToFile(WriteMachine(path, *machine)));
     std::copy(path.begin(), path.end(), written.path);
     return result == nullptr ? absl::OkStatus() : WriteStruct(result, written, "gantry_calibration");
   });

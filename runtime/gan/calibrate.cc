@@ -4,8 +4,6 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
-#include <limits>
-#include <map>
 #include <thread>
 
 #include "memory/tier/copy_lanes.h"
@@ -14,17 +12,13 @@
 #include "runtime/gan/machine_file.h"
 #include "runtime/gan/run_networks.h"
 #include "runtime/gan/run_planning.h"
-#include "runtime/plan/cost_model.h"
+#include "runtime/gan/step_costs.h"
 
 namespace gantry {
 namespace {
 
-// Two samples as near as this are one.
-constexpr double kSameWork = 0.02;
 // Copies as a step makes them, measured over so much memory that caches do not hold it.
 constexpr int64_t kCopyBytes = int64_t{4} << 20, kCopyArea = int64_t{128} << 20;
-// Ops with more operations per byte than this tell about compute, others about memory.
-constexpr double kIntense = 16.0;
 
 struct Workload {
   std::string_view family;
@@ -39,13 +33,6 @@ constexpr Workload kWorkloads[] = {
 };
 
 double Now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
-
-// The lower one of two in the middle. `values` must not be empty.
-double Median(std::vector<double>& values) {
-  const auto middle = values.begin() + static_cast<int64_t>((values.size() - 1) / 2);
-  std::nth_element(values.begin(), middle, values.end());
-  return *middle;
-}
 
 absl::StatusOr<std::unique_ptr<GanSession>> MakeSession(const Workload& workload, Device& device) {
   GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(workload.family, {.image_size = workload.size, .width = workload.width, .batch = workload.batch}));
@@ -64,39 +51,6 @@ absl::StatusOr<std::unique_ptr<GanSession>> MakeSession(const Workload& workload
   generators.push_back({"generator", std::move(family.generator), defaults.generator});
   discriminators.push_back({"discriminator", std::move(family.discriminator), defaults.discriminator});
   return GanSession::Create(options, std::move(generators), std::move(discriminators), device);
-}
-
-std::vector<float> MadeUpSamples(const GanSession& session) {
-  std::vector<float> real(session.real_elements() * session.draws_per_step());
-  for (size_t i = 0; i < real.size(); ++i) real[i] = std::sin(0.37f * static_cast<float>(i % 65536));
-  return real;
-}
-
-void AddSample(MeasuredKernel& kernel, const KernelSample& sample) {
-  const auto Near = [](double a, double b) { return std::abs(std::log((1 + a) / (1 + b))) < kSameWork; };
-  for (KernelSample& known : kernel.samples) {
-    if (!Near(known.flops, sample.flops) || !Near(known.bytes, sample.bytes)) continue;
-    // The geometric mean of all that is the same work: other strides, other neighbours in the step.
-    known.seconds = std::sqrt(known.seconds * sample.seconds);
-    return;
-  }
-  kernel.samples.push_back(sample);
-}
-
-// Rates for ops that no sample tells about: sums over all samples.
-void SetOverallRates(Machine& machine) {
-  double flops = 0, flop_seconds = 0, bytes = 0, byte_seconds = 0, least = std::numeric_limits<double>::infinity();
-  for (const MeasuredKernel& kernel : machine.kernels) {
-    for (const KernelSample& sample : kernel.samples) {
-      least = std::min(least, sample.seconds);
-      const bool intense = sample.flops > kIntense * sample.bytes;
-      (intense ? flops : bytes) += intense ? sample.flops : sample.bytes;
-      (intense ? flop_seconds : byte_seconds) += sample.seconds;
-    }
-  }
-  if (flop_seconds > 0) machine.flops_per_second = flops / flop_seconds;
-  if (byte_seconds > 0) machine.bytes_per_second = bytes / byte_seconds;
-  if (std::isfinite(least)) machine.op_seconds = least;
 }
 
 // Copies in one direction until told to stop.
@@ -149,67 +103,65 @@ absl::StatusOr<MachineTier> MeasureTier(const TierOptions& options, GanSession& 
 
 }  // namespace
 
-absl::StatusOr<double> MeasureStep(GanSession& session, int steps) {
-  const std::vector<float> real = MadeUpSamples(session);
-  std::vector<double> seconds;
-  for (int step = 0; step <= steps; ++step) {
-    const double begin = Now();
-    GANTRY_RETURN_IF_ERROR(session.Step({.real = real}));
-    if (step > 0) seconds.push_back(Now() - begin);
-  }
-  return Median(seconds);
-}
+namespace {
 
-absl::Status AddSamples(GanSession& session, int steps, Machine& machine) {
-  const std::vector<float> real = MadeUpSamples(session);
-  Executor& executor = session.executor();
-  std::vector<std::vector<double>> seconds(executor.op_seconds().size());  // of each op, by step
-  for (int step = 0; step <= steps; ++step) {
-    executor.SetProfiling(true);
-    GANTRY_RETURN_IF_ERROR(session.Step({.real = real}));
-    if (step == 0) continue;
-    for (size_t op = 0; op < seconds.size(); ++op) seconds[op].push_back(executor.op_seconds()[op]);
+// The samples of every rank, the same on all of them afterwards.
+absl::Status AddOfAll(JobRanks* ranks, std::vector<MeasuredKernel> mine, Machine& machine) {
+  if (ranks == nullptr) {
+    AddSamples(mine, machine);
+    return absl::OkStatus();
   }
-  executor.SetProfiling(false);
-  const Plan& plan = session.plan();
-  size_t index = 0;  // the executor leaves views out
-  for (const PlannedOp& step : plan.schedule) {
-    const Op& op = plan.program.ops()[step.op];
-    if (op.definition->is_view) continue;
-    const double median = Median(seconds[index++]);
-    if (step.kernel == nullptr || !(median > 0)) continue;
-    const std::string family = FamilyOf(op, *step.kernel);
-    const int threads = session.options().plan.thread_count;
-    auto kernel = std::find_if(machine.kernels.begin(), machine.kernels.end(),
-                               [&](const MeasuredKernel& known) { return known.family == family && known.threads == threads; });
-    if (kernel == machine.kernels.end()) kernel = machine.kernels.insert(kernel, {family, threads, {}});
-    const OpWork work = WorkOf(plan.program, step.op);
-    if (work.bytes > 0) AddSample(*kernel, {work.flops, work.bytes, median});
+  GANTRY_ASSIGN_OR_RETURN(const std::vector<std::string> of_ranks, ranks->Gather(ToToml({.kernels = std::move(mine)})));
+  for (const std::string& text : of_ranks) {
+    GANTRY_ASSIGN_OR_RETURN(const Machine measured, ParseMachine(text, "what a rank has measured"));
+    AddSamples(measured.kernels, machine);
   }
-  std::sort(machine.kernels.begin(), machine.kernels.end(),
-            [](const MeasuredKernel& a, const MeasuredKernel& b) { return std::tie(a.family, a.threads) < std::tie(b.family, b.threads); });
-  SetOverallRates(machine);
   return absl::OkStatus();
 }
 
-absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& given, int steps, Machine& machine, Device& device) {
+absl::StatusOr<std::unique_ptr<GanSession>> SessionOf(const RunConfig& config, JobRanks* ranks, const Machine& machine, Device& device) {
+  const auto Prepare = [&](GanSessionOptions& options, RunNetworks& networks) -> absl::Status {
+    GANTRY_ASSIGN_OR_RETURN(networks, BuildRunNetworks(config));
+    GANTRY_ASSIGN_OR_RETURN(options, RunPlanning::SessionOptionsOf(config, std::make_shared<const Machine>(machine), ranks));
+    return absl::OkStatus();
+  };
+  GanSessionOptions options;
+  RunNetworks networks;
+  absl::Status prepared = Prepare(options, networks);
+  if (ranks != nullptr) prepared = ranks->Agree(prepared);
+  GANTRY_RETURN_IF_ERROR(prepared);
+  return GanSession::Create(options, std::move(networks.generators), std::move(networks.discriminators), device);
+}
+
+}  // namespace
+
+absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& given, int steps, JobRanks* ranks, Machine& machine, Device& device) {
   RunConfig config = given;
-  GANTRY_RETURN_IF_ERROR(FindSampleShape(config).status());
+  absl::Status found = FindSampleShape(config).status();
+  if (ranks != nullptr) found = ranks->Agree(found);
+  GANTRY_RETURN_IF_ERROR(found);
+  if (config.threads == 0) config.threads = device.thread_count();
   CalibratedStep result;
-  for (const bool again : {false, true}) {
-    GANTRY_ASSIGN_OR_RETURN(RunNetworks networks, BuildRunNetworks(config));
-    GanSessionOptions options{.step = config.step, .plan = config.plan, .seed = config.seed};
-    options.plan.thread_count = static_cast<int>(config.threads);
-    SetMachine(std::make_shared<const Machine>(machine), options.plan);
-    GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<GanSession> session,
-                            GanSession::Create(options, std::move(networks.generators), std::move(networks.discriminators), device));
-    if (!again) {
-      GANTRY_RETURN_IF_ERROR(AddSamples(*session, steps, machine));
-      continue;
-    }
+  {
+    GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<GanSession> session, SessionOf(config, ranks, machine, device));
+    GANTRY_ASSIGN_OR_RETURN(StepCosts costs, MeasureOps(*session, steps));
+    GANTRY_ASSIGN_OR_RETURN(const std::optional<MachineLink> link, MeasureLink(*session, costs));
+    if (link) SetLink(*link, machine);
+    GANTRY_RETURN_IF_ERROR(AddOfAll(ranks, std::move(costs.kernels), machine));
+  }
+  {
+    GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<GanSession> session, SessionOf(config, ranks, machine, device));
     result.predicted_seconds = session->plan().residency.seconds;
     GANTRY_ASSIGN_OR_RETURN(result.measured_seconds, MeasureStep(*session, steps));
+    // The split, where it was left open, is what the ranks have chosen.
+    if (ranks != nullptr) config.parallel = session->options().parallel.Text();
   }
+  if (ranks == nullptr) return result;
+  GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<RunPlanning> planning,
+                          RunPlanning::Create(config, device.thread_count(), std::make_shared<const Machine>(machine)));
+  SplitSearch search;  // the split is known
+  GANTRY_ASSIGN_OR_RETURN(const JobPlan job, planning->PlanRanks(ranks->size(), 0, config.parallel, search));
+  result.predicted_seconds = job.simulation.seconds;
   return result;
 }
 
@@ -219,7 +171,9 @@ absl::StatusOr<Machine> Calibrate(const CalibrateOptions& options, Device& devic
   for (const Workload& workload : kWorkloads) {
     GANTRY_ASSIGN_OR_RETURN(const std::unique_ptr<GanSession> session, MakeSession(workload, device));
     const double begin = Now();
-    GANTRY_RETURN_IF_ERROR(Annotate(AddSamples(*session, options.steps, machine), absl::StrFormat("calibration on %s", workload.family)));
+    const absl::StatusOr<StepCosts> costs = MeasureOps(*session, options.steps);
+    if (!costs.ok()) return Annotate(costs.status(), absl::StrFormat("calibration on %s", workload.family));
+    AddSamples(costs->kernels, machine);
     if (options.progress) {
       options.progress(absl::StrFormat("%s %dx%d, batch %d%s: %.2f s", workload.family, workload.size, workload.size, workload.batch,
                                        workload.share < 1 ? ", half the memory" : "", Now() - begin));

@@ -7,8 +7,8 @@
 #include <string_view>
 
 #include "memory/device.h"
-#include "runtime/gan/gan_session.h"
 #include "runtime/gan/run_config.h"
+#include "runtime/partition/job_ranks.h"
 #include "runtime/plan/machine.h"
 
 namespace gantry {
@@ -26,13 +26,9 @@ absl::StatusOr<Machine> Calibrate(const CalibrateOptions& options, Device& devic
 struct CalibratedStep {
   double predicted_seconds = 0, measured_seconds = 0;
 };
-// Adds what the ops of a run's step took to `machine`, and plans and measures the step again with it. The data are made up.
-absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& config, int steps, Machine& machine, Device& device);
-
-// Runs `steps` steps of a session on made-up data and adds what its ops took to `machine`. The session is of no further use.
-absl::Status AddSamples(GanSession& session, int steps, Machine& machine);
-
-// Seconds of a step of the session on made-up data: the median of `steps` (>= 1), without a first one.
-absl::StatusOr<double> MeasureStep(GanSession& session, int steps);
+// Adds what the ops of a run's step took to `machine`, and plans and measures the step again with it. The data are made up. In a job (`ranks`
+// not null) a call of all ranks with the same arguments: ops are measured while the others are at work, those of all ranks are added, with the
+// link between the ranks, and `machine` is the same on all of them afterwards.
+absl::StatusOr<CalibratedStep> CalibrateRun(const RunConfig& config, int steps, JobRanks* ranks, Machine& machine, Device& device);
 
 }  // namespace gantry

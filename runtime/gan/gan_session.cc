@@ -148,6 +148,7 @@ absl::Status GanSession::PlanAndReserve(const Program& program) {
   if (options_.ranks != nullptr) {
     exchanges_ = std::make_unique<ExchangeKernels>();
     options_.plan.exchanges = exchanges_.get();
+    options_.plan.ranks_of_machine = options_.ranks->RanksOfMachine();
     Parallel& parallel = options_.parallel;
     for (const GanRole& role : generators_) parallel.generators.push_back(role.name);
     GANTRY_RETURN_IF_ERROR(ChooseSplit(program));

@@ -75,6 +75,8 @@ class GanSession {
 
   int rank() const { return options_.ranks == nullptr ? 0 : options_.ranks->rank(); }
   int rank_count() const { return options_.ranks == nullptr ? 1 : options_.ranks->size(); }
+  // The group of all ranks; null for one rank.
+  Communicator* world() { return fabric_ == nullptr ? nullptr : &fabric_->world(); }
   // The largest of what all ranks give. kUnavailable names a rank that is lost.
   absl::StatusOr<double> AgreeOn(double mine);
   // What all ranks give, by rank.

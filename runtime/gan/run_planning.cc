@@ -49,12 +49,33 @@ void RunPlanning::SetVariants(const RunConfig& config, PlanOptions& options) {
                       }};
 }
 
+absl::StatusOr<Parallel> ParallelOf(const RunConfig& config, const std::string& split) {
+  GANTRY_ASSIGN_OR_RETURN(Parallel parallel, Parallel::Parse(split));
+  PlanOptions plan = config.plan;  // which has what belongs to it
+  GANTRY_ASSIGN_OR_RETURN(const ExchangeSettings exchanges, SetExchanges(config.exchanges, plan));
+  parallel.exchanges.bucket_bytes = exchanges.bucket_bytes;
+  parallel.across_steps = exchanges.across;
+  return parallel;
+}
+
+absl::StatusOr<GanSessionOptions> RunPlanning::SessionOptionsOf(const RunConfig& config, std::shared_ptr<const Machine> machine, JobRanks* ranks) {
+  GanSessionOptions options{.step = config.step, .plan = config.plan, .seed = config.seed, .plan_file = config.plan_file, .ranks = ranks};
+  options.plan.thread_count = static_cast<int>(config.threads);
+  GANTRY_ASSIGN_OR_RETURN(options.parallel, ParallelOf(config, config.parallel));
+  SetMachine(std::move(machine), options.plan);
+  return options;
+}
+
 absl::StatusOr<std::unique_ptr<RunPlanning>> RunPlanning::Create(RunConfig config, int thread_count) {
+  GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config.memory.machine));
+  return Create(std::move(config), thread_count, std::move(machine));
+}
+
+absl::StatusOr<std::unique_ptr<RunPlanning>> RunPlanning::Create(RunConfig config, int thread_count, std::shared_ptr<const Machine> machine) {
   std::unique_ptr<RunPlanning> planning(new RunPlanning());
   GANTRY_RETURN_IF_ERROR(FindSampleShape(config).status());
   planning->options_ = config.plan;
   planning->options_.thread_count = config.threads > 0 ? static_cast<int>(config.threads) : thread_count;
-  GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config.memory.machine));
   SetMachine(std::move(machine), planning->options_);
   SetVariants(config, planning->options_);
   planning->config_ = std::move(config);
@@ -86,7 +107,7 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
   if (nodes > 0 && (ranks - 1) / per_node + 1 != nodes) {
     return absl::InvalidArgumentError(absl::StrFormat("%d ranks at %d a node do not take %d nodes", ranks, per_node, nodes));
   }
-  GANTRY_ASSIGN_OR_RETURN(Parallel split, Parallel::Parse(parallel.empty() ? config_.parallel : parallel));
+  GANTRY_ASSIGN_OR_RETURN(Parallel split, ParallelOf(config_, parallel.empty() ? config_.parallel : parallel));
   for (const NetworkConfig& generator : config_.generators) split.generators.push_back(generator.name);
   const PlanOptions options = OptionsOfRanks(ranks);
   SetSpeeds(options, ranks, split);

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "runtime/data/data_set.h"
+#include "runtime/gan/gan_session.h"
 #include "runtime/gan/run_config.h"
 #include "runtime/plan/what_if.h"
 #include "runtime/simulate/plan_ranks.h"
@@ -16,6 +17,8 @@ class RunPlanning {
  public:
   // `thread_count`: of the device, for a run that does not say. Errors as Trainer::Create.
   static absl::StatusOr<std::unique_ptr<RunPlanning>> Create(RunConfig config, int thread_count);
+  // With the costs of `machine` instead of those of the file that the run names; null: of none.
+  static absl::StatusOr<std::unique_ptr<RunPlanning>> Create(RunConfig config, int thread_count, std::shared_ptr<const Machine> machine);
 
   const RunConfig& config() const { return config_; }
   // For MakePlan: with the machine, and with how to build the step for advice where it does not fit.
@@ -32,6 +35,8 @@ class RunPlanning {
 
   // The step program of a run, whose channels must be known.
   static absl::StatusOr<Program> BuildStep(const RunConfig& config, const StepVariation& variation);
+  // How a session of the run is made: as its keys say, planned with the costs of `machine`, which may be null. `ranks`: of the job, or null.
+  static absl::StatusOr<GanSessionOptions> SessionOptionsOf(const RunConfig& config, std::shared_ptr<const Machine> machine, JobRanks* ranks);
   // How MakePlan can build the step of this run with other accumulation.
   static void SetVariants(const RunConfig& config, PlanOptions& options);
 

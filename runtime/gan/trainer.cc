@@ -60,15 +60,8 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(RunConfig config, Devic
 absl::Status Trainer::Prepare(GanSessionOptions& options, RunNetworks& networks) {
   GANTRY_ASSIGN_OR_RETURN(data_set_, FindSampleShape(config_));
   GANTRY_ASSIGN_OR_RETURN(networks, BuildRunNetworks(config_));
-  options = {.step = config_.step, .plan = config_.plan, .seed = config_.seed, .plan_file = config_.plan_file};
-  options.plan.thread_count = static_cast<int>(config_.threads);
-  options.ranks = options_.ranks;
-  GANTRY_ASSIGN_OR_RETURN(options.parallel, Parallel::Parse(config_.parallel));
-  GANTRY_ASSIGN_OR_RETURN(const ExchangeSettings exchanges, SetExchanges(config_.exchanges, options.plan));
-  options.parallel.exchanges.bucket_bytes = exchanges.bucket_bytes;
-  options.parallel.across_steps = exchanges.across;
   GANTRY_ASSIGN_OR_RETURN(std::shared_ptr<const Machine> machine, FindMachine(config_.memory.machine));
-  SetMachine(std::move(machine), options.plan);
+  GANTRY_ASSIGN_OR_RETURN(options, RunPlanning::SessionOptionsOf(config_, std::move(machine), options_.ranks));
   if (options_.ranks == nullptr) RunPlanning::SetVariants(config_, options.plan);  // of a whole step, not of one rank's
   return absl::OkStatus();
 }

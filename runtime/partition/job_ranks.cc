@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <map>
 #include <numeric>
 #include <vector>
 
@@ -87,6 +88,13 @@ absl::StatusOr<std::string> JobRanks::FromFirst(const absl::StatusOr<std::string
   }
   GANTRY_ASSIGN_OR_RETURN(const LinkMessage told, links_->Receive(0, kAgreementChannel, kPlanningTimeout));
   return TextOf(told.bytes);
+}
+
+int JobRanks::RanksOfMachine() const {
+  std::map<int, int> ranks;
+  int most = 0;
+  for (int rank = 0; rank < size(); ++rank) most = std::max(most, ++ranks[links_->peer(rank).node]);
+  return most;
 }
 
 absl::StatusOr<int> JobRanks::ShareOfCores() {

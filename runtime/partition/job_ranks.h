@@ -35,6 +35,9 @@ class JobRanks {
   // the ranks of its machine that may use the same; at least 1.
   absl::StatusOr<int> ShareOfCores();
 
+  // The most ranks that a machine of the job has: the same on all of them.
+  int RanksOfMachine() const;
+
   int rank() const { return links_->rank(); }
   int size() const { return links_->size(); }
   Links& links() { return *links_; }

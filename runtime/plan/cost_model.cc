@@ -14,6 +14,9 @@ constexpr double kReferenceSlowdown = 40.0;
 // Samples that an op is compared with.
 constexpr size_t kNearest = 4;
 
+// Twice as many ranks at work count as work that is different by 15 %.
+constexpr double kOfRanks = 0.2;
+
 // Samples of the number of threads nearest to `threads`, the smaller of two.
 bool IsNearer(int threads, int candidate, int now) {
   const auto Distance = [&](int other) { return std::abs(std::log2(static_cast<double>(other) / threads)); };
@@ -60,8 +63,13 @@ std::string FamilyOf(const Op& op, const Kernel& kernel) {
 CostModel::CostModel(const PlanOptions& options) : options_(options) {
   if (options.machine == nullptr) return;
   for (const MeasuredKernel& kernel : options.machine->kernels) {
-    const MeasuredKernel*& known = measured_[kernel.family];
-    if (known == nullptr || IsNearer(std::max(1, options.thread_count), kernel.threads, known->threads)) known = &kernel;
+    std::vector<Measured>& known = measured_[kernel.family];
+    if (!known.empty() && kernel.threads != known[0].kernel->threads) {
+      if (!IsNearer(std::max(1, options.thread_count), kernel.threads, known[0].kernel->threads)) continue;
+      known.clear();
+    }
+    const double ranks = kOfRanks * std::log2(static_cast<double>(std::max(1, options.ranks_of_machine)) / kernel.ranks);
+    known.push_back({&kernel, ranks * ranks});
   }
 }
 
@@ -89,11 +97,13 @@ double CostModel::Seconds(const Program& program, OpId id, const Kernel* kernel)
     double distance = INFINITY, ratio = 0;
   };
   std::array<Neighbour, kNearest> nearest;
-  for (const KernelSample& sample : found->second->samples) {
-    const double flops = std::log((1 + work.flops) / (1 + sample.flops)), bytes = std::log((1 + work.bytes) / (1 + sample.bytes));
-    Neighbour neighbour{flops * flops + bytes * bytes, std::log(sample.seconds / Analytic({sample.flops, sample.bytes}))};
-    for (Neighbour& place : nearest) {
-      if (neighbour.distance < place.distance) std::swap(neighbour, place);
+  for (const Measured& measured : found->second) {
+    for (const KernelSample& sample : measured.kernel->samples) {
+      const double flops = std::log((1 + work.flops) / (1 + sample.flops)), bytes = std::log((1 + work.bytes) / (1 + sample.bytes));
+      Neighbour neighbour{flops * flops + bytes * bytes + measured.distance, std::log(sample.seconds / Analytic({sample.flops, sample.bytes}))};
+      for (Neighbour& place : nearest) {
+        if (neighbour.distance < place.distance) std::swap(neighbour, place);
+      }
     }
   }
   double sum = 0, weights = 0;

@@ -26,7 +26,8 @@ class CostModel {
 
   // Of the op on its kernel; 0 for a view or a copy, whose kernel is null; of an exchange, on its link. Where the machine has samples of its family: the analytic
   // seconds times what the nearest samples took of theirs, interpolated on logarithms of flops and bytes by inverse distance
-  // (Shepard, A two-dimensional interpolation function for irregularly-spaced data, ACM 1968).
+  // (Shepard, A two-dimensional interpolation function for irregularly-spaced data, ACM 1968). Samples are of the nearest number of
+  // threads; those taken with another number of ranks at work count as farther away.
   double Seconds(const Program& program, OpId op, const Kernel* kernel) const;
   // Of an exchange once all ranks have come: the link's latency, and LinkBytes at its rate.
   double LinkSeconds(int64_t bytes) const;
@@ -39,7 +40,11 @@ class CostModel {
   double Analytic(const OpWork& work) const;
 
   const PlanOptions& options_;
-  std::map<std::string, const MeasuredKernel*, std::less<>> measured_;  // by family
+  struct Measured {
+    const MeasuredKernel* kernel = nullptr;
+    double distance = 0;  // of all its samples, at least
+  };
+  std::map<std::string, std::vector<Measured>, std::less<>> measured_;  // by family
 };
 
 // Where the seconds of a plan come from: "measured, machine-1-0123456789abcdef.toml, 0123456789abcdef" or "analytic".

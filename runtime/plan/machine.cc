@@ -186,6 +186,7 @@ MeasuredKernel ReadKernel(TableReader& reader) {
   MeasuredKernel kernel;
   reader.Text("family", kernel.family);
   reader.Integer("threads", 1, 4096, kernel.threads);
+  reader.Integer("ranks", 1, kMaxRanks, kernel.ranks);
   for (const std::vector<double>& row : reader.Rows("samples", 3)) {
     if (!(row[1] > 0) || !(row[2] > 0)) reader.Fail(*reader.table().get("samples"), "kernels.samples: bytes and seconds must be above 0");
     kernel.samples.push_back({row[0], row[1], row[2]});
@@ -224,6 +225,7 @@ MachineLink ReadLink(TableReader& reader, int ranks_per_node) {
   if ((link.between == "pairs") == link.pairs.empty()) reader.Fail(reader.table(), "links: pairs are for between = \"pairs\", which needs some");
   reader.Rate("bandwidth", link.bytes_per_second);
   reader.Seconds("latency", link.latency_seconds);
+  reader.Seconds("start", link.start_seconds);
   reader.Integer("parallel", 1, 1024, link.parallel);
   reader.Boolean("shared", link.shared);
   return link;
@@ -339,11 +341,14 @@ std::string ToToml(const Machine& machine) {
                         absl::StrAppend(out, "[", pair.first, ", ", pair.second, "]");
                       }), "]\n");
     }
-    absl::StrAppend(&text, "bandwidth = ", Real(link.bytes_per_second), "\nlatency = ", Real(link.latency_seconds), "\nparallel = ", link.parallel,
+    absl::StrAppend(&text, "bandwidth = ", Real(link.bytes_per_second), "\nlatency = ", Real(link.latency_seconds), "\nstart = ",
+                    Real(link.start_seconds), "\nparallel = ", link.parallel,
                     "\nshared = ", link.shared ? "true" : "false", "\n");
   }
   for (const MeasuredKernel& kernel : machine.kernels) {
-    absl::StrAppend(&text, "\n[[kernels]]\nfamily = ", Quoted(kernel.family), "\nthreads = ", kernel.threads, "\nsamples = [\n");
+    absl::StrAppend(&text, "\n[[kernels]]\nfamily = ", Quoted(kernel.family), "\nthreads = ", kernel.threads, "\n");
+    if (kernel.ranks != 1) absl::StrAppend(&text, "ranks = ", kernel.ranks, "\n");
+    text += "samples = [\n";
     for (const KernelSample& sample : kernel.samples) {
       absl::StrAppend(&text, "  [", Real(sample.flops), ", ", Real(sample.bytes), ", ", Real(sample.seconds), "],\n");
     }

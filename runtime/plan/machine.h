@@ -22,10 +22,10 @@ struct KernelSample {
   double flops = 0, bytes = 0, seconds = 0;
 };
 
-// Ops of one kind on one implementation with so many threads.
+// Ops of one kind on one implementation with so many threads, while so many ranks of the machine computed.
 struct MeasuredKernel {
   std::string family;  // "panel_conv forward, panel winograd4 avx2": FamilyOf in cost_model.h
-  int threads = 1;
+  int threads = 1, ranks = 1;
   std::vector<KernelSample> samples;
 };
 
@@ -46,6 +46,7 @@ struct MachineLink {
   std::vector<std::pair<int, int>> pairs;  // ranks inside a node, for each node
   double bytes_per_second = 1e10;          // one way; both ways at once
   double latency_seconds = 0.0;
+  double start_seconds = 0.0;              // that compute loses where an exchange beside it begins: where both need the same cores
   int parallel = 1;                        // so many of them side by side
   bool shared = false;                     // one medium for all pairs together, as host memory is
 };

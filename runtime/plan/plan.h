@@ -56,6 +56,7 @@ enum class StashDtype : uint8_t {
 struct PlanOptions {
   KernelChoice kernels = KernelChoice::kFast;
   int thread_count = 1;
+  int ranks_of_machine = 1;  // that compute at the same time, this one included: costs measured so count first
   bool fuse = true;
   bool in_place = true;    // let kernels write over inputs that nobody reads later
   bool winograd = true;    // allow Winograd forms of convolutions (ops/cpu/panel/panel_conv.h states their accuracy)

@@ -29,7 +29,7 @@ LinkModel::LinkModel(const Machine* machine) {
   if (machine == nullptr) return;
   if (machine->ranks_per_node > 0 && machine->rank_count > 1) ranks_per_node_ = machine->ranks_per_node;
   for (const MachineLink& link : machine->links) {
-    const Link described{link.bytes_per_second * link.parallel, link.latency_seconds, link.shared};
+    const Link described{link.bytes_per_second * link.parallel, link.latency_seconds, link.start_seconds, link.shared};
     if (link.between == "node") node_ = described;
     if (link.between == "pairs") pairs_.push_back(link);
     if (link.between == "network") {
@@ -65,7 +65,7 @@ LinkModel::Link LinkModel::InNode(std::span<const int> group) const {
     for (const MachineLink& described : pairs_) {
       for (const auto& pair : described.pairs) {
         if (std::pair<int, int>(std::minmax(pair.first, pair.second)) == wanted) {
-          found = {described.bytes_per_second * described.parallel, described.latency_seconds, described.shared};
+          found = {described.bytes_per_second * described.parallel, described.latency_seconds, described.start_seconds, described.shared};
         }
       }
     }
@@ -76,6 +76,10 @@ LinkModel::Link LinkModel::InNode(std::span<const int> group) const {
   if (link.shared)
     link.bandwidth /= static_cast<double>(std::min<size_t>(group.size(), static_cast<size_t>(ranks_per_node_)));
   return link;
+}
+
+double LinkModel::StartSeconds(std::span<const int> group) const {
+  return SpreadOf(group).nodes > 1 ? network_.start : InNode(group).start;
 }
 
 double LinkModel::AllReduce(double bytes, std::span<const int> group) const {

@@ -36,6 +36,8 @@ class LinkModel {
 
   // Of the exchange `op` of a rank, whose group is `group`, once all have come.
   double Seconds(const Program& program, OpId op, std::span<const int> group) const;
+  // That compute of a rank loses where an exchange with `group` begins beside it.
+  double StartSeconds(std::span<const int> group) const;
   // Bytes that the rank sends or gets, whichever is more.
   static double Bytes(const Program& program, OpId op);
 
@@ -43,10 +45,11 @@ class LinkModel {
   // Of `bytes` in all.
   double AllGather(double bytes, std::span<const int> group) const;
   int NodeOf(int rank) const { return rank / ranks_per_node_; }
+  int ranks_per_node() const { return ranks_per_node_; }
 
  private:
   struct Link {
-    double bandwidth = kDefaultBandwidth, latency = kDefaultLatency;
+    double bandwidth = kDefaultBandwidth, latency = kDefaultLatency, start = 0.0;
     bool shared = false;
   };
   struct Spread {

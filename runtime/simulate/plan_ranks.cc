@@ -61,6 +61,11 @@ std::vector<int> Representatives(const Parallel& parallel, int ranks) {
   return stands_for;
 }
 
+// What an exchange of so many bytes takes at least on a link that is held to a speed.
+double HeldTo(const Throttle& link, int64_t bytes) {
+  return link.latency_seconds + (link.bytes_per_second > 0 ? static_cast<double>(bytes) / link.bytes_per_second : 0.0);
+}
+
 absl::StatusOr<SimulatedSchedule> ScheduleOf(const Plan& plan, const PlanOptions& options, const LinkModel& links,
                                              const std::vector<std::vector<int>>& groups) {
   const CostModel costs(options);
@@ -85,7 +90,8 @@ absl::StatusOr<SimulatedSchedule> ScheduleOf(const Plan& plan, const PlanOptions
         return absl::InternalError(
             absl::StrFormat("%s is for a group that the mesh does not have", plan.program.Describe(planned.op)));
       simulated.group = static_cast<int>(found - groups.begin());
-      simulated.seconds = links.Seconds(plan.program, planned.op, *found);
+      simulated.seconds = std::max(links.Seconds(plan.program, planned.op, *found), HeldTo(options.link, LinkBytes(plan.program, planned.op)));
+      if (planned.done_by >= 0) simulated.compute_seconds = links.StartSeconds(*found);
       simulated.lane = planned.done_by < 0                             ? SimulatedLane::kExchange
                        : op.attributes.String("purpose") == "gradient" ? SimulatedLane::kGradients
                        : cost.lane == PlanLane::kActivations           ? SimulatedLane::kActivations
@@ -195,6 +201,7 @@ absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& split,
               .node_count = links.NodeOf(ranks - 1) + 1,
               .exchanges = std::make_shared<ExchangeKernels>()};
   PlanOptions options = given;
+  options.ranks_of_machine = std::min(ranks, links.ranks_per_node());
   if (ranks > 1) options.exchanges = job.exchanges.get();
   if (ranks == 1) GANTRY_RETURN_IF_ERROR(RequireOneRank(options));
   const bool lending = ranks > 1 && MayBorrow(options);

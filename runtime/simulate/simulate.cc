@@ -144,6 +144,7 @@ class Clock {
           state.queued_at[static_cast<size_t>(transfer)] = state.now;
           state.queues[lane].push_back(transfer);
           Feed(r, lane);
+          Compute(state, times, op.compute_seconds / ranks_[r].speed);
         }
       } else if (op.lane == SimulatedLane::kCopyOut || op.lane == SimulatedLane::kCopyIn) {
         Moment& lane = state.copy_lanes[{op.tier, static_cast<int>(op.lane)}];

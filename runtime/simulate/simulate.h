@@ -19,7 +19,7 @@ std::string_view Name(SimulatedLane lane);
 struct SimulatedOp {
   double seconds =
       0.0;  // on its lane; of an exchange: once all ranks of its group have come, and the slowest one's counts
-  double compute_seconds = 0.0;  // of a copy: what compute loses to it, where it begins
+  double compute_seconds = 0.0;  // of a copy, or an exchange beside compute: what compute loses to it, where it begins
   SimulatedLane lane = SimulatedLane::kCompute;
   int done_by =
       -1;  // beside compute: step `done_by` begins only once it is done; from the schedule's length on, that step of

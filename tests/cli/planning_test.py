@@ -99,8 +99,35 @@ class Machines(GantryTestCase):
             self.assertIn("measured, m.toml", json.load(file)["costs"])
         self.run_gantry("train", run, "--plan", plan, "--steps", "1")
 
+    def test_ranks_measure_together(self):
+        """Two ranks at work: the file has what ops took on them and the link between them, and plans of two ranks go by it."""
+        run = self.write_run()
+        machine = self.write("m.toml", DESCRIBED.format(memory="64GiB"))
+        done = self.run_gantry("calibrate", run, "--ranks", "2", "--parallel", "space", "--threads", "1", "--steps", "2", "--out", machine)
+        self.assertEqual(done.stdout.count("predicted"), 1)  # one rank tells
+        with open(machine) as file:
+            text = file.read()
+        self.assertIn("ranks = 2\n", text)
+        link = text[text.index("[[links]]"):]
+        for key in ("between = \"node\"", "bandwidth = ", "latency = ", "start = "):
+            self.assertIn(key, link)
+        plan = json.loads(self.run_gantry("plan", run, "--ranks", "2", "--parallel", "space", "--machine", machine, "--json").stdout)
+        self.assertIn("measured, m.toml", plan["assumed"][0])
+        self.assertFalse(any("links are not described" in line for line in plan["assumed"]))
+        # Again into the same file: what is known stays.
+        self.run_gantry("calibrate", run, "--ranks", "2", "--threads", "1", "--steps", "1", "--out", machine)
+        with open(machine) as file:
+            again = file.read()
+        self.assertEqual(again.count("[[links]]"), 1)
+        self.assertGreaterEqual(again.count("[[kernels]]"), text.count("[[kernels]]"))
+        broken = self.write("broken.toml", "format = \"gantry-machine-9\"\n")
+        self.run_gantry("calibrate", run, "--ranks", "2", "--out", broken, expect=65, words=["gantry-machine-9"])
+        with open(broken) as file:
+            self.assertIn("gantry-machine-9", file.read())
+
     def test_usage(self):
         self.run_gantry("calibrate", "--set", "train.batch=2", expect=64, words=["name one"])
+        self.run_gantry("calibrate", "--ranks", "2", expect=64, words=["name a run file"])
         self.run_gantry("calibrate", self.path("none.toml"), "--out", self.path("m.toml"), expect=66)
 
 

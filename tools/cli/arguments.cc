@@ -187,6 +187,7 @@ void AddCalibrate(CLI::App& app, Chosen& chosen) {
   command->add_option("--offload-directory", options.directory, "Measure copies to a file in this folder too")->type_name("DIR");
   command->add_option("--threads", options.threads, "Threads of a step; 0 (default): one a core")->check(CLI::Range(0, 4096));
   command->add_option("--steps", options.steps, "Steps that each workload is measured for; default 3")->check(CLI::Range(1, 1000));
+  AddRanks(command, options.ranks, "Measure the run's step on so many ranks of this machine, all at work");
   command->callback([&] { chosen = [] { return RunCalibrate(options); }; });
 }
 

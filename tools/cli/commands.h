@@ -106,6 +106,7 @@ struct WhatIfOptions {
 int RunPlanWhatIf(const WhatIfOptions& options);
 
 struct CalibrateOptions {
+  RankFlags ranks;
   std::string run;       // a run file to measure as well
   std::vector<std::string> settings;
   std::string out;       // machine file; empty: where later plans look

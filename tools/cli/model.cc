@@ -83,7 +83,8 @@ int PlanRanks(const PlanOptions& options) {
   RequireRunOptions(options.model);
   if (!options.model.memory.plan.empty()) throw Failure(kExitUsage, "--plan is a plan of one rank: it does not go with --ranks");
   const Context context = MakeContext(0);
-  const Planning planning = OpenPlanning(context.get(), options.model.source, WithMemory(options.model.settings, options.model.memory));
+  const Planning planning =
+      OpenPlanning(context.get(), options.model.source, WithRanks(WithMemory(options.model.settings, options.model.memory), options.ranks));
   gantry_ranks_config config = GANTRY_RANKS_CONFIG_INIT;
   config.ranks = options.ranks.ranks;
   config.nodes = options.nodes;
@@ -143,9 +144,12 @@ int RunPlanWhatIf(const WhatIfOptions& options) {
 
 int RunCalibrate(const CalibrateOptions& options) {
   if (options.run.empty() && !options.settings.empty()) throw Failure(kExitUsage, "--set is for a run file: name one");
-  const Context context = MakeContext(options.threads, GANTRY_LOG_INFO);
+  if (options.run.empty() && options.ranks.ranks > 1) throw Failure(kExitUsage, "--ranks: ranks are measured at a run's step: name a run file");
+  StartRanks(options.ranks.ranks, 0);
+  const Context context = JoinRanks(options.threads);
+  const std::vector<std::string> settings = WithRanks(options.settings, options.ranks);
   std::vector<const char*> overrides;
-  for (const std::string& setting : options.settings) overrides.push_back(setting.c_str());
+  for (const std::string& setting : settings) overrides.push_back(setting.c_str());
   gantry_calibrate_config config = GANTRY_CALIBRATE_CONFIG_INIT;
   if (!options.out.empty()) config.out = options.out.c_str();
   if (!options.directory.empty()) config.directory = options.directory.c_str();
@@ -154,7 +158,7 @@ int RunCalibrate(const CalibrateOptions& options) {
   config.override_count = overrides.size();
   config.steps = options.steps;
   gantry_calibration result = GANTRY_CALIBRATION_INIT;
-  Require(gantry_calibrate(context.get(), &config, &result));
+  Together(context.get(), [&] { Require(gantry_calibrate(context.get(), &config, &result)); });
   if (result.measured_seconds > 0) {
     std::printf("step         %.4g s predicted, %.4g s measured (%+.1f %%)\n", result.predicted_seconds, result.measured_seconds,
                 100 * (result.predicted_seconds / result.measured_seconds - 1));

@@ -13,6 +13,8 @@ using Run = std::unique_ptr<gantry_run, Destroy<gantry_run_destroy>>;
 
 // `settings` and what the flags say as settings.
 std::vector<std::string> WithMemory(std::vector<std::string> settings, const MemoryFlags& memory);
+// Likewise how ranks share out the step.
+std::vector<std::string> WithRanks(std::vector<std::string> settings, const RankFlags& ranks);
 // The same for a session.
 void SetMemory(gantry_gan* gan, const MemoryFlags& memory);
 

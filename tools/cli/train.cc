@@ -112,6 +112,13 @@ std::vector<std::string> WithMemory(std::vector<std::string> settings, const Mem
   return settings;
 }
 
+std::vector<std::string> WithRanks(std::vector<std::string> settings, const RankFlags& ranks) {
+  if (!ranks.parallel.empty()) settings.push_back("parallel.split=" + ranks.parallel);
+  if (!ranks.overlap.empty()) settings.push_back("parallel.overlap=" + ranks.overlap);
+  if (!ranks.link.empty()) settings.push_back("parallel.link=" + ranks.link);
+  return settings;
+}
+
 void SetMemory(gantry_gan* gan, const MemoryFlags& memory) {
   if (!memory.any()) return;
   gantry_memory given = GANTRY_MEMORY_INIT;
@@ -161,10 +168,7 @@ int RunTrain(const TrainOptions& options) {
   StartRanks(options.ranks.ranks, options.ranks.restarts);
   const Context context = JoinRanks(0);
   const bool first_rank = gantry_context_rank(context.get()) == 0;
-  std::vector<std::string> given = WithMemory(options.settings, options.memory);
-  if (!options.ranks.parallel.empty()) given.push_back("parallel.split=" + options.ranks.parallel);
-  if (!options.ranks.overlap.empty()) given.push_back("parallel.overlap=" + options.ranks.overlap);
-  if (!options.ranks.link.empty()) given.push_back("parallel.link=" + options.ranks.link);
+  std::vector<std::string> given = WithRanks(WithMemory(options.settings, options.memory), options.ranks);
   if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
   const Run run = Together(context.get(), [&] { return OpenRun(context.get(), options.run_file, given); });
   const char* going_on = "";

@@ -797,6 +797,8 @@ typedef struct gantry_calibration {
 #define GANTRY_CALIBRATION_INIT {sizeof(gantry_calibration), 0.0, 0.0, {0}}
 /* Measures what ops and copies take on this machine, some seconds long, and keeps it in a machine file (docs/reference/machine-file.md):
  * plans are then chosen and predicted by it. Results of training do not depend on it. `config` and `result` may be NULL.
+ * In a job a call of all ranks with the same `config`, which must name a run: its ops are measured on every rank while the others are at work,
+ * with the link between them, and the first rank writes the file.
  * Errors: GANTRY_CANNOT_CREATE, GANTRY_NO_SPACE, GANTRY_IO_ERROR  the file; GANTRY_FAILED_PRECONDITION  no `out`, and neither
  * XDG_CACHE_HOME nor HOME is set; those of gantry_run_open. */
 GANTRY_API gantry_status gantry_calibrate(gantry_context* context, const gantry_calibrate_config* config, gantry_calibration* result);

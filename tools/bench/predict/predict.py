@@ -62,10 +62,8 @@ def main():
         for family in options.families.split(","):
             with open(os.path.join(folder, "run.toml"), "w") as file:
                 file.write(RUN.format(family=family, width=options.width, batch=options.batch, steps=options.steps))
-            # Half the batch as well: that is what a rank of two does.
-            gantry("calibrate", "run.toml", "--threads", 1, "--out", f"{family}.toml")
-            gantry("calibrate", "run.toml", "--threads", 1, "--out", f"{family}.toml", "--set", f"train.batch={options.batch // 2}")
             for ranks, split in ((1, "batch"), (2, "batch"), (2, "space"), (2, "batch+shard")):
+                gantry("calibrate", "run.toml", "--ranks", ranks, "--parallel", split, "--threads", 1, "--out", f"{family}.toml")
                 plan = json.loads(gantry("plan", "run.toml", "--ranks", ranks, "--parallel", split, "--machine", f"{family}.toml", "--json"))
                 where = f"{family}-{ranks}-{split}"
                 gantry("train", "run.toml", "--ranks", ranks, "--parallel", split, "--machine", f"{family}.toml", "--set", f"output.directory={where}")

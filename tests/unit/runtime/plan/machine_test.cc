@@ -58,6 +58,20 @@ TEST(MachineTest, SpeedsOfRanksAreReadAndWritten) {
   EXPECT_EQ(again->rank_speeds, machine->rank_speeds);
 }
 
+TEST(MachineTest, WhatRanksMeasuredIsReadAndWritten) {
+  const auto machine = ParseMachine(
+      "format = \"gantry-machine-1\"\n[[links]]\nlatency = \"2us\"\nstart = \"12us\"\n[[kernels]]\nfamily = \"x\"\nthreads = 2\nranks = 4\n"
+      "samples = [[1.0, 2.0, 3.0]]");
+  ASSERT_TRUE(machine.ok()) << machine.status();
+  const auto again = ParseMachine(ToToml(*machine));
+  ASSERT_TRUE(again.ok()) << again.status();
+  ASSERT_EQ(again->links.size(), 1u);
+  EXPECT_DOUBLE_EQ(again->links[0].start_seconds, 12e-6);
+  ASSERT_EQ(again->kernels.size(), 1u);
+  EXPECT_EQ(again->kernels[0].threads, 2);
+  EXPECT_EQ(again->kernels[0].ranks, 4);
+}
+
 TEST(MachineTest, DescriptionsThatComeWithGantryAreWhole) {
   int count = 0;
   for (const auto& entry : std::filesystem::directory_iterator(std::filesystem::path(GANTRY_TEST_DATA).parent_path() / "tools/machines")) {
@@ -141,7 +155,7 @@ TEST_F(CostModelTest, ASampleOfTheSameWorkGivesItsSeconds) {
     const std::string family = FamilyOf(plan_.program.ops()[step.op], *step.kernel);
     const OpWork work = WorkOf(plan_.program, step.op);
     auto kernel = std::find_if(machine.kernels.begin(), machine.kernels.end(), [&](const MeasuredKernel& known) { return known.family == family; });
-    if (kernel == machine.kernels.end()) kernel = machine.kernels.insert(kernel, {family, 1, {}});
+    if (kernel == machine.kernels.end()) kernel = machine.kernels.insert(kernel, {.family = family});
     const double seconds = 1e-3 * (1 + std::log1p(work.bytes) + std::log1p(work.flops));
     kernel->samples.push_back({work.flops, work.bytes, seconds});
     total += seconds;
@@ -168,7 +182,7 @@ TEST_F(CostModelTest, BetweenSamplesItFollowsTheWork) {
     return std::max(flops / rates.flops_per_second, bytes / rates.bytes_per_second) + rates.op_seconds;
   };
   Machine machine;
-  MeasuredKernel kernel{FamilyOf(plan_.program.ops()[chosen->op], *chosen->kernel), 1, {}};
+  MeasuredKernel kernel{.family = FamilyOf(plan_.program.ops()[chosen->op], *chosen->kernel)};
   for (const double factor : {0.25, 4.0}) {
     const double flops = work.flops * factor, bytes = work.bytes * factor;
     kernel.samples.push_back({flops, bytes, Analytic(flops, bytes) * (factor < 1 ? 2 : 4)});
@@ -178,6 +192,26 @@ TEST_F(CostModelTest, BetweenSamplesItFollowsTheWork) {
   const double seconds = CostModel(options_).Seconds(plan_.program, chosen->op, chosen->kernel.get());
   EXPECT_GT(seconds, 2.0 * Analytic(work.flops, work.bytes));
   EXPECT_LT(seconds, 4.0 * Analytic(work.flops, work.bytes));
+}
+
+TEST_F(CostModelTest, WhatAsManyRanksMeasuredCountsFirst) {
+  const auto chosen = std::find_if(plan_.schedule.begin(), plan_.schedule.end(), [](const PlannedOp& step) { return step.kernel != nullptr; });
+  ASSERT_NE(chosen, plan_.schedule.end());
+  const OpWork work = WorkOf(plan_.program, chosen->op);
+  const std::string family = FamilyOf(plan_.program.ops()[chosen->op], *chosen->kernel);
+  Machine machine;
+  machine.kernels = {{family, 1, 1, {{work.flops, work.bytes, 1.0}}}, {family, 1, 2, {{work.flops, work.bytes, 2.0}}}};
+  const auto SecondsWith = [&](int ranks) {
+    options_.machine = std::make_shared<const Machine>(machine);
+    options_.ranks_of_machine = ranks;
+    return CostModel(options_).Seconds(plan_.program, chosen->op, chosen->kernel.get());
+  };
+  EXPECT_NEAR(SecondsWith(1), 1.0, 1e-2);
+  EXPECT_NEAR(SecondsWith(2), 2.0, 2e-2);
+  EXPECT_GT(SecondsWith(4), 1.5);
+  // The same work with other ranks says more than ten times the work with as many.
+  machine.kernels[1].samples[0] = {10 * work.flops, 10 * work.bytes, 100.0};
+  EXPECT_LT(SecondsWith(2), 2.0);
 }
 
 TEST_F(CostModelTest, DescriptionsReplaceTheGuess) {

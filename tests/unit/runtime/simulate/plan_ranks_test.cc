@@ -5,6 +5,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <tuple>
 
 #include "runtime/gan/families.h"
 #include "runtime/gan/gan_step.h"
@@ -134,6 +135,32 @@ TEST(SearchSplitsTest, TakesTheFastestThatFitsAndSaysWhyNotTheOthers) {
   const absl::StatusOr<SplitSearch> tight = SearchSplits(program, Split("auto"), 4, options);
   ASSERT_TRUE(tight.ok() && tight->taken >= 0) << Describe(*tight);
   EXPECT_LE(tight->candidates[static_cast<size_t>(tight->taken)].peak_bytes, least_bytes);
+}
+
+TEST(PlanRanksTest, WhatLinksTakeIsInTheStep) {
+  const Program program = Build(8);
+  const auto SecondsOn = [&](double start, double held) {
+    const auto machine = Described(2, 2);
+    machine->links[0].start_seconds = start;
+    PlanOptions options;
+    options.machine = machine;
+    options.link.latency_seconds = held;
+    const absl::StatusOr<JobPlan> job = PlanRanks(program, Split("batch"), 2, options);
+    EXPECT_TRUE(job.ok()) << job.status();
+    int beside = 0, in_place = 0;
+    for (const PlannedOp& step : job->classes[0].plan.schedule) {
+      if (!job->classes[0].plan.program.ops()[step.op].definition->communicates) continue;
+      ++(step.done_by >= 0 ? beside : in_place);
+    }
+    EXPECT_GT(beside, 0);
+    EXPECT_GT(in_place, 0);
+    return std::make_tuple(job->simulation.seconds, beside, in_place);
+  };
+  const auto [free, beside, in_place] = SecondsOn(0, 0);
+  // Compute stands still where one begins beside it; where one runs in place, for as long as the link is held.
+  EXPECT_GE(std::get<0>(SecondsOn(1e-2, 0)), 1e-2 * beside);
+  EXPECT_LE(std::get<0>(SecondsOn(1e-2, 0)), 1e-2 * beside + free + 1e-9);
+  EXPECT_GE(std::get<0>(SecondsOn(0, 1e-2)), 1e-2 * in_place);
 }
 
 TEST(LinkModelTest, ClosedFormsAreThoseOfTheirSources) {

@@ -60,7 +60,7 @@ double BySlowRelaxation(const std::vector<SimulatedRank>& ranks, int rounds) {
           meetings[{group, static_cast<int>(op.lane), counts[{group, static_cast<int>(op.lane)}]++}].push_back(
               {transfer_begin, transfer_end, op.seconds});
         }
-        bounds.push_back({begin, next, copy ? op.compute_seconds / ranks[r].speed : 0.0});
+        bounds.push_back({begin, next, op.compute_seconds / ranks[r].speed});
         bounds.push_back(
             {transfer_end, op.done_by < 0 ? next : begins[static_cast<size_t>(round * length + op.done_by)], 0.0});
       }
@@ -131,6 +131,7 @@ RandomJob MakeJob(uint64_t seed) {
         op.compute_seconds = 0.1 * Seconds();
         op.done_by = s + 1 + Below(length);
       } else if (step.lane != Lane::kCompute && step.lane != Lane::kExchange) {
+        op.compute_seconds = 0.1 * Seconds();
         op.done_by = s + 1 + Below(length - s);
       }
       schedule.push_back(op);

@@ -120,16 +120,27 @@ GanSession::~GanSession() {
 }
 
 absl::Status GanSession::ChooseSplit(const Program& program) {
-  SetSpeeds(options_.plan, rank_count(), options_.parallel);
-  if (!options_.parallel.automatic) return absl::OkStatus();
-  const auto Search = [&]() -> absl::StatusOr<std::string> {
-    GANTRY_ASSIGN_OR_RETURN(const SplitSearch search, SearchSplits(program, options_.parallel, rank_count(), options_.plan));
+  Parallel& parallel = options_.parallel;
+  SetSpeeds(options_.plan, rank_count(), parallel);
+  const bool shares_are_open = AreUnequal(options_.plan) && parallel.shares.empty() && TakesShares(parallel, rank_count());
+  if (!parallel.automatic && !shares_are_open) return absl::OkStatus();
+  const auto Choose = [&]() -> absl::StatusOr<std::string> {
+    if (!options_.plan_file.empty()) return PlannedSplit(options_.plan_file, rank());
+    if (!parallel.automatic) {
+      Parallel balanced = parallel;
+      balanced.shares = parallel.speeds;  // where nothing fits, each rank says so of its part
+      PlanOptions options = options_.plan;
+      options.advise = false;
+      const absl::StatusOr<JobPlan> job = PlanBalanced(program, parallel, rank_count(), options);
+      if (!job.ok() && !RankOf(job.status())) return job.status();
+      return (job.ok() ? job->parallel : balanced).Text();
+    }
+    GANTRY_ASSIGN_OR_RETURN(const SplitSearch search, SearchSplits(program, parallel, rank_count(), options_.plan));
     if (search.taken < 0) return absl::ResourceExhaustedError(absl::StrCat("no split of the step fits:\n", gantry::Describe(search)));
     return search.candidates[static_cast<size_t>(search.taken)].parallel.Text();
   };
-  GANTRY_ASSIGN_OR_RETURN(const std::string text, options_.ranks->FromFirst(rank() == 0 ? Search() : absl::StatusOr<std::string>("")));
+  GANTRY_ASSIGN_OR_RETURN(const std::string text, options_.ranks->FromFirst(rank() == 0 ? Choose() : absl::StatusOr<std::string>("")));
   GANTRY_ASSIGN_OR_RETURN(const Parallel chosen, Parallel::Parse(text));
-  Parallel& parallel = options_.parallel;
   parallel.automatic = false;
   parallel.batch = chosen.batch;
   parallel.space = chosen.space;
@@ -139,6 +150,7 @@ absl::Status GanSession::ChooseSplit(const Program& program) {
   parallel.pipeline = chosen.pipeline;
   parallel.stages = chosen.stages;
   parallel.batch_ranks = chosen.batch_ranks;
+  parallel.shares = chosen.shares;
   parallel.across_steps = parallel.across_steps && !chosen.by_homes();
   return absl::OkStatus();
 }

@@ -9,13 +9,35 @@ namespace gantry {
 
 std::string RankPlanFile(const std::string& folder, int rank) { return absl::StrFormat("%s/rank-%d.json", folder, rank); }
 
-absl::StatusOr<Plan> ReadPlan(const std::string& path, int rank, const Program& program, const PlanOptions& options) {
+namespace {
+
+std::string FileOf(const std::string& path, int rank) {
   std::error_code error;
-  const std::string file = std::filesystem::is_directory(path, error) ? RankPlanFile(path, rank) : path;
+  return std::filesystem::is_directory(path, error) ? RankPlanFile(path, rank) : path;
+}
+
+absl::StatusOr<std::string> ReadText(const std::string& file) {
   GANTRY_ASSIGN_OR_RETURN(const std::vector<std::byte> bytes, ReadFile(file, kMaxPlanFileBytes));
-  absl::StatusOr<Plan> plan = PlanFromJson({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, program, options);
+  return std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+}
+
+}  // namespace
+
+absl::StatusOr<Plan> ReadPlan(const std::string& path, int rank, const Program& program, const PlanOptions& options) {
+  const std::string file = FileOf(path, rank);
+  GANTRY_ASSIGN_OR_RETURN(const std::string text, ReadText(file));
+  absl::StatusOr<Plan> plan = PlanFromJson(text, program, options);
   if (!plan.ok()) return Annotate(plan.status(), file);
   return plan;
+}
+
+absl::StatusOr<std::string> PlannedSplit(const std::string& path, int rank) {
+  const std::string file = FileOf(path, rank);
+  GANTRY_ASSIGN_OR_RETURN(const std::string text, ReadText(file));
+  absl::StatusOr<PlanSummary> plan = SummarizePlan(text);
+  if (!plan.ok()) return Annotate(plan.status(), file);
+  if (plan->parallel.empty()) return absl::InvalidArgumentError(absl::StrCat(file, ": is a plan of one rank; make one of all ranks with gantry plan --ranks"));
+  return plan->parallel;
 }
 
 }  // namespace gantry

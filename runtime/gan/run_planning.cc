@@ -110,14 +110,13 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
   GANTRY_ASSIGN_OR_RETURN(Parallel split, ParallelOf(config_, parallel.empty() ? config_.parallel : parallel));
   for (const NetworkConfig& generator : config_.generators) split.generators.push_back(generator.name);
   const PlanOptions options = OptionsOfRanks(ranks);
-  SetSpeeds(options, ranks, split);
   GANTRY_ASSIGN_OR_RETURN(const Program program, Step({}));
   if (split.automatic) {
     GANTRY_ASSIGN_OR_RETURN(search, SearchSplits(program, split, ranks, options));
     if (search.taken < 0) return absl::ResourceExhaustedError(absl::StrCat("no split of the step fits:\n", gantry::Describe(search)));
     split = search.candidates[static_cast<size_t>(search.taken)].parallel;
   }
-  return gantry::PlanRanks(program, split, ranks, options);
+  return PlanBalanced(program, split, ranks, options);
 }
 
 absl::Status RunPlanning::ForEachPlan(JobPlan& job, const std::function<absl::Status(int rank, const Plan& plan)>& call) const {

@@ -135,7 +135,7 @@ absl::StatusOr<StepCosts> MeasureOps(GanSession& session, int steps) {
   }
   const double spread = sum > 0 ? std::max(1.0, Median(computing) / sum) : 1.0;
   StepCosts costs;
-  Means means(session.options().plan.thread_count, session.options().plan.ranks_of_machine);
+  Means means(session.options().plan.thread_count, std::max(1, session.options().plan.ranks_of_machine));
   Mean starts, in_place;
   for (size_t i = 0; i < ops.size(); ++i) {
     const Op& op = plan.program.ops()[ops[i]->op];

@@ -73,7 +73,9 @@ absl::Status Trainer::Build(Device& device) {
   GANTRY_ASSIGN_OR_RETURN(session_, GanSession::Create(options, std::move(networks.generators),
                                                        std::move(networks.discriminators), device));
   // The run's folder records what was chosen, not that it was left open.
-  if (options.parallel.automatic && options_.ranks != nullptr) config_.parallel = session_->options().parallel.Text();
+  if (options_.ranks != nullptr && (options.parallel.automatic || !session_->options().parallel.shares.empty())) {
+    config_.parallel = session_->options().parallel.Text();
+  }
 
   const std::vector<int64_t>& batch = session_->sample_shape().dims();
   const std::vector<int64_t> sample(batch.begin() + 1, batch.end());

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "absl/strings/numbers.h"
+#include "absl/strings/str_join.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/defer_tail.h"
 #include "runtime/partition/pipeline.h"
@@ -102,13 +103,33 @@ absl::StatusOr<Program> GradientsFirst(const Program& program) {
 
 }  // namespace
 
+namespace {
+
+absl::StatusOr<std::vector<double>> ParseShares(std::string_view text) {
+  std::vector<double> shares;
+  while (true) {
+    const size_t colon = std::min(text.find(':'), text.size());
+    double share = 0.0;
+    if (!absl::SimpleAtod(ToAbsl(text.substr(0, colon)), &share) || !(share >= 1e-6 && share <= 1e6)) {
+      return absl::InvalidArgumentError(
+          absl::StrFormat("parallel.split has \"%s\" as a share of the work; shares are numbers from 1e-6 to 1e6, one a rank: \"batch=4:2:1\"", text.substr(0, colon)));
+    }
+    shares.push_back(share);
+    if (colon == text.size()) return shares;
+    text.remove_prefix(colon + 1);
+  }
+}
+
+}  // namespace
+
 absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
   Parallel parallel;
   if (text == "auto") {
     parallel.automatic = true;
     return parallel;
   }
-  for (std::string_view rest = text; !rest.empty();) {
+  const size_t equals = std::min(text.find('='), text.size());
+  for (std::string_view rest = text.substr(0, equals); !rest.empty();) {
     const size_t plus = std::min(rest.find('+'), rest.size());
     std::string_view name = rest.substr(0, plus);
     if (name.starts_with("batch:") && parallel.batch_ranks == 0 && absl::SimpleAtoi(ToAbsl(name.substr(6)), &parallel.batch_ranks) &&
@@ -129,9 +150,12 @@ absl::StatusOr<Parallel> Parallel::Parse(std::string_view text) {
     if (part == nullptr || *part) {
       return absl::InvalidArgumentError(
           absl::StrFormat("parallel.split is \"%s\"; it must be \"auto\", or \"batch\", \"space\", \"channel\", \"shard\", \"roles\" or \"pipeline\", or several of them joined with \"+\", each once; "
-                          "\"batch:4+space\" has 4 ranks along the batch, \"pipeline:3\" has 3 stages", text));
+                          "\"batch:4+space\" has 4 ranks along the batch, \"pipeline:3\" has 3 stages, \"batch=4:2:1\" has ranks with other shares of the work", text));
     }
     *part = true;
+  }
+  if (equals < text.size()) {
+    GANTRY_ASSIGN_OR_RETURN(parallel.shares, ParseShares(text.substr(equals + 1)));
   }
   if (parallel.space && parallel.channel) {
     return absl::InvalidArgumentError(absl::StrFormat(
@@ -154,6 +178,7 @@ std::string Parallel::Text() const {
     if (name == std::string_view("batch") && batch_ranks > 0) absl::StrAppend(&text, ":", batch_ranks);
     if (name == std::string_view("pipeline") && stages > 0) absl::StrAppend(&text, ":", stages);
   }
+  if (!shares.empty()) absl::StrAppend(&text, text.empty() ? "batch=" : "=", absl::StrJoin(shares, ":"));
   return text;
 }
 
@@ -174,6 +199,11 @@ MeshSize MeshOf(const Parallel& parallel, int ranks) {
     if (ranks % factor == 0) batch = factor;
   }
   return {batch, ranks / batch};
+}
+
+bool TakesShares(const Parallel& parallel, int ranks) {
+  const MeshSize mesh = MeshOf(parallel, ranks);
+  return OutermostOf(parallel, ranks) == 1 && (mesh.batch == ranks || mesh.second == ranks);
 }
 
 namespace {
@@ -334,6 +364,10 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
   }
   if (parallel.roles && ranks > 2 && !parallel.batch && !parallel.second()) parallel.batch = !parallel.shard;
   if (parallel.automatic) return absl::InvalidArgumentError("parallel.split is \"auto\", which is not decided yet");
+  if (!parallel.shares.empty() && (!TakesShares(parallel, ranks) || std::ssize(parallel.shares) != ranks)) {
+    return absl::InvalidArgumentError(absl::StrFormat("parallel.split is \"%s\": %d shares for %d ranks; shares are one for each rank, where all of them share out one thing: "
+                                                      "the batch, space or channels", parallel.Text(), parallel.shares.size(), ranks));
+  }
   if (parallel.gradients_first) {
     GANTRY_ASSIGN_OR_RETURN(result.program, GradientsFirst(result.program));
   }

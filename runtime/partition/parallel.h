@@ -21,13 +21,13 @@ struct Parallel {
   ExchangeOrder exchanges;
   bool gradients_first = true;  // gradients as soon as they can be made, for exchanges that run beside compute; false: in the program's order
   bool across_steps = false;  // the last network's exchanges and updates run in the next step (defer_tail.h)
-  std::vector<double> shares;  // of the work, one a rank, where one axis has them all; empty: equal
+  std::vector<double> shares;  // of the work, one a rank, where one axis has them all (TakesShares); empty: equal
   std::vector<double> speeds;  // of ranks' compute, for predictions; of fewer ranks than the job's they repeat; empty: alike
   bool automatic = false;  // "auto": whoever plans looks for the best of the others (runtime/simulate)
   int batch_ranks = 0;  // batch with space or channel: ranks along the batch; 0: MeshOf's own choice
 
-  // "auto", or "batch", "space", "channel", "shard", "roles", "pipeline", joined with "+"; "pipeline:3" has 3 stages; "batch:4" with space or channel has 4 ranks along the batch; "" is none. kInvalidArgument
-  // names what is allowed.
+  // "auto", or "batch", "space", "channel", "shard", "roles", "pipeline", joined with "+"; "pipeline:3" has 3 stages; "batch:4" with space or channel has 4 ranks along the batch; "batch=4:2:1" has shares; "" is none.
+  // kInvalidArgument names what is allowed.
   static absl::StatusOr<Parallel> Parse(std::string_view text);
   std::string Text() const;
   bool any() const { return batch || space || channel || shard || roles || pipeline; }
@@ -45,6 +45,8 @@ struct MeshSize {
   int batch = 1, second = 1;
 };
 MeshSize MeshOf(const Parallel& parallel, int ranks);
+// Whether one axis has all ranks, so that each can have its own share of the work.
+bool TakesShares(const Parallel& parallel, int ranks);
 
 // The ranks that hold one copy of the states among them, this one included, in the order of their parts; one where states are whole.
 std::vector<int> ShardGroup(const Parallel& parallel, int rank, int ranks);

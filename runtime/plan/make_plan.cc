@@ -142,7 +142,8 @@ absl::StatusOr<Plan> PlanInParts(const Program& program, Program prepared, const
           plan.residency.fetches += action.kind == ResidencyAction::Kind::kFetch;
           plan.residency.repeats += action.kind == ResidencyAction::Kind::kAgain;
         }
-        plan.origin = {Fingerprint(program), Fingerprint(base.program), MachineText(options), CostText(options), solution.choice, schedule.actions};
+        plan.origin = {.program = Fingerprint(program), .prepared = Fingerprint(base.program), .machine = MachineText(options), .costs = CostText(options),
+                       .choice = solution.choice, .actions = schedule.actions};
         fits = std::move(plan);
       }
       low = target;

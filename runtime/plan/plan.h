@@ -56,7 +56,7 @@ enum class StashDtype : uint8_t {
 struct PlanOptions {
   KernelChoice kernels = KernelChoice::kFast;
   int thread_count = 1;
-  int ranks_of_machine = 1;  // that compute at the same time, this one included: costs measured so count first
+  int ranks_of_machine = 0;  // that compute at the same time, this one included: costs measured so count first; 0: not known
   bool fuse = true;
   bool in_place = true;    // let kernels write over inputs that nobody reads later
   bool winograd = true;    // allow Winograd forms of convolutions (ops/cpu/panel/panel_conv.h states their accuracy)
@@ -151,6 +151,7 @@ struct PlanOrigin {
   std::string prepared;  // of the program that residency began with: simplified, fused, lowered to a machine
   std::string machine;   // what kernels were chosen for: "avx2, 2 threads"
   std::string costs;     // where predicted seconds come from: CostText of cost_model.h
+  std::string parallel;  // how ranks share out the step, as text; empty: one rank
   ResidencyChoice choice;
   std::vector<ResidencyAction> actions;
 };

@@ -197,6 +197,7 @@ std::string PlanToJson(const Plan& plan) {
                {"arena_bytes", plan.arena_bytes},
                {"lower_bound_bytes", plan.lower_bound_bytes},
                {"layout_method", plan.layout_method}};
+  if (!plan.origin.parallel.empty()) json["parallel"] = plan.origin.parallel;
   const PlannedResidency& residency = plan.residency;
   json["residency"] = {{"used", residency.used},
                        {"budget_bytes", residency.budget_bytes},
@@ -446,6 +447,7 @@ absl::StatusOr<PlanSummary> SummarizePlan(std::string_view text) {
   plan.lower_bound_bytes = reader.Get<int64_t>("lower_bound_bytes", 0);
   plan.residency = ReadResidency(reader, json);
   plan.costs = reader.Get<std::string>("costs", "");
+  plan.parallel = json.contains("parallel") ? reader.Get<std::string>("parallel", "") : "";
   for (const Json& entry : reader.Array("schedule")) {
     StepCost step{.phase = reader.Get<std::string>(entry, "phase", ""), .network = reader.Get<std::string>(entry, "network", ""),
                   .seconds = reader.Get<double>(entry, "seconds", 0)};

@@ -21,6 +21,7 @@ absl::StatusOr<Plan> PlanFromJson(std::string_view text, const Program& program,
 // What can be said of a plan file without its program.
 struct PlanSummary {
   std::string version, program, machine, costs;
+  std::string parallel;  // empty: a plan of one rank
   int64_t arena_bytes = 0, lower_bound_bytes = 0;
   PlannedResidency residency;
   int ops = 0;

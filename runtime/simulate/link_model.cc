@@ -24,8 +24,9 @@ double Gather(double bytes, int ranks, double bandwidth, double latency) {
 
 }  // namespace
 
-LinkModel::LinkModel(const Machine* machine) {
-  ranks_per_node_ = std::numeric_limits<int>::max();
+LinkModel::LinkModel(const Machine* machine, int ranks_per_node) {
+  ranks_per_node_ = ranks_per_node > 0 ? ranks_per_node : std::numeric_limits<int>::max();
+  has_network_ = machine == nullptr || machine->links.empty();  // as good as any other that is not described
   if (machine == nullptr) return;
   if (machine->ranks_per_node > 0 && machine->rank_count > 1) ranks_per_node_ = machine->ranks_per_node;
   for (const MachineLink& link : machine->links) {

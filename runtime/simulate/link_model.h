@@ -27,8 +27,9 @@ namespace gantry {
 // Exchanges on other lanes at the same time are taken as not in the way.
 class LinkModel {
  public:
-  // Where the machine describes no links in a node, those of kDefaultBandwidth and kDefaultLatency.
-  explicit LinkModel(const Machine* machine);
+  // Where the machine describes no links, those of kDefaultBandwidth and kDefaultLatency. `ranks_per_node`: where it says nothing of ranks; 0: all are on
+  // one node.
+  explicit LinkModel(const Machine* machine, int ranks_per_node = 0);
   static constexpr double kDefaultBandwidth = 4e9, kDefaultLatency = 20e-6;
 
   // OK, or kInvalidArgument where `ranks` take several nodes and nothing connects those.

@@ -5,6 +5,8 @@
 #include <tuple>
 #include <utility>
 
+#include "absl/strings/cord.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_join.h"
 #include "memory/hash.h"
 #include "nlohmann/json.hpp"
@@ -110,8 +112,12 @@ int64_t ExchangedBytes(const Plan& plan) {
   return static_cast<int64_t>(bytes);
 }
 
-std::string RankText(int rank, int ranks, const Parallel& parallel) {
-  return absl::StrFormat("rank %d of %d, --parallel %s", rank, ranks, parallel.Text());
+constexpr char kRankPayload[] = "gantry/rank";
+
+absl::Status OfRank(const absl::Status& status, int rank, int ranks, const Parallel& parallel) {
+  absl::Status named = Annotate(status, absl::StrFormat("rank %d of %d, --parallel %s", rank, ranks, parallel.Text()));
+  named.SetPayload(kRankPayload, absl::Cord(absl::StrCat(rank)));
+  return named;
 }
 
 std::vector<std::string> Assumptions(const JobPlan& job, const PlanOptions& options) {
@@ -150,13 +156,19 @@ const RankClass& JobPlan::ClassOf(int rank) const {
   });
 }
 
+std::optional<int> RankOf(const absl::Status& status) {
+  const auto payload = status.GetPayload(kRankPayload);
+  int rank = 0;
+  if (!payload || !absl::SimpleAtoi(std::string(*payload), &rank)) return std::nullopt;
+  return rank;
+}
+
 void SetSpeeds(const PlanOptions& options, int ranks, Parallel& parallel) {
   if (options.machine == nullptr || options.machine->rank_speeds.empty()) return;
   const std::vector<double>& described = options.machine->rank_speeds;
   parallel.speeds.resize(static_cast<size_t>(ranks));
   for (size_t rank = 0; rank < parallel.speeds.size(); ++rank)
     parallel.speeds[rank] = described[rank % described.size()];
-  if (parallel.shares.empty()) parallel.shares = parallel.speeds;
 }
 
 namespace {
@@ -192,7 +204,7 @@ absl::Status PlanLoans(std::deque<PlannedAlone>& ranks, const LinkModel& links) 
 }  // namespace
 
 absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& split, int ranks, const PlanOptions& given) {
-  const LinkModel links(given.machine.get());
+  const LinkModel links(given.machine.get(), given.ranks_of_machine);
   GANTRY_RETURN_IF_ERROR(links.Check(ranks));
   Parallel parallel = split;
   parallel.gradients_first = given.overlap && !HasBudget(given);  // as a session does
@@ -240,13 +252,14 @@ absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& split,
     }
     absl::StatusOr<Plan> plan = PlanAlone(part.program, mine);
     const bool may_borrow = lending && absl::IsResourceExhausted(plan.status());
-    if (!plan.ok() && !may_borrow) return Annotate(plan.status(), RankText(rank, ranks, parallel));
+    if (!plan.ok() && !may_borrow) return OfRank(plan.status(), rank, ranks, parallel);
     planned.push_back({{rank}, std::move(part.program), std::move(mine), std::move(plan)});
   }
   if (lending) GANTRY_RETURN_IF_ERROR(PlanLoans(planned, links));
   for (PlannedAlone& alike : planned) {
-    if (!alike.plan.ok()) return Annotate(alike.plan.status(), RankText(alike.ranks[0], ranks, parallel));
+    if (!alike.plan.ok()) return OfRank(alike.plan.status(), alike.ranks[0], ranks, parallel);
     const int64_t exchanged = ExchangedBytes(*alike.plan);
+    if (ranks > 1) alike.plan->origin.parallel = parallel.any() || !parallel.shares.empty() ? parallel.Text() : "batch";
     job.classes.push_back({*std::move(alike.plan), std::move(alike.ranks), exchanged});
   }
   // The rank whose program a class was planned for knows which of its groups an exchange is of.

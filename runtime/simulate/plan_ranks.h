@@ -3,6 +3,7 @@
 
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,7 @@ struct JobPlan {
 inline constexpr int kExactRanks = 16;
 
 // Partitions `program` for the ranks that differ, plans each, and simulates a step on the machine of `options`.
-// kResourceExhausted where a rank's plan does not fit names the rank. `options.exchanges` is not needed.
+// kResourceExhausted where a rank's plan does not fit names the rank (RankOf). `options.exchanges` is not needed.
 absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parallel, int ranks,
                                   const PlanOptions& options);
 
@@ -46,8 +47,18 @@ absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& parall
 std::string Describe(const JobPlan& job);
 std::string ToJson(const JobPlan& job);
 
-// Speeds of ranks as the machine of `options` describes them, and shares of the work by them where none are given.
+// The rank whose plan an error of PlanRanks is about; nothing where it is about all.
+std::optional<int> RankOf(const absl::Status& status);
+
+// Speeds of ranks as the machine of `options` describes them.
 void SetSpeeds(const PlanOptions& options, int ranks, Parallel& parallel);
+// Whether ranks have other speeds or budgets than each other.
+bool AreUnequal(const PlanOptions& options);
+
+// PlanRanks. Where ranks are unequal, no shares of the work are given and one axis takes them, with the shares of the least predicted seconds that
+// were found (JobPlan::parallel has them): first by speed; then what each rank's part takes, compute and waits for copies, says how much of it
+// should be elsewhere, and a part that does not fit becomes smaller. Plans all ranks up to 9 times.
+absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& parallel, int ranks, const PlanOptions& options);
 
 // How a step may be split, what each costs, and which is taken.
 struct SplitCandidate {
@@ -61,7 +72,7 @@ struct SplitSearch {
   std::vector<SplitCandidate> candidates;
   int taken = -1;  // -1: none fits
 };
-// Every mesh of batch times space over `ranks`, with states shared out or not. The least predicted seconds that fit;
+// Every mesh of batch times space over `ranks`, with states shared out or not, each as PlanBalanced plans it. The least predicted seconds that fit;
 // among those within 0.5 % of it the one with the fewest bytes, then the first. The same input gives the same answer.
 absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel& base, int ranks,
                                          const PlanOptions& options);

@@ -50,8 +50,9 @@ absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel&
   double best = std::numeric_limits<double>::infinity();
   for (Parallel& split : AllSplits(base, ranks)) {
     SplitCandidate candidate{.parallel = std::move(split)};
-    const absl::StatusOr<JobPlan> job = PlanRanks(program, candidate.parallel, ranks, options);
+    const absl::StatusOr<JobPlan> job = PlanBalanced(program, candidate.parallel, ranks, options);
     if (job.ok()) {
+      candidate.parallel.shares = job->parallel.shares;
       candidate.fits = true;
       candidate.seconds = job->simulation.seconds;
       candidate.peak_bytes = job->peak_bytes();

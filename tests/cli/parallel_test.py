@@ -249,6 +249,30 @@ class Parallel(GantryTestCase):
             self.run_gantry("train", run, *flags, "--plan", folder, "--set", f"output.directory={self.path('carried')}", expect=65,
                             words=["the plan was made for another"])
 
+    def test_unequal_ranks_take_unequal_shares(self):
+        """Shares that planning finds for ranks of other speed and memory are carried out and recorded; losses are those of one rank."""
+        run = self.write_run(batch=14, steps=3)
+        machine = self.write("unequal.toml", 'format = "gantry-machine-1"\n[device]\nflops = 1e9\n[ranks]\ncount = 3\nspeed = [1.0, 0.5, 0.25]\n')
+        f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
+        self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path('alone')}")
+        plans, flags = self.path("plans"), [*f64, "--set", "train.threads=1", "--ranks", "3", "--parallel", "batch+shard"]
+        for folder, more in (("planned", ["--machine", machine]), ("tight", ["--machine", machine, "--device-memory", "400KiB,none,none"])):
+            done = self.run_gantry("plan", run, *flags, *more, "--out", plans)
+            split = re.search(r"ranks .*, (batch\+shard=\S+), a mesh", done.stdout).group(1)
+            shares = [float(share) for share in split.partition("=")[2].split(":")]
+            self.assertGreater(shares[0], shares[2])
+            done = self.run_gantry("train", run, *flags, *more, "--set", f"output.directory={self.path(folder)}")
+            self.assertIn(f"ranks           3, {split};", done.stdout)
+            with open(self.path(f"{folder}/run.toml")) as file:
+                self.assertIn(f'split = "{split}"', file.read())
+            for expected, actual in zip(self.rows("alone"), self.rows(folder), strict=True):
+                for name in ("discriminator_loss", "generator_loss"):
+                    self.assertAlmostEqual(expected[name], actual[name], delta=1e-9 * max(1, abs(expected[name])))
+            # A plan says how it shares out the step, whatever the machine would say now.
+            self.run_gantry("train", run, *flags, *more, "--plan", plans, "--set", f"output.directory={self.path(folder + '-carried')}")
+            self.assertEqual(self.numbers(f"{folder}-carried"), self.numbers(folder))
+        self.run_gantry("train", run, "--ranks", "2", "--parallel", "batch=2:1:1", expect=65, words=["3 shares for 2 ranks"])
+
     def test_machines_by_name(self):
         run = self.write_run(batch=1024)
         for name, per_node in (("cpu-2", 2), ("dgx-1", 8), ("dgx-2", 16), ("dgx-h100", 8)):

@@ -366,7 +366,7 @@ TEST_P(PartitionFamilyTest, SharesByTheSpeedOfRanks) {
   std::vector<RankProgram> one(1);
   one[0].program = Build(setup);
   const Outcome expected = Train(one, 3);
-  for (const char* split : {"batch", "space", "batch+shard", "channel", "pipeline"}) {
+  for (const char* split : {"batch", "space", "batch+shard", "channel"}) {
     SCOPED_TRACE(split);
     Parallel parallel = *Parallel::Parse(split);
     parallel.shares = {1.0, 0.5, 0.25};

@@ -84,22 +84,68 @@ TEST(PlanRanksTest, ManyRanksArePlannedByTheirPlace) {
             60);  // 10 s where nothing else runs
 }
 
-TEST(PlanRanksTest, UnequalRanksTakeSharesByTheirSpeed) {
-  PlanOptions options;
-  auto machine = Described(3, 3);
-  machine->rank_speeds = {1.0, 0.5, 0.25};
-  options.machine = machine;
-  const Program program = Build(14);
-  Parallel equal = Split("batch");
-  equal.speeds = machine->rank_speeds;
-  Parallel by_speed = Split("batch");
-  SetSpeeds(options, 3, by_speed);
-  EXPECT_EQ(by_speed.shares, machine->rank_speeds);
-  const absl::StatusOr<JobPlan> even = PlanRanks(program, equal, 3, options),
-                                uneven = PlanRanks(program, by_speed, 3, options);
-  ASSERT_TRUE(even.ok() && uneven.ok());
-  EXPECT_LT(uneven->simulation.seconds, 0.8 * even->simulation.seconds);  // what costs the same on any batch is not shared out
-  EXPECT_EQ(uneven->classes.size(), 3u);
+class UnequalRanksTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    auto machine = Described(3, 3);
+    machine->rank_speeds = {1.0, 0.5, 0.25};
+    options_.machine = machine;
+  }
+  absl::StatusOr<JobPlan> Plan(const std::string& split, bool balanced) {
+    Parallel parallel = Split(split);
+    SetSpeeds(options_, 3, parallel);
+    return balanced ? PlanBalanced(program_, parallel, 3, options_) : PlanRanks(program_, parallel, 3, options_);
+  }
+
+  const Program program_ = Build(28);
+  PlanOptions options_;
+};
+
+TEST_F(UnequalRanksTest, WorkMovesUntilTheyTakeAsLong) {
+  for (const char* split : {"batch", "batch+shard", "space"}) {
+    const absl::StatusOr<JobPlan> equal = Plan(split, false), by_speed = Plan(absl::StrCat(split, "=4:2:1"), false), balanced = Plan(split, true);
+    ASSERT_TRUE(equal.ok() && by_speed.ok() && balanced.ok()) << split;
+    EXPECT_LT(balanced->simulation.seconds, equal->simulation.seconds) << split;
+    EXPECT_LE(balanced->simulation.seconds, by_speed->simulation.seconds) << split;
+    ASSERT_EQ(balanced->parallel.shares.size(), 3u) << split;
+    EXPECT_GT(balanced->parallel.shares[0], balanced->parallel.shares[2]) << split;
+    // What is printed is what was planned.
+    const absl::StatusOr<JobPlan> again = Plan(balanced->parallel.Text(), true);
+    ASSERT_TRUE(again.ok()) << balanced->parallel.Text() << again.status();
+    EXPECT_EQ(again->parallel.shares, balanced->parallel.shares);
+    EXPECT_EQ(again->simulation.seconds, balanced->simulation.seconds);
+  }
+  // What costs the same on any batch is not shared out.
+  EXPECT_LT(Plan("batch", true)->simulation.seconds, 0.8 * Plan("batch", false)->simulation.seconds);
+}
+
+TEST_F(UnequalRanksTest, APartThatDoesNotFitBecomesSmaller) {
+  const absl::StatusOr<JobPlan> free = Plan("batch", true);
+  ASSERT_TRUE(free.ok()) << free.status();
+  const auto BytesOf = [](const JobPlan& job, int rank) { return job.ClassOf(rank).plan.arena_bytes; };
+  // Memory is the other way round: the fastest has too little for its share, and nothing may leave the device.
+  options_.recompute = options_.encode = false;
+  options_.rank_memory = {{.bytes = BytesOf(*free, 0) * 3 / 4}, {.bytes = 2 * BytesOf(*free, 0)}, {.bytes = 4 * BytesOf(*free, 0)}};
+  EXPECT_FALSE(Plan(free->parallel.Text(), true).ok());
+  const absl::StatusOr<JobPlan> balanced = Plan("batch", true);
+  ASSERT_TRUE(balanced.ok()) << balanced.status();
+  EXPECT_LT(balanced->parallel.shares[0], free->parallel.shares[0]);
+  EXPECT_LE(BytesOf(*balanced, 0), options_.rank_memory[0].bytes);
+  // Where no share fits, the rank is named.
+  options_.rank_memory[1].bytes = 1000;
+  const absl::StatusOr<JobPlan> none = Plan("batch", true);
+  EXPECT_TRUE(absl::IsResourceExhausted(none.status())) << none.status();
+  EXPECT_EQ(RankOf(none.status()), 1);
+}
+
+TEST_F(UnequalRanksTest, SharesAreForOneAxis) {
+  EXPECT_THAT(std::string(Plan("batch=4:2", true).status().message()), HasSubstr("2 shares for 3 ranks"));
+  EXPECT_THAT(std::string(PlanRanks(program_, Split("batch:2+space=1:2:3:4"), 4, {}).status().message()), HasSubstr("share out one thing"));
+  EXPECT_THAT(std::string(PlanRanks(program_, Split("roles=1:2"), 2, {}).status().message()), HasSubstr("share out one thing"));
+  for (const char* wrong : {"batch=", "batch=1:", "batch=1:x", "batch=0:1", "batch=-1:2", "batch=nan:1", "batch=inf:1", "batch=1:2+shard"}) {
+    EXPECT_EQ(Parallel::Parse(wrong).status().code(), absl::StatusCode::kInvalidArgument) << wrong;
+  }
+  EXPECT_EQ(Parallel::Parse("batch+shard=0.5:0.25:0.125")->Text(), "batch+shard=0.5:0.25:0.125");
 }
 
 TEST(PlanRanksTest, SeveralNodesNeedANetwork) {

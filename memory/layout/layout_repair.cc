@@ -35,7 +35,7 @@ class Repair {
       if (offsets_[i] == kNowhere || offsets_[i] + items_.items[i].size <= ceiling) continue;
       if (!CanMove(item)) return false;
       TakeOut(item);
-      waiting_.push_back(item);
+      Wait(item);
     }
     return true;
   }
@@ -47,11 +47,8 @@ class Repair {
   // Puts back one item.
   void Step() {
     // The one that is hardest to place by what is known: large ones first, and more so each time they find no hole.
-    const auto hardest = std::max_element(waiting_.begin(), waiting_.end(), [&](int32_t a, int32_t b) {
-      return std::pair(Hardness(a), a) < std::pair(Hardness(b), b);
-    });
-    const int32_t item = *hardest;
-    *hardest = waiting_.back();
+    std::pop_heap(waiting_.begin(), waiting_.end());
+    const int32_t item = waiting_.back().second;
     waiting_.pop_back();
     if (PutIntoHole(item)) return;
     ++penalties_[item];
@@ -66,6 +63,13 @@ class Repair {
   void Put(int32_t item, int64_t offset) {
     offsets_[item] = offset;
     for (const LayoutPiece& piece : PiecesOf(item)) placed_.Insert(offset, piece, item);
+  }
+
+  // What is out waits to be put back. Meanwhile it gets no harder.
+  void Wait(int32_t item) {
+    waiting_.emplace_back(Hardness(item), item);
+    std::push_heap(waiting_.begin(), waiting_.end());
+    work_ += std::bit_width(waiting_.size());
   }
 
   void TakeOut(int32_t item) {
@@ -133,13 +137,13 @@ class Repair {
       }
     }
     if (best_offset == kNowhere || best_cost == std::numeric_limits<double>::max()) {
-      waiting_.push_back(item);
+      Wait(item);
       return;
     }
     for (const PlacedPiece& other : live_) {
       if (other.offset >= best_offset + it.size || other.top <= best_offset || offsets_[other.item] == kNowhere) continue;
       TakeOut(other.item);
-      waiting_.push_back(other.item);
+      Wait(other.item);
     }
     Put(item, best_offset);
   }
@@ -160,7 +164,7 @@ class Repair {
   std::vector<int64_t> offsets_;
   PlacedPieces placed_;
   std::vector<int32_t> penalties_;
-  std::vector<int32_t> waiting_;
+  std::vector<std::pair<double, int32_t>> waiting_;  // a heap of hardness and item
   int64_t ceiling_ = 0;
   std::mt19937_64 random_;
   int64_t& work_;

@@ -43,15 +43,9 @@ class Attempt {
     return best_.height <= std::max(goal_, lower_bound_) || work_ >= options_.work_limit || rest_is_not_worth_it() || past_deadline();
   }
 
-  // For so many items that one of the passes below would take more than all the work there is.
+  // Of many items, for which it takes a small part of one of the passes below; what it leaves above the bound is repaired.
   void TrySkyline() {
-    if (items_.items.size() <= PlacedPieces::kFlatPieces || !items_.all_rectangles || items_.has_fixed) return;
-    int64_t live = 0;  // summed over time
-    for (const LayoutItem& item : items_.items) live += item.last - item.first;
-    const double live_at_once = static_cast<double>(live) / std::max(1, items_.section_count);
-    const double pass_work = kWorkPerLivePair * live_at_once * static_cast<double>(items_.items.size());
-    if (pass_work <= static_cast<double>(options_.work_limit)) return;
-    passes_are_affordable_ = false;
+    if (!many_ || !items_.all_rectangles || items_.has_fixed) return;
     GreedyResult result = PlaceOnSkyline(items_, work_);
     best_.offsets = std::move(result.offsets);
     best_.height = result.height;
@@ -61,14 +55,13 @@ class Attempt {
   // Greedy orders, each followed by passes in which the items that ended too high go first, "squeaky wheel optimization"
   // (Joslin, Clements, J. Artificial Intelligence Research 10, 1999).
   void TryGreedyOrders() {
-    const bool many = items_.items.size() > PlacedPieces::kFlatPieces;
-    for (const auto& [order, fit] : std::span(kGreedyPortfolio).subspan(many ? 1 : 0)) {
+    for (const auto& [order, fit] : std::span(kGreedyPortfolio).subspan(many_ ? 1 : 0)) {
       std::vector<int32_t> sequence = MakeGreedyOrder(items_, order);
       for (int pass = 0; pass < kPassesPerOrder; ++pass) {
-        if (!best_.offsets.empty() && (done() || !passes_are_affordable_)) return;
+        if (!best_.offsets.empty() && (done() || many_)) return;
         GreedyResult result = PlaceGreedily(items_, sequence, fit, work_);
         if (pass + 1 < kPassesPerOrder) PromoteHighItems(result, sequence);
-        if (pass == 0 && items_.items.size() <= kRepairItems) greedy_offsets_.push_back(result.offsets);
+        if (pass == 0) greedy_offsets_.push_back(result.offsets);
         if (result.height >= best_.height) continue;
         best_.offsets = std::move(result.offsets);
         best_.height = result.height;
@@ -86,14 +79,13 @@ class Attempt {
     std::optional<LayoutSearch> search;
     const size_t count = items_.items.size();
     if (options_.exact_search && count <= LayoutSearch::kMaxItems) search.emplace(items_, options_.seed);
-    const bool repairs = count <= kRepairItems;
-    if (!search && !repairs) return;
-    for (int64_t share = kFirstShare; !done(); share *= 2) {
+    // Only to look at many items takes so long that each repair gets all the work there is.
+    for (int64_t share = many_ ? options_.work_limit : kFirstShare; !done(); share *= 2) {
       const int64_t work = work_;
       if (search && search_least_ < best_.height) SearchFor(std::max(goal_, search_least_), work_ + share, *search);
       const int64_t height = best_.height;
       const int64_t repair_share = repair_pays_ || !search ? share / kRepairsPerRound : share / 8;
-      for (int i = 0; repairs && i < kRepairsPerRound && !done(); ++i) Repair(work_ + repair_share);
+      for (int i = 0; i < kRepairsPerRound && !done(); ++i) Repair(work_ + repair_share);
       repair_pays_ = best_.height < height;
       if (search && !done()) SearchBetween(share / (options_.capacity ? 32 : 8), *search);
       if (work_ == work) return;  // the search finds nothing lower, and nothing can be moved
@@ -115,8 +107,6 @@ class Attempt {
 
  private:
   static constexpr int kPassesPerOrder = 3;
-  static constexpr size_t kRepairItems = PlacedPieces::kFlatPieces;
-  static constexpr double kWorkPerLivePair = 16;
   static constexpr int64_t kFirstShare = 20'000'000;  // units of work
   static constexpr int kRepairsPerRound = 2;
 
@@ -148,7 +138,7 @@ class Attempt {
 
   // Repairs the best layout, or in every second call one of the greedy ones, which lie elsewhere.
   void Repair(int64_t work_limit) {
-    const bool from_best = ++repair_count_ % 2 != 0;
+    const bool from_best = ++repair_count_ % 2 != 0 || greedy_offsets_.empty();
     const std::vector<int64_t>& start = from_best ? best_.offsets : greedy_offsets_[repair_count_ / 2 % greedy_offsets_.size()];
     RepairResult result = RepairLayout(items_, start, best_.height, std::max(goal_, lower_bound_), options_.seed + repair_count_,
                                        std::min(work_limit, options_.work_limit), work_, [&] { return past_deadline(); });
@@ -187,13 +177,13 @@ class Attempt {
 
   const LayoutItems& items_;
   const LayoutOptions& options_;
+  const bool many_ = items_.items.size() > PlacedPieces::kFlatPieces;
   const int64_t goal_;
   const absl::Time deadline_;
   Layout best_{.height = std::numeric_limits<int64_t>::max()};
   std::vector<std::vector<int64_t>> greedy_offsets_;  // of every order's first pass
   uint64_t repair_count_ = 0;
   bool repair_pays_ = true;  // lowered the height when tried last
-  bool passes_are_affordable_ = true;  // in the work there is
   int64_t lower_bound_ = items_.lower_bound;
   int64_t search_least_ = items_.lower_bound;  // the search finds nothing below: the bound, or more where it is not exact
   int64_t work_ = 0;

@@ -152,7 +152,7 @@ TEST(LayoutSolverTest, ManyBuffersComeNearTheBound) {
   const absl::StatusOr<Layout> layout = SolveLayout(problem, {.work_limit = 200'000'000});
   ASSERT_TRUE(layout.ok()) << layout.status();
   EXPECT_EQ(CheckLayout(problem, *layout), absl::OkStatus());
-  EXPECT_LT(layout->gap(), 0.03) << layout->height << " over " << layout->lower_bound;  // greedy passes end at 6 %, the skyline at 7
+  EXPECT_LT(layout->gap(), 0.03) << layout->height << " over " << layout->lower_bound;
 }
 
 TEST(PlacedPiecesTest, TreeAndBlocksFindTheSame) {

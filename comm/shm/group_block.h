@@ -16,7 +16,9 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of three dimensions
 inline constexpr int kNameWords = 10;
+inline constexpr int kTurns = 4;         // of operations of neighbours: how many a sender may be ahead of its receivers
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
+inline constexpr int64_t kPostBytes = 4096;              // of a message that its sender copies, to be done at once
 inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool
 
 enum class Collective : uint8_t {
@@ -53,22 +55,34 @@ struct Entry {
 };
 static_assert(sizeof(Entry) == 128);
 
-// A message between two ranks within an operation that not all ranks take part in. The sender makes pieces ready, the
-// receiver says how many it has taken; both count from 1 within `sequence << 20`.
+// What a rank sends in an operation that not all ranks take part in: one line of the cache, all that its receivers look
+// at beside the bytes. It stays as it is until every message of at most kPostBytes is taken; larger ones are taken before
+// their operation is done.
+struct Posting {
+  std::atomic<uint64_t> sequence;                // of the operation; stored last
+  std::atomic<uint64_t> what;                    // as in its entry, without the memory's kind
+  std::atomic<uint64_t> messages[kMaxMessages];  // bytes << 16 | receiver << 8 | tag; kNoMessage
+};
+static_assert(sizeof(Posting) == 64);
+inline constexpr uint64_t kNoMessage = ~uint64_t{0};
+
+// Where the bytes of a message of more than kPostBytes are. The sender makes pieces ready, the receiver says how many it
+// has taken; both count from 1 within `sequence << 20`.
 struct MessageOut {
-  std::atomic<uint64_t> to_and_tag;  // receiver << 8 | tag
-  std::atomic<uint64_t> bytes;
   std::atomic<uint64_t> kind;  // MemoryKind
   std::atomic<uint64_t> place;
-  std::atomic<uint64_t> ready;
+  std::atomic<uint64_t> ready;  // kStaged
 };
 
 struct RankLines {
   // Entries of operations that every rank takes part in, by turns: no rank is two such operations ahead of another.
   alignas(128) Entry full[2];
   alignas(128) std::atomic<uint64_t> arrived;
-  // Of operations that only neighbours take part in.
-  alignas(128) Entry partial;
+  // Of operations that only neighbours take part in, by turns of their sequence. The entries are read for errors alone.
+  alignas(128) Entry partial[kTurns];
+  struct alignas(128) {
+    Posting posting;
+  } posted[kTurns];
   alignas(128) MessageOut out[kMaxMessages];
   alignas(128) std::atomic<uint64_t> taken[kMaxMessages];  // of what this rank receives, by tag
   // AllToAll: bytes to each rank, by turns as `full`.
@@ -96,15 +110,20 @@ struct GroupBlock {
   RankLines ranks[kMaxRanks];  // as many as the group has
 };
 
-// A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and a
-// slot for each rank.
+// A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and for
+// each rank a slot and places for the small messages of each turn.
 constexpr int kGenerations = 8;
 constexpr int64_t LinesBytes(int ranks) {
   return static_cast<int64_t>(sizeof(GroupBlock)) - (kMaxRanks - ranks) * static_cast<int64_t>(sizeof(RankLines));
 }
 constexpr int64_t BlockOffset(int ranks, int generation) { return generation * LinesBytes(ranks); }
+constexpr int64_t kPostStride = kPostBytes + 64;  // so that the beginnings of places do not compete for lines of the cache
+constexpr int64_t kSlotStride = (kSlotBytes + kTurns * kMaxMessages * kPostStride + 4095) / 4096 * 4096;
 constexpr int64_t SlotOffset(int ranks, int rank) {
-  return (BlockOffset(ranks, kGenerations) + 4095) / 4096 * 4096 + rank * kSlotBytes;
+  return (BlockOffset(ranks, kGenerations) + 4095) / 4096 * 4096 + rank * kSlotStride;
+}
+constexpr int64_t PostOffset(int ranks, int rank, int turn, int place) {
+  return SlotOffset(ranks, rank) + kSlotBytes + (turn * kMaxMessages + place) * kPostStride;
 }
 constexpr int64_t RegionBytes(int ranks) { return SlotOffset(ranks, ranks); }
 

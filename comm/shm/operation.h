@@ -18,7 +18,7 @@ struct Message {
   int64_t bytes = 0;
   const std::byte* local = nullptr;         // of a message to itself: where it comes from
   MemoryKind memory = MemoryKind::kStaged;  // of the sender's data
-  int place = 0;                            // among the sender's MessageOut
+  int place = 0;                            // among the sender's messages
   int64_t moved_bytes = 0;
   uint64_t pieces = 0;  // made ready, or taken
   bool done = false;

@@ -104,13 +104,12 @@ bool ShmCommunicator::AllArrived(Operation& operation) {
 bool ShmCommunicator::FindMismatch(Operation& operation) {
   if (operation.round != 1) return false;
   for (int rank = 0; rank < size(); ++rank) {
-    const RankLines& peer = lines(rank);
-    for (const Entry* entry : {&peer.partial, &peer.full[1 - operation.parity], &peer.full[operation.parity]}) {
-      if (entry->sequence.load(std::memory_order_seq_cst) < operation.sequence) continue;
-      if (peer.full[operation.parity].sequence.load(std::memory_order_seq_cst) == operation.sequence) break;
-      Break(Breach::kMismatch, operation, rank, entry, 0);
-      return true;
-    }
+    const Entry* entry = EntryFrom(rank, operation.sequence, operation.sequence);
+    if (entry == nullptr ||
+        lines(rank).full[operation.parity].sequence.load(std::memory_order_seq_cst) == operation.sequence)
+      continue;
+    Break(Breach::kMismatch, operation.call, operation.sequence, rank, entry, 0);
+    return true;
   }
   return false;
 }
@@ -120,7 +119,7 @@ bool ShmCommunicator::Enter(Operation& operation) {
   for (int rank = 0; rank < size(); ++rank) {
     const Entry& entry = lines(rank).full[operation.parity];
     if (!operation.call.Matches(entry)) {
-      Break(Breach::kMismatch, operation, rank, &entry, 0);
+      Break(Breach::kMismatch, operation.call, operation.sequence, rank, &entry, 0);
       return false;
     }
     const uint64_t place = entry.place.load(std::memory_order_relaxed);
@@ -143,7 +142,7 @@ bool ShmCommunicator::Enter(Operation& operation) {
     if (operation.call.kind == Collective::kAllToAll && !operation.is_announced) {
       const std::atomic<int64_t>* parts = lines(rank).part_bytes[operation.parity];
       if (parts[rank_].load(std::memory_order_relaxed) != operation.to_parts[rank]) {
-        Break(Breach::kMismatch, operation, rank, &entry, 0);
+        Break(Breach::kMismatch, operation.call, operation.sequence, rank, &entry, 0);
         return false;
       }
       for (int before = 0; before < rank_ && memory != MemoryKind::kStaged && base != nullptr; ++before) {

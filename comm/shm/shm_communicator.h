@@ -71,9 +71,12 @@ class ShmCommunicator final : public QueuedCommunicator {
 
   // shm_communicator.cc: moving on.
   bool IsBroken(Operation& operation, bool looks_closely);
-  void Break(Breach breach, const Operation& mine, int other, const Entry* theirs, uint64_t late);
+  void Break(Breach breach, const Call& mine, uint64_t sequence, int other, const Entry* theirs, uint64_t late);
   absl::Status BrokenStatus() const;
   uint64_t Missing(const Operation& operation) const;  // ranks that the operation waits for, as bits
+  // A rank's first operation from `full` on that all take part in, or from `partial` on that not all do; null: it has
+  // come to none, as far as its entries still say.
+  const Entry* EntryFrom(int rank, uint64_t full, uint64_t partial) const;
   std::string Labels(uint64_t ranks) const;
   void RingOthers();
 
@@ -101,14 +104,29 @@ class ShmCommunicator final : public QueuedCommunicator {
 
   // messages.cc: operations of neighbours.
   Result StepPartial(Operation& operation, bool looks_closely);
+  struct Posts {  // small messages of an operation, which may not all be taken yet
+    struct To {
+      int peer, tag;
+    };
+    uint64_t sequence = 0;
+    int count = 0;
+    To to[kMaxMessages] = {};
+  };
+  bool IsTaken(int peer, int tag, uint64_t mark);
   void PublishPartial(Operation& operation);
-  bool MoveMessage(Operation& operation, Message& message);
-  bool FindMessageMismatch(Operation& operation);
   void StageMessage(Operation& operation, Message& message);
+  bool MoveMessage(Operation& operation, Message& message);
+  bool TakePiece(const Operation& operation, Message& message, int place, MemoryKind& memory);
+  void FindMessageMismatch(const Operation& operation);
+  void FindPostMismatch(const Posts& posts);
+  uint64_t MissingNeighbours(const Operation& operation) const;
 
   RankLines& lines(int rank) { return block_.ranks[rank]; }
   const RankLines& lines(int rank) const { return block_.ranks[rank]; }
   std::byte* slot(int rank) const { return region_->data() + SlotOffset(first_size_, slots_[rank]); }
+  std::byte* post(int rank, int turn, int place) const {
+    return region_->data() + PostOffset(first_size_, slots_[rank], turn, place);
+  }
 
   const std::shared_ptr<const SharedRegion> region_;
   const int first_size_;  // ranks of the group that the region was made for
@@ -122,6 +140,8 @@ class ShmCommunicator final : public QueuedCommunicator {
   // Of the driving thread.
   uint64_t full_operations_ = 0;
   uint64_t arrivals_ = 0;
+  Posts posts_[kTurns];
+  uint64_t taken_[kMaxRanks][kMaxMessages] = {};  // as far as this rank has seen
 };
 
 }  // namespace gantry::shm

@@ -1,13 +1,14 @@
 // Operations that only neighbours take part in: halo exchange, send and receive.
 //
-//   small messages    the sender copies them beside its posting and is done. It is at most kTurns such operations ahead:
-//                     before it uses a turn again, its receivers have taken what it posted there.
-//   others            a stream of pieces between two ranks: the sender makes a piece ready, the receiver takes it. Memory
+//   up to kTurnBytes  the sender copies its messages and is done. It is at most kTurns such operations ahead: before it
+//                     uses a turn again, its receivers have taken what it posted there.
+//   what goes beyond  a stream of pieces between two ranks: the sender makes a piece ready, the receiver takes it. Memory
 //                     of the pool is one piece; other memory goes through a part of the slot.
 
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "comm/copy.h"
 #include "comm/shm/shm_communicator.h"
@@ -28,6 +29,19 @@ uint64_t Mark(uint64_t sequence, uint64_t pieces) { return sequence << 20 | piec
 uint64_t MessageWord(int receiver, int tag, int64_t bytes) {
   return static_cast<uint64_t>(bytes) << 16 | static_cast<uint64_t>(receiver) << 8 | static_cast<uint64_t>(tag);
 }
+
+// Where a sender puts the messages that it copies.
+class PostPlaces {
+ public:
+  // Of its next message; -1: it is not copied.
+  int64_t Next(int64_t bytes) {
+    if (used_ + bytes > kTurnBytes) return -1;
+    return std::exchange(used_, used_ + (bytes + 63) / 64 * 64);
+  }
+
+ private:
+  int64_t used_ = 0;
+};
 
 }  // namespace
 
@@ -74,14 +88,15 @@ void ShmCommunicator::PublishPartial(Operation& operation) {
   Posting& posting = mine.posted[operation.parity].posting;
   Posts& posts = posts_[operation.parity];
   posts = {.sequence = operation.sequence};
+  PostPlaces places;
   uint64_t words[kMaxMessages];
   std::fill(std::begin(words), std::end(words), kNoMessage);
   for (int i = 0; i < operation.message_count; ++i) {
     Message& message = operation.messages[i];
     if (!message.out) continue;
     words[message.place] = MessageWord(message.peer, message.tag, message.bytes);
-    if (message.bytes <= kPostBytes) {
-      CopyBytes(post(rank_, operation.parity, message.place), message.data, message.bytes, false);
+    if (const int64_t at = places.Next(message.bytes); at >= 0) {
+      CopyBytes(post(rank_, operation.parity) + at, message.data, message.bytes, false);
       posts.to[posts.count++] = {.peer = message.peer, .tag = message.tag};
       message.done = true;
       continue;
@@ -134,16 +149,22 @@ bool ShmCommunicator::MoveMessage(Operation& operation, Message& message) {
   const Posting& posting = peer.posted[operation.parity].posting;
   if (posting.sequence.load(std::memory_order_seq_cst) != operation.sequence) return false;
   const uint64_t wanted = MessageWord(rank_, message.tag, message.bytes);
+  PostPlaces places;
+  uint64_t word = kNoMessage;
   int place = 0;
-  while (place < kMaxMessages && posting.messages[place].load(std::memory_order_relaxed) != wanted) ++place;
-  if (place == kMaxMessages || posting.what.load(std::memory_order_relaxed) !=
-                                   lines(rank_).posted[operation.parity].posting.what.load(std::memory_order_relaxed)) {
+  for (; place < kMaxMessages; ++place) {
+    word = posting.messages[place].load(std::memory_order_relaxed);
+    if (word == kNoMessage || word == wanted) break;
+    places.Next(static_cast<int64_t>(word >> 16));
+  }
+  if (word != wanted || posting.what.load(std::memory_order_relaxed) !=
+                            lines(rank_).posted[operation.parity].posting.what.load(std::memory_order_relaxed)) {
     Break(Breach::kMismatch, operation.call, operation.sequence, message.peer, &peer.partial[operation.parity], 0);
     return false;
   }
   MemoryKind memory = MemoryKind::kInline;
-  if (message.bytes <= kPostBytes) {
-    CopyBytes(message.data, post(message.peer, operation.parity, place), message.bytes, false);
+  if (const int64_t at = places.Next(message.bytes); at >= 0) {
+    CopyBytes(message.data, post(message.peer, operation.parity) + at, message.bytes, false);
   } else if (!TakePiece(operation, message, place, memory)) {
     return false;
   }
@@ -153,7 +174,7 @@ bool ShmCommunicator::MoveMessage(Operation& operation, Message& message) {
   return true;
 }
 
-// The next piece of a message of more than kPostBytes, the sender's `place`, if it is ready.
+// The next piece of a message that was not copied, the sender's `place`, if it is ready.
 bool ShmCommunicator::TakePiece(const Operation& operation, Message& message, int place, MemoryKind& memory) {
   const MessageOut& out = lines(message.peer).out[place];
   memory = static_cast<MemoryKind>(out.kind.load(std::memory_order_relaxed));
@@ -221,10 +242,11 @@ uint64_t ShmCommunicator::MissingNeighbours(const Operation& operation) const {
   for (int i = 0; i < operation.message_count; ++i) {
     const Message& message = operation.messages[i];
     if (message.done) continue;
-    // What a rank has posted is there though that rank may have left since.
+    // What a rank has posted is there though that rank may have left since; further pieces it still has to make ready.
     const bool has_come = message.out ? is_taken(message.peer, message.tag, Mark(operation.sequence, message.pieces))
-                                      : lines(message.peer).posted[operation.parity].posting.sequence.load(
-                                            std::memory_order_seq_cst) == operation.sequence;
+                                      : message.pieces == 0 &&
+                                            lines(message.peer).posted[operation.parity].posting.sequence.load(
+                                                std::memory_order_seq_cst) == operation.sequence;
     if (!has_come) missing |= uint64_t{1} << message.peer;
   }
   return missing;

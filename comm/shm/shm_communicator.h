@@ -104,7 +104,7 @@ class ShmCommunicator final : public QueuedCommunicator {
 
   // messages.cc: operations of neighbours.
   Result StepPartial(Operation& operation, bool looks_closely);
-  struct Posts {  // small messages of an operation, which may not all be taken yet
+  struct Posts {  // an operation's messages that were copied, which may not all be taken yet
     struct To {
       int peer, tag;
     };
@@ -124,9 +124,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   RankLines& lines(int rank) { return block_.ranks[rank]; }
   const RankLines& lines(int rank) const { return block_.ranks[rank]; }
   std::byte* slot(int rank) const { return region_->data() + SlotOffset(first_size_, slots_[rank]); }
-  std::byte* post(int rank, int turn, int place) const {
-    return region_->data() + PostOffset(first_size_, slots_[rank], turn, place);
-  }
+  std::byte* post(int rank, int turn) const { return region_->data() + PostOffset(first_size_, slots_[rank], turn); }
 
   const std::shared_ptr<const SharedRegion> region_;
   const int first_size_;  // ranks of the group that the region was made for

@@ -62,10 +62,11 @@ static_assert(sizeof(Entry) == 128);
 struct Posting {
   std::atomic<uint64_t> sequence;                // of the operation; stored last
   std::atomic<uint64_t> what;                    // as in its entry, without the memory's kind
-  std::atomic<uint64_t> messages[kMaxMessages];  // bytes << 16 | receiver << 8 | tag; kNoMessage
+  std::atomic<uint64_t> messages[kMaxMessages];  // bytes << 16 | receiver or kToAll << 8 | tag; kNoMessage
 };
 static_assert(sizeof(Posting) == 64);
 inline constexpr uint64_t kNoMessage = ~uint64_t{0};
+inline constexpr int kToAll = 0xff;
 
 // Where the bytes of a message are that is not copied so. The sender makes pieces ready, the receiver says how many it has
 // taken; both count from 1 within `sequence << 20`.

@@ -1,4 +1,5 @@
-// Operations that only neighbours take part in: halo exchange, send and receive.
+// Operations that only neighbours take part in: halo exchange, send and receive; and the broadcast of what is copied, which
+// is one message to all.
 //
 //   up to kTurnBytes  the sender copies its messages and is done. It is at most kTurns such operations ahead: before it
 //                     uses a turn again, its receivers have taken what it posted there.
@@ -87,17 +88,21 @@ void ShmCommunicator::PublishPartial(Operation& operation) {
   constexpr std::memory_order kRelaxed = std::memory_order_relaxed;
   Posting& posting = mine.posted[operation.parity].posting;
   Posts& posts = posts_[operation.parity];
-  posts = {.sequence = operation.sequence};
+  posts.sequence = operation.sequence;
+  posts.count = 0;
   PostPlaces places;
   uint64_t words[kMaxMessages];
   std::fill(std::begin(words), std::end(words), kNoMessage);
   for (int i = 0; i < operation.message_count; ++i) {
     Message& message = operation.messages[i];
     if (!message.out) continue;
-    words[message.place] = MessageWord(message.peer, message.tag, message.bytes);
+    words[message.place] = MessageWord(message.receiver, message.tag, message.bytes);
     if (const int64_t at = places.Next(message.bytes); at >= 0) {
       CopyBytes(post(rank_, operation.parity) + at, message.data, message.bytes, false);
-      posts.to[posts.count++] = {.peer = message.peer, .tag = message.tag};
+      for (int rank = 0; rank < size(); ++rank) {
+        if (rank != rank_ && (message.receiver == rank || message.receiver == kToAll))
+          posts.to[posts.count++] = {.peer = rank, .tag = message.tag};
+      }
       message.done = true;
       continue;
     }
@@ -148,7 +153,7 @@ bool ShmCommunicator::MoveMessage(Operation& operation, Message& message) {
   }
   const Posting& posting = peer.posted[operation.parity].posting;
   if (posting.sequence.load(std::memory_order_seq_cst) != operation.sequence) return false;
-  const uint64_t wanted = MessageWord(rank_, message.tag, message.bytes);
+  const uint64_t wanted = MessageWord(message.receiver, message.tag, message.bytes);
   PostPlaces places;
   uint64_t word = kNoMessage;
   int place = 0;

@@ -12,6 +12,7 @@ namespace gantry::shm {
 // One message of an operation that only neighbours take part in, at this rank.
 struct Message {
   int peer = 0;
+  int receiver = 0;  // or kToAll
   int tag = 0;  // the receiver's number of it
   bool out = false;
   std::byte* data = nullptr;  // only read if `out`

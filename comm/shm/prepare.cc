@@ -25,7 +25,14 @@ void ShmCommunicator::Prepare(QueuedOperation& queued) {
       operation.is_inline = true;
       break;
     case Collective::kBroadcast:
-      Expose(operation, operation.from, rank_ == call.root ? bytes : 0, bytes <= kInlineBytes);
+      if (bytes > kTurnBytes) {
+        Expose(operation, operation.from, rank_ == call.root ? bytes : 0);
+        break;
+      }
+      operation.is_partial = true;
+      operation.message_count = 1;
+      operation.messages[0] = {
+          .peer = call.root, .receiver = kToAll, .out = rank_ == call.root, .data = operation.to, .bytes = bytes};
       break;
     case Collective::kAllGather:
       Expose(operation, operation.from, bytes, std::ranges::max(operation.parts) <= kInlineBytes);
@@ -38,6 +45,7 @@ void ShmCommunicator::Prepare(QueuedOperation& queued) {
       operation.is_partial = true;
       operation.message_count = rank_ == call.root || rank_ == call.to ? 1 : 0;
       operation.messages[0] = {.peer = rank_ == call.root ? call.to : call.root,
+                               .receiver = call.to,
                                .out = rank_ == call.root,
                                .data = operation.to,
                                .bytes = bytes};
@@ -53,6 +61,7 @@ void ShmCommunicator::ListMessages(Operation& operation) const {
   int place = 0;
   const auto add = [&](int peer, int tag, bool out, const std::byte* data, size_t bytes) {
     operation.messages[operation.message_count++] = {.peer = peer,
+                                                     .receiver = out ? peer : rank_,
                                                      .tag = tag,
                                                      .out = out,
                                                      .data = const_cast<std::byte*>(data),

@@ -110,7 +110,7 @@ class ShmCommunicator final : public QueuedCommunicator {
     };
     uint64_t sequence = 0;
     int count = 0;
-    To to[kMaxMessages] = {};
+    To to[kMaxRanks] = {};
   };
   bool IsTaken(int peer, int tag, uint64_t mark);
   void PublishPartial(Operation& operation);

@@ -16,9 +16,10 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of three dimensions
 inline constexpr int kNameWords = 10;
-inline constexpr int kTurns = 2;         // of operations of neighbours: how many a sender may be ahead of its receivers
+inline constexpr int kTurns = 8;         // of operations of neighbours: how many a sender may be ahead of its receivers
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
-inline constexpr int64_t kTurnBytes = 512 << 10;         // of a turn's messages, copied by their sender to be done at once
+inline constexpr int64_t kPostBytes = int64_t{1} << 20;  // of each rank, for messages that their sender copies
+inline constexpr int64_t kMostPosted = kPostBytes / 2;   // in one operation
 inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool
 
 enum class Collective : uint8_t {
@@ -56,9 +57,9 @@ struct Entry {
 static_assert(sizeof(Entry) == 128);
 
 // What a rank sends in an operation that not all ranks take part in: one line of the cache, all that its receivers look
-// at beside the bytes. The sender copies its messages one behind the other, each to whole lines, as long as they fit into
-// kTurnBytes; those and the posting stay as they are until they are taken. Other messages are taken before their operation
-// is done.
+// at beside the bytes. The sender copies its messages one behind the other, each to whole lines, as long as they are not
+// more than kMostPosted; those and the posting stay as they are until they are taken. Other messages are taken before their
+// operation is done.
 struct Posting {
   std::atomic<uint64_t> sequence;                // of the operation; stored last
   std::atomic<uint64_t> what;                    // as in its entry, without the memory's kind
@@ -113,18 +114,20 @@ struct GroupBlock {
 };
 
 // A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and for
-// each rank a slot and the copied messages of each turn.
+// each rank a slot and its copied messages.
 constexpr int kGenerations = 8;
 constexpr int64_t LinesBytes(int ranks) {
   return static_cast<int64_t>(sizeof(GroupBlock)) - (kMaxRanks - ranks) * static_cast<int64_t>(sizeof(RankLines));
 }
 constexpr int64_t BlockOffset(int ranks, int generation) { return generation * LinesBytes(ranks); }
-constexpr int64_t kSlotStride = kSlotBytes + kTurns * kTurnBytes;
+constexpr int64_t kSlotStride = kSlotBytes + kPostBytes;
 constexpr int64_t SlotOffset(int ranks, int rank) {
   return (BlockOffset(ranks, kGenerations) + 4095) / 4096 * 4096 + rank * kSlotStride;
 }
-constexpr int64_t PostOffset(int ranks, int rank, int turn) {
-  return SlotOffset(ranks, rank) + kSlotBytes + turn * kTurnBytes;
+constexpr int64_t PostOffset(int ranks, int rank) { return SlotOffset(ranks, rank) + kSlotBytes; }
+// Of a turn's messages within that: what is large alternates between the halves.
+constexpr int64_t TurnOffset(int turn, int64_t bytes) {
+  return bytes <= kPostBytes / kTurns ? turn * (kPostBytes / kTurns) : turn % 2 * kMostPosted;
 }
 constexpr int64_t RegionBytes(int ranks) { return SlotOffset(ranks, ranks); }
 

@@ -1,10 +1,10 @@
 // Operations that only neighbours take part in: halo exchange, send and receive; and the broadcast of what is copied, which
 // is one message to all.
 //
-//   up to kTurnBytes  the sender copies its messages and is done. It is at most kTurns such operations ahead: before it
-//                     uses a turn again, its receivers have taken what it posted there.
-//   what goes beyond  a stream of pieces between two ranks: the sender makes a piece ready, the receiver takes it. Memory
-//                     of the pool is one piece; other memory goes through a part of the slot.
+//   up to kMostPosted  the sender copies its messages and is done. It is at most kTurns such operations ahead: before it
+//                      uses a turn, or its memory, again, its receivers have taken what it posted there.
+//   what goes beyond   a stream of pieces between two ranks: the sender makes a piece ready, the receiver takes it. Memory
+//                      of the pool is one piece; other memory goes through a part of the slot.
 
 #include <algorithm>
 #include <cerrno>
@@ -31,17 +31,15 @@ uint64_t MessageWord(int receiver, int tag, int64_t bytes) {
   return static_cast<uint64_t>(bytes) << 16 | static_cast<uint64_t>(receiver) << 8 | static_cast<uint64_t>(tag);
 }
 
-// Where a sender puts the messages that it copies.
-class PostPlaces {
- public:
+// Where a sender puts the messages of an operation that it copies, in the order of their places.
+struct PostPlaces {
+  int64_t used = 0;
+
   // Of its next message; -1: it is not copied.
   int64_t Next(int64_t bytes) {
-    if (used_ + bytes > kTurnBytes) return -1;
-    return std::exchange(used_, used_ + (bytes + 63) / 64 * 64);
+    if (used + bytes > kMostPosted) return -1;
+    return std::exchange(used, used + (bytes + 63) / 64 * 64);
   }
-
- private:
-  int64_t used_ = 0;
 };
 
 }  // namespace
@@ -53,13 +51,7 @@ Mover::Result ShmCommunicator::StepPartial(Operation& operation, bool looks_clos
   }
   if (!operation.is_published) {
     if (IsBroken(operation, looks_closely)) return Result::kIdle;
-    operation.parity = static_cast<int>(operation.sequence % kTurns);
-    const Posts& before = posts_[operation.parity];
-    for (int i = 0; i < before.count; ++i) {
-      if (IsTaken(before.to[i].peer, before.to[i].tag, Mark(before.sequence, 1))) continue;
-      if (looks_closely) FindPostMismatch(before);
-      return Result::kWaits;
-    }
+    if (!HasRoom(operation, looks_closely)) return Result::kWaits;
     PublishPartial(operation);
     return Result::kMoved;
   }
@@ -83,22 +75,51 @@ bool ShmCommunicator::IsTaken(int peer, int tag, uint64_t mark) {
   return known >= mark;
 }
 
+// Finds the operation's turn, and where its messages are copied to. Whether all that was posted there is taken.
+bool ShmCommunicator::HasRoom(Operation& operation, bool looks_closely) {
+  operation.parity = static_cast<int>(operation.sequence % kTurns);
+  PostPlaces places;
+  for (int i = 0; i < operation.message_count; ++i) {
+    Message& message = operation.messages[i];
+    if (message.out) message.posted_at = places.Next(message.bytes);
+  }
+  operation.posted_bytes = places.used;
+  for (Posts& posts : posts_) {
+    if (!IsInTheWay(posts, operation)) continue;
+    for (; posts.count > 0; --posts.count) {
+      const auto& [peer, tag] = posts.to[posts.count - 1];
+      if (IsTaken(peer, tag, Mark(posts.sequence, 1))) continue;
+      if (looks_closely) FindPostMismatch(posts);
+      return false;
+    }
+  }
+  return true;
+}
+
+// Whether the operation uses the same turn, or the same memory.
+bool ShmCommunicator::IsInTheWay(const Posts& posts, const Operation& operation) const {
+  const int64_t begin = TurnOffset(operation.parity, operation.posted_bytes);
+  return posts.count > 0 && (&posts == &posts_[operation.parity] ||
+                             (begin < posts.end && posts.begin < begin + operation.posted_bytes));
+}
+
 void ShmCommunicator::PublishPartial(Operation& operation) {
   RankLines& mine = lines(rank_);
   constexpr std::memory_order kRelaxed = std::memory_order_relaxed;
   Posting& posting = mine.posted[operation.parity].posting;
   Posts& posts = posts_[operation.parity];
   posts.sequence = operation.sequence;
-  posts.count = 0;
-  PostPlaces places;
+  posts.begin = TurnOffset(operation.parity, operation.posted_bytes);
+  posts.end = posts.begin + operation.posted_bytes;
+  std::byte* const post = const_cast<std::byte*>(posted(rank_, operation.parity, operation.posted_bytes));
   uint64_t words[kMaxMessages];
   std::fill(std::begin(words), std::end(words), kNoMessage);
   for (int i = 0; i < operation.message_count; ++i) {
     Message& message = operation.messages[i];
     if (!message.out) continue;
     words[message.place] = MessageWord(message.receiver, message.tag, message.bytes);
-    if (const int64_t at = places.Next(message.bytes); at >= 0) {
-      CopyBytes(post(rank_, operation.parity) + at, message.data, message.bytes, false);
+    if (message.posted_at >= 0) {
+      CopyBytes(post + message.posted_at, message.data, message.bytes, false);
       for (int rank = 0; rank < size(); ++rank) {
         if (rank != rank_ && (message.receiver == rank || message.receiver == kToAll))
           posts.to[posts.count++] = {.peer = rank, .tag = message.tag};
@@ -155,21 +176,22 @@ bool ShmCommunicator::MoveMessage(Operation& operation, Message& message) {
   if (posting.sequence.load(std::memory_order_seq_cst) != operation.sequence) return false;
   const uint64_t wanted = MessageWord(message.receiver, message.tag, message.bytes);
   PostPlaces places;
-  uint64_t word = kNoMessage;
-  int place = 0;
-  for (; place < kMaxMessages; ++place) {
-    word = posting.messages[place].load(std::memory_order_relaxed);
-    if (word == kNoMessage || word == wanted) break;
-    places.Next(static_cast<int64_t>(word >> 16));
+  int place = -1;
+  int64_t at = -1;
+  for (int i = 0; i < kMaxMessages; ++i) {
+    const uint64_t word = posting.messages[i].load(std::memory_order_relaxed);
+    if (word == kNoMessage) break;
+    const int64_t next = places.Next(static_cast<int64_t>(word >> 16));
+    if (word == wanted) place = i, at = next;
   }
-  if (word != wanted || posting.what.load(std::memory_order_relaxed) !=
-                            lines(rank_).posted[operation.parity].posting.what.load(std::memory_order_relaxed)) {
+  if (place < 0 || posting.what.load(std::memory_order_relaxed) !=
+                       lines(rank_).posted[operation.parity].posting.what.load(std::memory_order_relaxed)) {
     Break(Breach::kMismatch, operation.call, operation.sequence, message.peer, &peer.partial[operation.parity], 0);
     return false;
   }
   MemoryKind memory = MemoryKind::kInline;
-  if (const int64_t at = places.Next(message.bytes); at >= 0) {
-    CopyBytes(message.data, post(message.peer, operation.parity) + at, message.bytes, false);
+  if (at >= 0) {
+    CopyBytes(message.data, posted(message.peer, operation.parity, places.used) + at, message.bytes, false);
   } else if (!TakePiece(operation, message, place, memory)) {
     return false;
   }
@@ -237,10 +259,11 @@ uint64_t ShmCommunicator::MissingNeighbours(const Operation& operation) const {
     return lines(peer).taken[tag].load(std::memory_order_seq_cst) >= mark;
   };
   if (!operation.is_published) {
-    const Posts& before = posts_[operation.sequence % kTurns];
-    for (int i = 0; i < before.count; ++i) {
-      const auto& [peer, tag] = before.to[i];
-      if (!is_taken(peer, tag, Mark(before.sequence, 1))) missing |= uint64_t{1} << peer;
+    for (const Posts& posts : posts_) {
+      for (int i = 0; i < posts.count && IsInTheWay(posts, operation); ++i) {
+        const auto& [peer, tag] = posts.to[i];
+        if (!is_taken(peer, tag, Mark(posts.sequence, 1))) missing |= uint64_t{1} << peer;
+      }
     }
     return missing;
   }

@@ -20,6 +20,7 @@ struct Message {
   const std::byte* local = nullptr;         // of a message to itself: where it comes from
   MemoryKind memory = MemoryKind::kStaged;  // of the sender's data
   int place = 0;                            // among the sender's messages
+  int64_t posted_at = -1;                   // among the sender's copied messages; -1: it is not copied
   int64_t moved_bytes = 0;
   uint64_t pieces = 0;  // made ready, or taken
   bool done = false;
@@ -37,7 +38,8 @@ struct Operation final : QueuedOperation {
 
   // How far it has come.
   bool is_published = false, is_entered = false, is_staged = false, has_process_memory = false;
-  int parity = 0;
+  int parity = 0;  // its turn
+  int64_t posted_bytes = 0;
   int round = 0, last_round = 0;
   uint64_t first_arrival = 0;  // arrivals of the group before it
   int synced = 0;              // ranks found to have come to this round

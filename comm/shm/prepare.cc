@@ -25,7 +25,7 @@ void ShmCommunicator::Prepare(QueuedOperation& queued) {
       operation.is_inline = true;
       break;
     case Collective::kBroadcast:
-      if (bytes > kTurnBytes) {
+      if (bytes > kMostPosted) {
         Expose(operation, operation.from, rank_ == call.root ? bytes : 0);
         break;
       }

@@ -109,10 +109,13 @@ class ShmCommunicator final : public QueuedCommunicator {
       int peer, tag;
     };
     uint64_t sequence = 0;
+    int64_t begin = 0, end = 0;  // where they lie
     int count = 0;
     To to[kMaxRanks] = {};
   };
   bool IsTaken(int peer, int tag, uint64_t mark);
+  bool HasRoom(Operation& operation, bool looks_closely);
+  bool IsInTheWay(const Posts& posts, const Operation& operation) const;
   void PublishPartial(Operation& operation);
   void StageMessage(Operation& operation, Message& message);
   bool MoveMessage(Operation& operation, Message& message);
@@ -124,7 +127,9 @@ class ShmCommunicator final : public QueuedCommunicator {
   RankLines& lines(int rank) { return block_.ranks[rank]; }
   const RankLines& lines(int rank) const { return block_.ranks[rank]; }
   std::byte* slot(int rank) const { return region_->data() + SlotOffset(first_size_, slots_[rank]); }
-  std::byte* post(int rank, int turn) const { return region_->data() + PostOffset(first_size_, slots_[rank], turn); }
+  const std::byte* posted(int rank, int turn, int64_t bytes) const {
+    return region_->data() + PostOffset(first_size_, slots_[rank]) + TurnOffset(turn, bytes);
+  }
 
   const std::shared_ptr<const SharedRegion> region_;
   const int first_size_;  // ranks of the group that the region was made for

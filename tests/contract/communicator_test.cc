@@ -271,8 +271,8 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
 TEST_P(CommunicatorTest, HalosOfRanksThatAreAheadAndBehind) {
   Run([](Rank& rank, Communicator& world, CollectiveCheck& check) {
     const int n = world.size();
-    constexpr int64_t kTurn = shm::kTurnBytes;
-    const int64_t sizes[] = {8, 24, 1000, 4096, 65536, kTurn / 2, kTurn / 2 + 1, kTurn, kTurn + 1, 2 * kTurn + 3};
+    constexpr int64_t kMost = shm::kMostPosted;
+    const int64_t sizes[] = {8, 24, 1000, 4096, 65536, 65536 + 1, kMost / 2, kMost / 2 + 1, kMost, kMost + 1, 2 * kMost + 3};
     std::mt19937_64 shared(n), own(rank.rank);
     for (int operation = 0; operation < kRandomOperations; ++operation) {
       if (own() % 6 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 500));
@@ -282,6 +282,8 @@ TEST_P(CommunicatorTest, HalosOfRanksThatAreAheadAndBehind) {
       absl::Status status;
       if (operation % 7 == 6) {
         status = check.AllReduce(world, ElementType::kF32, ReduceOp::kSum, size() / 4, seed, options);
+      } else if (operation % 5 == 4) {
+        status = check.Broadcast(world, size(), static_cast<int>(seed % n), seed, options);
       } else if (operation % 3 == 2 && n > 1) {
         const int from = static_cast<int>(seed % n);
         status = check.SendReceive(world, size(), from, static_cast<int>((from + 1 + seed / n % (n - 1)) % n), seed, options);

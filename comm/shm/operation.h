@@ -37,6 +37,7 @@ struct Operation final : QueuedOperation {
   bool keeps_partial = false;
 
   // How far it has come.
+  bool sums_whole = false;  // through the slots, and each rank sums all of it to its own memory
   bool is_published = false, is_entered = false, is_staged = false, has_process_memory = false;
   int parity = 0;  // its turn
   int64_t posted_bytes = 0;

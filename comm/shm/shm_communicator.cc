@@ -86,7 +86,7 @@ uint64_t ShmCommunicator::Missing(const Operation& operation) const {
     const bool has_come =
         operation.round <= 1
             ? lines(rank).full[operation.parity].sequence.load(std::memory_order_seq_cst) >= operation.sequence
-            : lines(rank).arrived.load(std::memory_order_seq_cst) >= operation.first_arrival + operation.round - 1;
+            : lines(rank).arrived.load(std::memory_order_seq_cst) >= WantedArrivals(operation);
     if (!has_come) missing |= uint64_t{1} << rank;
   }
   return missing;

@@ -84,6 +84,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   Result StepFull(Operation& operation, bool looks_closely);
   void Publish(Operation& operation);
   void PlanRounds(Operation& operation);
+  uint64_t WantedArrivals(const Operation& operation) const;
   bool AllArrived(Operation& operation);
   bool FindMismatch(Operation& operation);
   bool Enter(Operation& operation);
@@ -91,6 +92,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   bool DoRound(Operation& operation);
   void StageIn(Operation& operation, int64_t chunk);
   void StageOut(Operation& operation, int64_t chunk);
+  void SumChunk(Operation& operation, int64_t chunk);
   bool ReduceSlices(Operation& operation, int64_t chunk);
   bool FoldPart(Operation& operation, int64_t chunk);
   bool ReduceScatterPart(Operation& operation, int64_t chunk);

@@ -18,6 +18,7 @@ inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of th
 inline constexpr int kNameWords = 10;
 inline constexpr int kTurns = 8;         // of operations of neighbours: how many a sender may be ahead of its receivers
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
+inline constexpr int64_t kCopiedBytes = 64 << 10;        // of one that is copied when it is published
 inline constexpr int64_t kPostBytes = int64_t{1} << 20;  // of each rank, for messages that their sender copies
 inline constexpr int64_t kMostPosted = kPostBytes / 2;   // in one operation
 inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool
@@ -41,7 +42,8 @@ enum class MemoryKind : uint8_t {
   kStaged,   // in the rank's slot, a piece at a time
   kProcess,  // `place` is an address in the rank's process, for process_vm_readv
   kNothing,  // there are no bytes
-  kInline    // copied beside the entry: what is small moves in one step, and every rank works on all of it
+  kInline,   // copied beside the entry: what is small moves in one step, and every rank works on all of it
+  kCopied    // copied to where there is more room: it moves in one step too
 };
 
 struct Entry {
@@ -114,18 +116,21 @@ struct GroupBlock {
 };
 
 // A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and for
-// each rank a slot and its copied messages.
+// each rank a slot, its copied messages, and its copied memory of other operations, by turns as `full`.
 constexpr int kGenerations = 8;
 constexpr int64_t LinesBytes(int ranks) {
   return static_cast<int64_t>(sizeof(GroupBlock)) - (kMaxRanks - ranks) * static_cast<int64_t>(sizeof(RankLines));
 }
 constexpr int64_t BlockOffset(int ranks, int generation) { return generation * LinesBytes(ranks); }
-constexpr int64_t kSlotStride = kSlotBytes + kPostBytes;
+constexpr int64_t kSlotStride = kSlotBytes + kPostBytes + 2 * kCopiedBytes;
 constexpr int64_t SlotOffset(int ranks, int rank) {
   return (BlockOffset(ranks, kGenerations) + 4095) / 4096 * 4096 + rank * kSlotStride;
 }
 constexpr int64_t PostOffset(int ranks, int rank) { return SlotOffset(ranks, rank) + kSlotBytes; }
-// Of a turn's messages within that: what is large alternates between the halves.
+constexpr int64_t CopiedOffset(int ranks, int rank, int parity) {
+  return PostOffset(ranks, rank) + kPostBytes + parity * kCopiedBytes;
+}
+// Of a turn's messages within that of PostOffset: what is large alternates between the halves.
 constexpr int64_t TurnOffset(int turn, int64_t bytes) {
   return bytes <= kPostBytes / kTurns ? turn * (kPostBytes / kTurns) : turn % 2 * kMostPosted;
 }

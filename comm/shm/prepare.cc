@@ -35,7 +35,7 @@ void ShmCommunicator::Prepare(QueuedOperation& queued) {
           .peer = call.root, .receiver = kToAll, .out = rank_ == call.root, .data = operation.to, .bytes = bytes};
       break;
     case Collective::kAllGather:
-      Expose(operation, operation.from, bytes, std::ranges::max(operation.parts) <= kInlineBytes);
+      Expose(operation, operation.from, bytes, std::ranges::max(operation.parts) <= kCopiedBytes);
       break;
     case Collective::kExchangeHalo:
       operation.is_partial = true;
@@ -50,9 +50,13 @@ void ShmCommunicator::Prepare(QueuedOperation& queued) {
                                .data = operation.to,
                                .bytes = bytes};
       break;
+    case Collective::kAllReduce:
+    case Collective::kReduce:  // whoever takes it sums all of it, which is slower than slices for more
+      Expose(operation, operation.from, bytes, bytes <= kInlineBytes);
+      break;
     default:
       if (call.kind == Collective::kAllToAll) call.largest_part = std::ranges::max(operation.parts);
-      Expose(operation, operation.from, bytes, bytes <= kInlineBytes);
+      Expose(operation, operation.from, bytes, bytes <= kCopiedBytes);
       break;
   }
 }
@@ -90,7 +94,7 @@ void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t byt
   if (bytes == 0) {
     operation.call.memory = MemoryKind::kNothing;
   } else if (is_small) {
-    operation.call.memory = MemoryKind::kInline;
+    operation.call.memory = bytes <= kInlineBytes ? MemoryKind::kInline : MemoryKind::kCopied;
   } else if (const std::optional<GlobalAddress> address = node_.pool().Find(data, bytes); address.has_value()) {
     operation.call.memory = MemoryKind::kPool;
     operation.call.place = static_cast<uint64_t>(address->region) << 48 | static_cast<uint64_t>(address->offset);

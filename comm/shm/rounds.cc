@@ -81,8 +81,8 @@ void ShmCommunicator::Publish(Operation& operation) {
                                                  : kSlotBytes;
   for (int chunk = 0; chunk < (operation.sums_whole ? kChunksAhead : 1); ++chunk) StageIn(operation, chunk);
   RankLines& mine = lines(rank_);
-  if (operation.call.memory == MemoryKind::kInline)
-    CopyBytes(mine.inline_bytes[operation.parity], operation.from, operation.from_bytes, false);
+  if (operation.call.memory == MemoryKind::kInline || operation.call.memory == MemoryKind::kCopied)
+    CopyBytes(copied(rank_, operation.parity, operation.call.memory), operation.from, operation.from_bytes, false);
   if (operation.call.kind == Collective::kAllToAll && !operation.is_announced) {
     for (int rank = 0; rank < size(); ++rank) {
       mine.part_bytes[operation.parity][rank].store(operation.parts[rank], std::memory_order_relaxed);
@@ -148,8 +148,8 @@ bool ShmCommunicator::Enter(Operation& operation) {
     const std::byte* base = nullptr;
     if (memory == MemoryKind::kStaged) {
       base = slot(rank);
-    } else if (memory == MemoryKind::kInline) {
-      base = lines(rank).inline_bytes[operation.parity];
+    } else if (memory == MemoryKind::kInline || memory == MemoryKind::kCopied) {
+      base = copied(rank, operation.parity, memory);
     } else if (rank == rank_) {
       base = operation.from;
       if (memory == MemoryKind::kProcess) memory = MemoryKind::kPool;  // as far as this rank is concerned
@@ -171,7 +171,8 @@ bool ShmCommunicator::Enter(Operation& operation) {
     // Ranks have different parts, and learn here whether all of them are small.
     if (operation.call.kind == Collective::kAllToAll) {
       operation.is_inline =
-          (rank == 0 || operation.is_inline) && (memory == MemoryKind::kInline || memory == MemoryKind::kNothing);
+          (rank == 0 || operation.is_inline) &&
+          (memory == MemoryKind::kInline || memory == MemoryKind::kCopied || memory == MemoryKind::kNothing);
     }
     operation.memory[rank] = memory;
     operation.base[rank] = base;

@@ -63,7 +63,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
 
-  // prepare.cc. `is_small`: the operation's memory is at most kInlineBytes on every rank, which all of them know alike.
+  // prepare.cc. `is_small`: the operation's memory is small enough to be copied on every rank, which all of them know alike.
   void Reset(QueuedOperation& operation) override;
   void Prepare(QueuedOperation& operation) override;
   void ListMessages(Operation& operation) const;
@@ -129,6 +129,10 @@ class ShmCommunicator final : public QueuedCommunicator {
   RankLines& lines(int rank) { return block_.ranks[rank]; }
   const RankLines& lines(int rank) const { return block_.ranks[rank]; }
   std::byte* slot(int rank) const { return region_->data() + SlotOffset(first_size_, slots_[rank]); }
+  std::byte* copied(int rank, int parity, MemoryKind kind) const {
+    return kind == MemoryKind::kInline ? block_.ranks[rank].inline_bytes[parity]
+                                       : region_->data() + CopiedOffset(first_size_, slots_[rank], parity);
+  }
   const std::byte* posted(int rank, int turn, int64_t bytes) const {
     return region_->data() + PostOffset(first_size_, slots_[rank]) + TurnOffset(turn, bytes);
   }

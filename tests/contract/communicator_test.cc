@@ -135,6 +135,32 @@ TEST_P(CommunicatorTest, LargeMemoryOutsideThePool) {
   }
 }
 
+// Around the sizes at which the way that memory takes changes.
+TEST_P(CommunicatorTest, SizesAtWhichTheWayChanges) {
+  Run([](Rank&, Communicator& world, CollectiveCheck& check) {
+    const int n = world.size();
+    uint64_t seed = 3;
+    for (const int64_t limit : {shm::kInlineBytes, shm::kCopiedBytes, shm::kSlotBytes}) {
+      for (const int64_t bytes : {limit - 8, limit, limit + 8, 2 * limit + 24}) {
+        for (const Where where : {Where::kPool, Where::kPrivate, Where::kMixed}) {
+          const CheckOptions options{.where = where};
+          EXPECT_STATUS_OK(check.AllReduce(world, ElementType::kF32, ReduceOp::kSum, bytes / 4, ++seed, options));
+          EXPECT_STATUS_OK(check.Reduce(world, ElementType::kBf16, ReduceOp::kSum, bytes / 2, n - 1, ++seed, options));
+          if (limit == shm::kSlotBytes) continue;
+          const std::vector<int64_t> counts(n, bytes / 4 / n), parts(n, bytes), table(n * n, bytes / n);
+          EXPECT_STATUS_OK(check.ReduceScatter(world, ElementType::kI32, ReduceOp::kSum, counts, ++seed, options));
+          EXPECT_STATUS_OK(check.AllGather(world, parts, ++seed, options));
+          EXPECT_STATUS_OK(check.AllToAll(world, table, ++seed, options));
+        }
+      }
+    }
+    for (const int64_t bytes : {shm::kMostPosted, shm::kMostPosted + 1, shm::kPostBytes / shm::kTurns + 1}) {
+      EXPECT_STATUS_OK(check.Broadcast(world, bytes, n - 1, ++seed, {}));
+      EXPECT_STATUS_OK(check.Broadcast(world, bytes, 0, ++seed, {}));
+    }
+  });
+}
+
 TEST_P(CommunicatorTest, ManyInFlight) {
   Run([](Rank& rank, Communicator& world, CollectiveCheck&) {
     auto* data = reinterpret_cast<int64_t*>(rank.arena);

@@ -16,7 +16,7 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of three dimensions
 inline constexpr int kNameWords = 10;
-inline constexpr int kTurns = 8;         // of operations of neighbours: how many a sender may be ahead of its receivers
+inline constexpr int kTurns = 8;  // of operations of neighbours: how many a sender may be ahead of its receivers
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
 inline constexpr int64_t kCopiedBytes = 64 << 10;        // of one that is copied when it is published
 inline constexpr int64_t kPostBytes = int64_t{1} << 20;  // of each rank, for messages that their sender copies
@@ -59,9 +59,9 @@ struct Entry {
 static_assert(sizeof(Entry) == 128);
 
 // What a rank sends in an operation that not all ranks take part in: one line of the cache, all that its receivers look
-// at beside the bytes. The sender copies its messages one behind the other, each to whole lines, as long as they are not
-// more than kMostPosted; those and the posting stay as they are until they are taken. Other messages are taken before their
-// operation is done.
+// at beside the bytes. The sender copies its messages one behind the other, each to whole lines, as long as they are
+// not more than kMostPosted; those and the posting stay as they are until they are taken. Other messages are taken
+// before their operation is done.
 struct Posting {
   std::atomic<uint64_t> sequence;                // of the operation; stored last
   std::atomic<uint64_t> what;                    // as in its entry, without the memory's kind
@@ -71,8 +71,8 @@ static_assert(sizeof(Posting) == 64);
 inline constexpr uint64_t kNoMessage = ~uint64_t{0};
 inline constexpr int kToAll = 0xff;
 
-// Where the bytes of a message are that is not copied so. The sender makes pieces ready, the receiver says how many it has
-// taken; both count from 1 within `sequence << 20`.
+// Where the bytes of a message are that is not copied so. The sender makes pieces ready, the receiver says how many it
+// has taken; both count from 1 within `sequence << 20`.
 struct MessageOut {
   std::atomic<uint64_t> kind;  // MemoryKind
   std::atomic<uint64_t> place;

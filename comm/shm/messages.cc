@@ -1,10 +1,10 @@
-// Operations that only neighbours take part in: halo exchange, send and receive; and the broadcast of what is copied, which
-// is one message to all.
+// Operations that only neighbours take part in: halo exchange, send and receive; and the broadcast of what is copied,
+// which is one message to all.
 //
-//   up to kMostPosted  the sender copies its messages and is done. It is at most kTurns such operations ahead: before it
-//                      uses a turn, or its memory, again, its receivers have taken what it posted there.
-//   what goes beyond   a stream of pieces between two ranks: the sender makes a piece ready, the receiver takes it. Memory
-//                      of the pool is one piece; other memory goes through a part of the slot.
+//   up to kMostPosted in an operation the sender copies its messages and is done. It is at most kTurns such operations
+//     ahead: before it uses a turn, or its memory, again, its receivers have taken what it posted there.
+//   what goes beyond is a stream of pieces between two ranks: the sender makes a piece ready, the receiver takes it.
+//     Memory of the pool is one piece; other memory goes through a part of the slot.
 
 #include <algorithm>
 #include <cerrno>
@@ -99,8 +99,8 @@ bool ShmCommunicator::HasRoom(Operation& operation, bool looks_closely) {
 // Whether the operation uses the same turn, or the same memory.
 bool ShmCommunicator::IsInTheWay(const Posts& posts, const Operation& operation) const {
   const int64_t begin = TurnOffset(operation.parity, operation.posted_bytes);
-  return posts.count > 0 && (&posts == &posts_[operation.parity] ||
-                             (begin < posts.end && posts.begin < begin + operation.posted_bytes));
+  return posts.count > 0 &&
+         (&posts == &posts_[operation.parity] || (begin < posts.end && posts.begin < begin + operation.posted_bytes));
 }
 
 void ShmCommunicator::PublishPartial(Operation& operation) {
@@ -111,7 +111,7 @@ void ShmCommunicator::PublishPartial(Operation& operation) {
   posts.sequence = operation.sequence;
   posts.begin = TurnOffset(operation.parity, operation.posted_bytes);
   posts.end = posts.begin + operation.posted_bytes;
-  std::byte* const post = const_cast<std::byte*>(posted(rank_, operation.parity, operation.posted_bytes));
+  std::byte* const post = posted(rank_, operation.parity, operation.posted_bytes);
   uint64_t words[kMaxMessages];
   std::fill(std::begin(words), std::end(words), kNoMessage);
   for (int i = 0; i < operation.message_count; ++i) {
@@ -120,9 +120,9 @@ void ShmCommunicator::PublishPartial(Operation& operation) {
     words[message.place] = MessageWord(message.receiver, message.tag, message.bytes);
     if (message.posted_at >= 0) {
       CopyBytes(post + message.posted_at, message.data, message.bytes, false);
-      for (int rank = 0; rank < size(); ++rank) {
-        if (rank != rank_ && (message.receiver == rank || message.receiver == kToAll))
-          posts.to[posts.count++] = {.peer = rank, .tag = message.tag};
+      const bool to_all = message.receiver == kToAll;
+      for (int rank = to_all ? 0 : message.peer; rank < (to_all ? size() : message.peer + 1); ++rank) {
+        if (rank != rank_) posts.to[posts.count++] = {.peer = rank, .tag = message.tag};
       }
       message.done = true;
       continue;
@@ -231,9 +231,10 @@ void ShmCommunicator::FindMessageMismatch(const Operation& operation) {
     if (message.done || message.peer == rank_) continue;
     const Entry* entry = EntryFrom(message.peer, operation.sequence, operation.sequence + 1);
     // A sender may go on once it has posted.
-    if (entry == nullptr || (message.out ? IsTaken(message.peer, message.tag, Mark(operation.sequence, message.pieces))
-                                         : lines(message.peer).partial[operation.parity].sequence.load(
-                                               std::memory_order_seq_cst) == operation.sequence)) {
+    if (entry == nullptr ||
+        (message.out ? IsTaken(message.peer, message.tag, Mark(operation.sequence, message.pieces))
+                     : lines(message.peer).partial[operation.parity].sequence.load(std::memory_order_seq_cst) ==
+                           operation.sequence)) {
       continue;
     }
     Break(Breach::kMismatch, operation.call, operation.sequence, message.peer, entry, 0);
@@ -247,7 +248,8 @@ void ShmCommunicator::FindPostMismatch(const Posts& posts) {
     const auto& [peer, tag] = posts.to[i];
     const Entry* entry = EntryFrom(peer, posts.sequence, posts.sequence + 1);
     if (entry == nullptr || IsTaken(peer, tag, Mark(posts.sequence, 1))) continue;
-    Break(Breach::kMismatch, Call::ReadFrom(lines(rank_).partial[posts.sequence % kTurns]), posts.sequence, peer, entry, 0);
+    Break(Breach::kMismatch, Call::ReadFrom(lines(rank_).partial[posts.sequence % kTurns]), posts.sequence, peer, entry,
+          0);
     return;
   }
 }
@@ -271,10 +273,12 @@ uint64_t ShmCommunicator::MissingNeighbours(const Operation& operation) const {
     const Message& message = operation.messages[i];
     if (message.done) continue;
     // What a rank has posted is there though that rank may have left since; further pieces it still has to make ready.
-    const bool has_come = message.out ? is_taken(message.peer, message.tag, Mark(operation.sequence, message.pieces))
-                                      : message.pieces == 0 &&
-                                            lines(message.peer).posted[operation.parity].posting.sequence.load(
-                                                std::memory_order_seq_cst) == operation.sequence;
+    const bool has_come =
+        message.out
+            ? is_taken(message.peer, message.tag, Mark(operation.sequence, message.pieces))
+            : message.pieces == 0 &&
+                  lines(message.peer).posted[operation.parity].posting.sequence.load(std::memory_order_seq_cst) ==
+                      operation.sequence;
     if (!has_come) missing |= uint64_t{1} << message.peer;
   }
   return missing;

@@ -13,7 +13,7 @@ namespace gantry::shm {
 struct Message {
   int peer = 0;
   int receiver = 0;  // or kToAll
-  int tag = 0;  // the receiver's number of it
+  int tag = 0;       // the receiver's number of it
   bool out = false;
   std::byte* data = nullptr;  // only read if `out`
   int64_t bytes = 0;

@@ -1,16 +1,14 @@
 // Operations that all ranks of a group take part in, round by round.
 //
-//   small             publish with a copy of the memory | every rank works on all of it. No second meeting: what a rank
-//   publishes stays as
-//                     it is until the operation after the next, and by then all have been through.
-//   pool memory       publish | work on everybody's memory | through
-//   other memory      below a slot's size, or where cross-memory calls do not work, it goes through the ranks' slots in
-//   chunks:
-//                     chunk 0 into the slot, publish | work | chunk 0 out, chunk 1 in | work | ... | last chunk out
-//                     a large all-reduce of two ranks: chunks 0 and 1 into the slot, publish | sum chunk 0 to the own
-//                     memory, chunk 2 in | ... | through. A rank may be a chunk ahead of the other.
-//   other processes'  large memory outside the pool is read by cross-memory calls: publish | sum the own slice | read
-//   the others' slices
+//   small: publish with a copy of the memory | every rank works on all of it. No second meeting: what a rank publishes
+//     stays as it is until the operation after the next, and by then all have been through.
+//   pool memory: publish | work on everybody's memory | through
+//   other memory, below a slot's size or where cross-memory calls do not work, goes through the ranks' slots in chunks:
+//     chunk 0 into the slot, publish | work | chunk 0 out, chunk 1 in | work | ... | last chunk out
+//   and in a large all-reduce of two ranks, where each sums all, and may be a chunk ahead of the other:
+//     chunks 0 and 1 into the slot, publish | sum chunk 0 to the own memory, chunk 2 in | ... | through
+//   other processes' large memory outside the pool is read by cross-memory calls:
+//     publish | sum the own slice | read the others' slices
 //
 // Between two rounds (|) every rank waits for all others.
 
@@ -27,8 +25,8 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kPieceBytes = 256 << 10;  // of work between two looks for something more urgent
-// Where each rank sums all: of a chunk, and how many are in the slot before they are summed. Chunks that were staged are
-// still in the core's own cache (1 MiB on the machine of docs/measurements/comm.md) when they are summed.
+// Where each rank sums all: of a chunk, and how many are in the slot before they are summed. Chunks that were staged
+// are still in the core's own cache (1 MiB on the machine of docs/measurements/comm.md) when they are summed.
 constexpr int64_t kWholeBytes = 128 << 10;
 constexpr int kChunksAhead = 2;
 
@@ -99,9 +97,8 @@ void ShmCommunicator::Publish(Operation& operation) {
 // What the others' counts have to be for this round.
 uint64_t ShmCommunicator::WantedArrivals(const Operation& operation) const {
   // Where each rank sums all, others need only have summed what this rank writes over.
-  const int behind = operation.sums_whole && operation.round < operation.last_round
-                         ? std::min(operation.round, kChunksAhead) - 1
-                         : 0;
+  const int behind =
+      operation.sums_whole && operation.round < operation.last_round ? std::min(operation.round, kChunksAhead) - 1 : 0;
   return operation.first_arrival + static_cast<uint64_t>(operation.round - 1 - behind);
 }
 
@@ -199,9 +196,8 @@ void ShmCommunicator::PlanRounds(Operation& operation) {
         largest = std::max(largest, static_cast<int64_t>(entry.largest_part.load(std::memory_order_relaxed)));
       }
     }
-    if (operation.sums_whole && !std::all_of(operation.memory, operation.memory + size(), [](MemoryKind memory) {
-          return memory == MemoryKind::kStaged;
-        })) {
+    if (operation.sums_whole && !std::all_of(operation.memory, operation.memory + size(),
+                                             [](MemoryKind memory) { return memory == MemoryKind::kStaged; })) {
       operation.sums_whole = false;  // others may read memory of the pool, which this would write to
       operation.piece_bytes = kChunksAhead * kWholeBytes;
     }

@@ -63,7 +63,8 @@ class ShmCommunicator final : public QueuedCommunicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
 
-  // prepare.cc. `is_small`: the operation's memory is small enough to be copied on every rank, which all of them know alike.
+  // prepare.cc. `is_small`: the operation's memory is small enough to be copied on every rank, which all of them know
+  // alike.
   void Reset(QueuedOperation& operation) override;
   void Prepare(QueuedOperation& operation) override;
   void ListMessages(Operation& operation) const;
@@ -133,7 +134,7 @@ class ShmCommunicator final : public QueuedCommunicator {
     return kind == MemoryKind::kInline ? block_.ranks[rank].inline_bytes[parity]
                                        : region_->data() + CopiedOffset(first_size_, slots_[rank], parity);
   }
-  const std::byte* posted(int rank, int turn, int64_t bytes) const {
+  std::byte* posted(int rank, int turn, int64_t bytes) const {
     return region_->data() + PostOffset(first_size_, slots_[rank]) + TurnOffset(turn, bytes);
   }
 

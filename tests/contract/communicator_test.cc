@@ -292,13 +292,14 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
   }
 }
 
-// Faces that are copied by their sender, faces that are not, both in one operation, and other operations between them, while
-// ranks are late by several operations.
+// Faces that are copied by their sender, faces that are not, both in one operation, and other operations between them,
+// while ranks are late by several operations.
 TEST_P(CommunicatorTest, HalosOfRanksThatAreAheadAndBehind) {
   Run([](Rank& rank, Communicator& world, CollectiveCheck& check) {
     const int n = world.size();
     constexpr int64_t kMost = shm::kMostPosted;
-    const int64_t sizes[] = {8, 24, 1000, 4096, 65536, 65536 + 1, kMost / 2, kMost / 2 + 1, kMost, kMost + 1, 2 * kMost + 3};
+    const int64_t sizes[] = {8,     24,        1000,         4096, 65536, 65536 + 1, kMost / 2, kMost / 2 + 1,
+                             kMost, kMost + 1, 2 * kMost + 3};
     std::mt19937_64 shared(n), own(rank.rank);
     for (int operation = 0; operation < kRandomOperations; ++operation) {
       if (own() % 6 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 500));
@@ -312,12 +313,15 @@ TEST_P(CommunicatorTest, HalosOfRanksThatAreAheadAndBehind) {
         status = check.Broadcast(world, size(), static_cast<int>(seed % n), seed, options);
       } else if (operation % 3 == 2 && n > 1) {
         const int from = static_cast<int>(seed % n);
-        status = check.SendReceive(world, size(), from, static_cast<int>((from + 1 + seed / n % (n - 1)) % n), seed, options);
+        status = check.SendReceive(world, size(), from, static_cast<int>((from + 1 + seed / n % (n - 1)) % n), seed,
+                                   options);
       } else {
         const std::vector<int> mesh = {n > 1 ? 2 : 1, 1, std::max(1, n / 2)};
         const bool is_ring = operation % 2 == 0 || n == 1;
-        status = is_ring ? check.ExchangeHalo(world, std::vector<int>{n}, seed % 2 == 0, std::vector<int64_t>{size()}, seed, options)
-                         : check.ExchangeHalo(world, mesh, seed % 2 == 0, std::vector<int64_t>{size(), 10, size()}, seed, options);
+        status = is_ring ? check.ExchangeHalo(world, std::vector<int>{n}, seed % 2 == 0, std::vector<int64_t>{size()},
+                                              seed, options)
+                         : check.ExchangeHalo(world, mesh, seed % 2 == 0, std::vector<int64_t>{size(), 10, size()},
+                                              seed, options);
       }
       ASSERT_TRUE(status.ok()) << "operation " << operation << ": " << Message(status);
     }

@@ -363,7 +363,6 @@ TEST_P(TransportNodesTest, PutsGetsSignalsAndAtomics) {
   RunRanks(3, body, options);
 }
 
-
 using Nodes = std::vector<int>;
 INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorProcessTest, testing::Values(Nodes(2), Nodes(3), Nodes(4), Nodes(8)),
                          [](const auto& info) { return absl::StrCat(info.param.size()); });

@@ -43,7 +43,9 @@ struct HaloExchange {
 // the order of their starts; different groups do not wait for each other, in whatever order their operations are
 // started. Memory in a shared region moves without a copy beyond the algorithm's; other memory is staged, or read by
 // the kernel's cross-memory calls where those work. Memory must stay as it is until the Pending is done; after a
-// failure, until Shrink returns, for other ranks may still be writing to it. Once an operation failed on all ranks (a
+// failure, until Shrink returns, for other ranks may still be writing to it. Once it is done, this rank has what it
+// receives, and its memory is its own again; of the others it says nothing (Barrier does): a sender of little does not
+// wait for its receivers. Once an operation failed on all ranks (a
 // loss, a mismatch, a timeout) every later one fails with the same status. Starting is thread-safe and allocates
 // nothing.
 class Communicator {

@@ -88,7 +88,6 @@ bool Call::Matches(const Call& other) const {
 
 bool Call::Matches(const Entry& entry) const {
   constexpr std::memory_order kRelaxed = std::memory_order_relaxed;
-  constexpr uint64_t kWithoutMemory = ~(uint64_t{0xff} << 24);
   return (entry.what.load(kRelaxed) & kWithoutMemory) == What(false) &&
          entry.count.load(kRelaxed) == static_cast<uint64_t>(count) && entry.parts.load(kRelaxed) == parts;
 }

@@ -11,6 +11,8 @@
 
 namespace gantry::shm {
 
+inline constexpr uint64_t kWithoutMemory = ~(uint64_t{0xff} << 24);  // of Entry::what
+
 // What an entry says, as a value.
 struct Call {
   Collective kind = Collective::kNone;

@@ -16,7 +16,11 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of three dimensions
 inline constexpr int kNameWords = 10;
+inline constexpr int kTurns = 8;  // of operations of neighbours: how many a sender may be ahead of its receivers
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
+inline constexpr int64_t kCopiedBytes = 64 << 10;        // of one that is copied when it is published
+inline constexpr int64_t kPostBytes = int64_t{1} << 20;  // of each rank, for messages that their sender copies
+inline constexpr int64_t kMostPosted = kPostBytes / 2;   // in one operation
 inline constexpr int64_t kSlotBytes = int64_t{1} << 20;  // of each rank, for memory that is not in the pool
 
 enum class Collective : uint8_t {
@@ -38,7 +42,8 @@ enum class MemoryKind : uint8_t {
   kStaged,   // in the rank's slot, a piece at a time
   kProcess,  // `place` is an address in the rank's process, for process_vm_readv
   kNothing,  // there are no bytes
-  kInline    // copied beside the entry: what is small moves in one step, and every rank works on all of it
+  kInline,   // copied beside the entry: what is small moves in one step, and every rank works on all of it
+  kCopied    // copied to where there is more room: it moves in one step too
 };
 
 struct Entry {
@@ -53,22 +58,36 @@ struct Entry {
 };
 static_assert(sizeof(Entry) == 128);
 
-// A message between two ranks within an operation that not all ranks take part in. The sender makes pieces ready, the
-// receiver says how many it has taken; both count from 1 within `sequence << 20`.
+// What a rank sends in an operation that not all ranks take part in: one line of the cache, all that its receivers look
+// at beside the bytes. The sender copies its messages one behind the other, each to whole lines, as long as they are
+// not more than kMostPosted; those and the posting stay as they are until they are taken. Other messages are taken
+// before their operation is done.
+struct Posting {
+  std::atomic<uint64_t> sequence;                // of the operation; stored last
+  std::atomic<uint64_t> what;                    // as in its entry, without the memory's kind
+  std::atomic<uint64_t> messages[kMaxMessages];  // bytes << 16 | receiver or kToAll << 8 | tag; kNoMessage
+};
+static_assert(sizeof(Posting) == 64);
+inline constexpr uint64_t kNoMessage = ~uint64_t{0};
+inline constexpr int kToAll = 0xff;
+
+// Where the bytes of a message are that is not copied so. The sender makes pieces ready, the receiver says how many it
+// has taken; both count from 1 within `sequence << 20`.
 struct MessageOut {
-  std::atomic<uint64_t> to_and_tag;  // receiver << 8 | tag
-  std::atomic<uint64_t> bytes;
   std::atomic<uint64_t> kind;  // MemoryKind
   std::atomic<uint64_t> place;
-  std::atomic<uint64_t> ready;
+  std::atomic<uint64_t> ready;  // kStaged
 };
 
 struct RankLines {
   // Entries of operations that every rank takes part in, by turns: no rank is two such operations ahead of another.
   alignas(128) Entry full[2];
   alignas(128) std::atomic<uint64_t> arrived;
-  // Of operations that only neighbours take part in.
-  alignas(128) Entry partial;
+  // Of operations that only neighbours take part in, by turns of their sequence. The entries are read for errors alone.
+  alignas(128) Entry partial[kTurns];
+  struct alignas(128) {
+    Posting posting;
+  } posted[kTurns];
   alignas(128) MessageOut out[kMaxMessages];
   alignas(128) std::atomic<uint64_t> taken[kMaxMessages];  // of what this rank receives, by tag
   // AllToAll: bytes to each rank, by turns as `full`.
@@ -96,15 +115,24 @@ struct GroupBlock {
   RankLines ranks[kMaxRanks];  // as many as the group has
 };
 
-// A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and a
-// slot for each rank.
+// A group's region: a block for it and for each group that Shrink may make of it (which needs no message then), and for
+// each rank a slot, its copied messages, and its copied memory of other operations, by turns as `full`.
 constexpr int kGenerations = 8;
 constexpr int64_t LinesBytes(int ranks) {
   return static_cast<int64_t>(sizeof(GroupBlock)) - (kMaxRanks - ranks) * static_cast<int64_t>(sizeof(RankLines));
 }
 constexpr int64_t BlockOffset(int ranks, int generation) { return generation * LinesBytes(ranks); }
+constexpr int64_t kSlotStride = kSlotBytes + kPostBytes + 2 * kCopiedBytes;
 constexpr int64_t SlotOffset(int ranks, int rank) {
-  return (BlockOffset(ranks, kGenerations) + 4095) / 4096 * 4096 + rank * kSlotBytes;
+  return (BlockOffset(ranks, kGenerations) + 4095) / 4096 * 4096 + rank * kSlotStride;
+}
+constexpr int64_t PostOffset(int ranks, int rank) { return SlotOffset(ranks, rank) + kSlotBytes; }
+constexpr int64_t CopiedOffset(int ranks, int rank, int parity) {
+  return PostOffset(ranks, rank) + kPostBytes + parity * kCopiedBytes;
+}
+// Of a turn's messages within that of PostOffset: what is large alternates between the halves.
+constexpr int64_t TurnOffset(int turn, int64_t bytes) {
+  return bytes <= kPostBytes / kTurns ? turn * (kPostBytes / kTurns) : turn % 2 * kMostPosted;
 }
 constexpr int64_t RegionBytes(int ranks) { return SlotOffset(ranks, ranks); }
 

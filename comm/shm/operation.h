@@ -12,13 +12,15 @@ namespace gantry::shm {
 // One message of an operation that only neighbours take part in, at this rank.
 struct Message {
   int peer = 0;
-  int tag = 0;  // the receiver's number of it
+  int receiver = 0;  // or kToAll
+  int tag = 0;       // the receiver's number of it
   bool out = false;
   std::byte* data = nullptr;  // only read if `out`
   int64_t bytes = 0;
   const std::byte* local = nullptr;         // of a message to itself: where it comes from
   MemoryKind memory = MemoryKind::kStaged;  // of the sender's data
-  int place = 0;                            // among the sender's MessageOut
+  int place = 0;                            // among the sender's messages
+  int64_t posted_at = -1;                   // among the sender's copied messages; -1: it is not copied
   int64_t moved_bytes = 0;
   uint64_t pieces = 0;  // made ready, or taken
   bool done = false;
@@ -35,8 +37,10 @@ struct Operation final : QueuedOperation {
   bool keeps_partial = false;
 
   // How far it has come.
+  bool sums_whole = false;  // through the slots, and each rank sums all of it to its own memory
   bool is_published = false, is_entered = false, is_staged = false, has_process_memory = false;
-  int parity = 0;
+  int parity = 0;  // its turn
+  int64_t posted_bytes = 0;
   int round = 0, last_round = 0;
   uint64_t first_arrival = 0;  // arrivals of the group before it
   int synced = 0;              // ranks found to have come to this round

@@ -25,10 +25,17 @@ void ShmCommunicator::Prepare(QueuedOperation& queued) {
       operation.is_inline = true;
       break;
     case Collective::kBroadcast:
-      Expose(operation, operation.from, rank_ == call.root ? bytes : 0, bytes <= kInlineBytes);
+      if (bytes > kMostPosted) {
+        Expose(operation, operation.from, rank_ == call.root ? bytes : 0);
+        break;
+      }
+      operation.is_partial = true;
+      operation.message_count = 1;
+      operation.messages[0] = {
+          .peer = call.root, .receiver = kToAll, .out = rank_ == call.root, .data = operation.to, .bytes = bytes};
       break;
     case Collective::kAllGather:
-      Expose(operation, operation.from, bytes, std::ranges::max(operation.parts) <= kInlineBytes);
+      Expose(operation, operation.from, bytes, std::ranges::max(operation.parts) <= kCopiedBytes);
       break;
     case Collective::kExchangeHalo:
       operation.is_partial = true;
@@ -38,13 +45,18 @@ void ShmCommunicator::Prepare(QueuedOperation& queued) {
       operation.is_partial = true;
       operation.message_count = rank_ == call.root || rank_ == call.to ? 1 : 0;
       operation.messages[0] = {.peer = rank_ == call.root ? call.to : call.root,
+                               .receiver = call.to,
                                .out = rank_ == call.root,
                                .data = operation.to,
                                .bytes = bytes};
       break;
+    case Collective::kAllReduce:
+    case Collective::kReduce:  // whoever takes it sums all of it, which is slower than slices for more
+      Expose(operation, operation.from, bytes, bytes <= kInlineBytes);
+      break;
     default:
       if (call.kind == Collective::kAllToAll) call.largest_part = std::ranges::max(operation.parts);
-      Expose(operation, operation.from, bytes, bytes <= kInlineBytes);
+      Expose(operation, operation.from, bytes, bytes <= kCopiedBytes);
       break;
   }
 }
@@ -53,6 +65,7 @@ void ShmCommunicator::ListMessages(Operation& operation) const {
   int place = 0;
   const auto add = [&](int peer, int tag, bool out, const std::byte* data, size_t bytes) {
     operation.messages[operation.message_count++] = {.peer = peer,
+                                                     .receiver = out ? peer : rank_,
                                                      .tag = tag,
                                                      .out = out,
                                                      .data = const_cast<std::byte*>(data),
@@ -81,7 +94,7 @@ void ShmCommunicator::Expose(Operation& operation, const void* data, int64_t byt
   if (bytes == 0) {
     operation.call.memory = MemoryKind::kNothing;
   } else if (is_small) {
-    operation.call.memory = MemoryKind::kInline;
+    operation.call.memory = bytes <= kInlineBytes ? MemoryKind::kInline : MemoryKind::kCopied;
   } else if (const std::optional<GlobalAddress> address = node_.pool().Find(data, bytes); address.has_value()) {
     operation.call.memory = MemoryKind::kPool;
     operation.call.place = static_cast<uint64_t>(address->region) << 48 | static_cast<uint64_t>(address->offset);

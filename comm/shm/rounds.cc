@@ -1,14 +1,14 @@
 // Operations that all ranks of a group take part in, round by round.
 //
-//   small             publish with a copy of the memory | every rank works on all of it. No second meeting: what a rank
-//   publishes stays as
-//                     it is until the operation after the next, and by then all have been through.
-//   pool memory       publish | work on everybody's memory | through
-//   other memory      below a slot's size, or where cross-memory calls do not work, it goes through the ranks' slots in
-//   chunks:
-//                     chunk 0 into the slot, publish | work | chunk 0 out, chunk 1 in | work | ... | last chunk out
-//   other processes'  large memory outside the pool is read by cross-memory calls: publish | sum the own slice | read
-//   the others' slices
+//   small: publish with a copy of the memory | every rank works on all of it. No second meeting: what a rank publishes
+//     stays as it is until the operation after the next, and by then all have been through.
+//   pool memory: publish | work on everybody's memory | through
+//   other memory, below a slot's size or where cross-memory calls do not work, goes through the ranks' slots in chunks:
+//     chunk 0 into the slot, publish | work | chunk 0 out, chunk 1 in | work | ... | last chunk out
+//   and in a large all-reduce of two ranks, where each sums all, and may be a chunk ahead of the other:
+//     chunks 0 and 1 into the slot, publish | sum chunk 0 to the own memory, chunk 2 in | ... | through
+//   other processes' large memory outside the pool is read by cross-memory calls:
+//     publish | sum the own slice | read the others' slices
 //
 // Between two rounds (|) every rank waits for all others.
 
@@ -25,6 +25,10 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kPieceBytes = 256 << 10;  // of work between two looks for something more urgent
+// Where each rank sums all: of a chunk, and how many are in the slot before they are summed. Chunks that were staged
+// are still in the core's own cache (1 MiB on the machine of docs/measurements/comm.md) when they are summed.
+constexpr int64_t kWholeBytes = 128 << 10;
+constexpr int kChunksAhead = 2;
 
 // Where slice `index` of `slices` begins in `bytes`: at whole cache lines, so that no two ranks write to one.
 int64_t SliceBegin(int64_t bytes, int slices, int index) {
@@ -68,11 +72,15 @@ void ShmCommunicator::Publish(Operation& operation) {
   operation.first_arrival = arrivals_;
   const bool by_part =
       operation.call.kind == Collective::kReduceScatter || operation.call.kind == Collective::kAllToAll;
-  operation.piece_bytes = by_part ? kSlotBytes / size() / kLineBytes * kLineBytes : kSlotBytes;
-  if (operation.call.memory == MemoryKind::kStaged) StageIn(operation, 0);
+  operation.sums_whole =
+      operation.call.kind == Collective::kAllReduce && size() <= 2 && operation.from_bytes >= kSlotBytes;
+  operation.piece_bytes = by_part                ? kSlotBytes / size() / kLineBytes * kLineBytes
+                          : operation.sums_whole ? kWholeBytes
+                                                 : kSlotBytes;
+  for (int chunk = 0; chunk < (operation.sums_whole ? kChunksAhead : 1); ++chunk) StageIn(operation, chunk);
   RankLines& mine = lines(rank_);
-  if (operation.call.memory == MemoryKind::kInline)
-    CopyBytes(mine.inline_bytes[operation.parity], operation.from, operation.from_bytes, false);
+  if (operation.call.memory == MemoryKind::kInline || operation.call.memory == MemoryKind::kCopied)
+    CopyBytes(copied(rank_, operation.parity, operation.call.memory), operation.from, operation.from_bytes, false);
   if (operation.call.kind == Collective::kAllToAll && !operation.is_announced) {
     for (int rank = 0; rank < size(); ++rank) {
       mine.part_bytes[operation.parity][rank].store(operation.parts[rank], std::memory_order_relaxed);
@@ -86,8 +94,16 @@ void ShmCommunicator::Publish(Operation& operation) {
   RingOthers();
 }
 
+// What the others' counts have to be for this round.
+uint64_t ShmCommunicator::WantedArrivals(const Operation& operation) const {
+  // Where each rank sums all, others need only have summed what this rank writes over.
+  const int behind =
+      operation.sums_whole && operation.round < operation.last_round ? std::min(operation.round, kChunksAhead) - 1 : 0;
+  return operation.first_arrival + static_cast<uint64_t>(operation.round - 1 - behind);
+}
+
 bool ShmCommunicator::AllArrived(Operation& operation) {
-  const uint64_t arrivals = operation.first_arrival + static_cast<uint64_t>(operation.round) - 1;
+  const uint64_t arrivals = WantedArrivals(operation);
   for (; operation.synced < size(); ++operation.synced) {
     const RankLines& peer = lines(operation.synced);
     if (operation.round == 1
@@ -104,13 +120,12 @@ bool ShmCommunicator::AllArrived(Operation& operation) {
 bool ShmCommunicator::FindMismatch(Operation& operation) {
   if (operation.round != 1) return false;
   for (int rank = 0; rank < size(); ++rank) {
-    const RankLines& peer = lines(rank);
-    for (const Entry* entry : {&peer.partial, &peer.full[1 - operation.parity], &peer.full[operation.parity]}) {
-      if (entry->sequence.load(std::memory_order_seq_cst) < operation.sequence) continue;
-      if (peer.full[operation.parity].sequence.load(std::memory_order_seq_cst) == operation.sequence) break;
-      Break(Breach::kMismatch, operation, rank, entry, 0);
-      return true;
-    }
+    const Entry* entry = EntryFrom(rank, operation.sequence, operation.sequence);
+    if (entry == nullptr ||
+        lines(rank).full[operation.parity].sequence.load(std::memory_order_seq_cst) == operation.sequence)
+      continue;
+    Break(Breach::kMismatch, operation.call, operation.sequence, rank, entry, 0);
+    return true;
   }
   return false;
 }
@@ -120,7 +135,7 @@ bool ShmCommunicator::Enter(Operation& operation) {
   for (int rank = 0; rank < size(); ++rank) {
     const Entry& entry = lines(rank).full[operation.parity];
     if (!operation.call.Matches(entry)) {
-      Break(Breach::kMismatch, operation, rank, &entry, 0);
+      Break(Breach::kMismatch, operation.call, operation.sequence, rank, &entry, 0);
       return false;
     }
     const uint64_t place = entry.place.load(std::memory_order_relaxed);
@@ -130,8 +145,8 @@ bool ShmCommunicator::Enter(Operation& operation) {
     const std::byte* base = nullptr;
     if (memory == MemoryKind::kStaged) {
       base = slot(rank);
-    } else if (memory == MemoryKind::kInline) {
-      base = lines(rank).inline_bytes[operation.parity];
+    } else if (memory == MemoryKind::kInline || memory == MemoryKind::kCopied) {
+      base = copied(rank, operation.parity, memory);
     } else if (rank == rank_) {
       base = operation.from;
       if (memory == MemoryKind::kProcess) memory = MemoryKind::kPool;  // as far as this rank is concerned
@@ -143,7 +158,7 @@ bool ShmCommunicator::Enter(Operation& operation) {
     if (operation.call.kind == Collective::kAllToAll && !operation.is_announced) {
       const std::atomic<int64_t>* parts = lines(rank).part_bytes[operation.parity];
       if (parts[rank_].load(std::memory_order_relaxed) != operation.to_parts[rank]) {
-        Break(Breach::kMismatch, operation, rank, &entry, 0);
+        Break(Breach::kMismatch, operation.call, operation.sequence, rank, &entry, 0);
         return false;
       }
       for (int before = 0; before < rank_ && memory != MemoryKind::kStaged && base != nullptr; ++before) {
@@ -153,7 +168,8 @@ bool ShmCommunicator::Enter(Operation& operation) {
     // Ranks have different parts, and learn here whether all of them are small.
     if (operation.call.kind == Collective::kAllToAll) {
       operation.is_inline =
-          (rank == 0 || operation.is_inline) && (memory == MemoryKind::kInline || memory == MemoryKind::kNothing);
+          (rank == 0 || operation.is_inline) &&
+          (memory == MemoryKind::kInline || memory == MemoryKind::kCopied || memory == MemoryKind::kNothing);
     }
     operation.memory[rank] = memory;
     operation.base[rank] = base;
@@ -180,9 +196,16 @@ void ShmCommunicator::PlanRounds(Operation& operation) {
         largest = std::max(largest, static_cast<int64_t>(entry.largest_part.load(std::memory_order_relaxed)));
       }
     }
-    operation.last_round =
-        2 * static_cast<int>(std::max<int64_t>(1, (largest + operation.piece_bytes - 1) / operation.piece_bytes));
+    if (operation.sums_whole && !std::all_of(operation.memory, operation.memory + size(),
+                                             [](MemoryKind memory) { return memory == MemoryKind::kStaged; })) {
+      operation.sums_whole = false;  // others may read memory of the pool, which this would write to
+      operation.piece_bytes = kChunksAhead * kWholeBytes;
+    }
+    const int chunks =
+        static_cast<int>(std::max<int64_t>(1, (largest + operation.piece_bytes - 1) / operation.piece_bytes));
+    operation.last_round = operation.sums_whole ? chunks + 1 : 2 * chunks;
   } else {
+    operation.sums_whole = false;
     operation.last_round = kind == Collective::kAllReduce && operation.has_process_memory ? 3 : 2;
   }
 }
@@ -200,6 +223,10 @@ bool ShmCommunicator::DoRound(Operation& operation) {
   const Collective kind = operation.call.kind;
   if (kind == Collective::kBarrier || operation.is_announced) return true;
   int64_t chunk = 0;
+  if (operation.sums_whole) {
+    if (operation.round < operation.last_round) SumChunk(operation, operation.round - 1);
+    return true;
+  }
   if (operation.is_staged) {
     chunk = (operation.round - 1) / 2;
     if (operation.round % 2 == 0) {
@@ -235,7 +262,23 @@ void ShmCommunicator::StageIn(Operation& operation, int64_t chunk) {
     }
     return;
   }
-  CopyBytes(slot(rank_), operation.from + begin, std::min(operation.piece_bytes, operation.from_bytes - begin), false);
+  const int64_t at = operation.sums_whole ? chunk % (2 * kChunksAhead) * operation.piece_bytes : 0;
+  CopyBytes(slot(rank_) + at, operation.from + begin, std::min(operation.piece_bytes, operation.from_bytes - begin),
+            false);
+}
+
+// A chunk of everybody's memory, summed by each rank to its own; then a later one into the slot, where the others have
+// summed what it writes over.
+void ShmCommunicator::SumChunk(Operation& operation, int64_t chunk) {
+  const int64_t begin = chunk * operation.piece_bytes;
+  const int64_t at = chunk % (2 * kChunksAhead) * operation.piece_bytes;
+  const int64_t bytes = std::min(operation.piece_bytes, operation.from_bytes - begin);
+  const std::byte* from[kMaxRanks];
+  for (int rank = 0; rank < size(); ++rank) from[rank] = rank == rank_ ? operation.from + begin : slot(rank) + at;
+  std::byte* const to = operation.to + begin;
+  ReduceElements(operation.call.type, operation.call.reduce, std::span(from, static_cast<size_t>(size())),
+                 std::span(&to, 1), bytes / SizeBytes(operation.call.type));
+  StageIn(operation, chunk + kChunksAhead);
 }
 
 void ShmCommunicator::StageOut(Operation& operation, int64_t chunk) {

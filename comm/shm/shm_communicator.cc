@@ -37,7 +37,7 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
   if (!looks_closely) return false;
   const uint64_t missing = Missing(operation);
   if (NoteWait(operation, missing == 0 ? -1 : std::countr_zero(missing)))
-    Break(Breach::kTimeout, operation, rank_, nullptr, Missing(operation));
+    Break(Breach::kTimeout, operation.call, operation.sequence, rank_, nullptr, missing);
   return false;
 }
 
@@ -48,15 +48,16 @@ bool ShmCommunicator::Abandon(const absl::Status& status, WaitClock::time_point 
   return true;
 }
 
-void ShmCommunicator::Break(Breach breach, const Operation& mine, int other, const Entry* theirs, uint64_t late) {
+void ShmCommunicator::Break(Breach breach, const Call& mine, uint64_t sequence, int other, const Entry* theirs,
+                            uint64_t late) {
   GroupBlock::Broken& broken = block_.broken;
   uint32_t expected = static_cast<uint32_t>(Breach::kNone);
   if (!broken.breach.compare_exchange_strong(expected, static_cast<uint32_t>(Breach::kWriting))) return;
   broken.rank[0].store(static_cast<uint32_t>(rank_), std::memory_order_relaxed);
   broken.rank[1].store(static_cast<uint32_t>(other), std::memory_order_relaxed);
   broken.late.store(late, std::memory_order_relaxed);
-  mine.call.WriteTo(broken.entry[0]);
-  broken.entry[0].sequence.store(mine.sequence, std::memory_order_relaxed);
+  mine.WriteTo(broken.entry[0]);
+  broken.entry[0].sequence.store(sequence, std::memory_order_relaxed);
   if (theirs != nullptr) {
     Call::ReadFrom(*theirs).WriteTo(broken.entry[1]);
     broken.entry[1].sequence.store(theirs->sequence.load(std::memory_order_relaxed), std::memory_order_relaxed);
@@ -79,21 +80,28 @@ absl::Status ShmCommunicator::BrokenStatus() const {
 }
 
 uint64_t ShmCommunicator::Missing(const Operation& operation) const {
+  if (operation.is_partial) return MissingNeighbours(operation);
   uint64_t missing = 0;
-  if (operation.is_partial) {
-    for (int message = 0; message < operation.message_count; ++message) {
-      if (!operation.messages[message].done) missing |= uint64_t{1} << operation.messages[message].peer;
-    }
-    return missing;
-  }
   for (int rank = 0; rank < size(); ++rank) {
     const bool has_come =
         operation.round <= 1
             ? lines(rank).full[operation.parity].sequence.load(std::memory_order_seq_cst) >= operation.sequence
-            : lines(rank).arrived.load(std::memory_order_seq_cst) >= operation.first_arrival + operation.round - 1;
+            : lines(rank).arrived.load(std::memory_order_seq_cst) >= WantedArrivals(operation);
     if (!has_come) missing |= uint64_t{1} << rank;
   }
   return missing;
+}
+
+const Entry* ShmCommunicator::EntryFrom(int rank, uint64_t full, uint64_t partial) const {
+  const Entry* first = nullptr;
+  uint64_t first_sequence = ~uint64_t{0};
+  const auto look = [&](const Entry& entry, uint64_t from) {
+    const uint64_t sequence = entry.sequence.load(std::memory_order_seq_cst);
+    if (sequence >= from && sequence < first_sequence) first = &entry, first_sequence = sequence;
+  };
+  for (const Entry& entry : lines(rank).full) look(entry, full);
+  for (const Entry& entry : lines(rank).partial) look(entry, partial);
+  return first;
 }
 
 std::string ShmCommunicator::DescribeWait(const QueuedOperation& operation) {

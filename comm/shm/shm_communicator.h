@@ -63,7 +63,8 @@ class ShmCommunicator final : public QueuedCommunicator {
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
 
-  // prepare.cc. `is_small`: the operation's memory is at most kInlineBytes on every rank, which all of them know alike.
+  // prepare.cc. `is_small`: the operation's memory is small enough to be copied on every rank, which all of them know
+  // alike.
   void Reset(QueuedOperation& operation) override;
   void Prepare(QueuedOperation& operation) override;
   void ListMessages(Operation& operation) const;
@@ -71,9 +72,12 @@ class ShmCommunicator final : public QueuedCommunicator {
 
   // shm_communicator.cc: moving on.
   bool IsBroken(Operation& operation, bool looks_closely);
-  void Break(Breach breach, const Operation& mine, int other, const Entry* theirs, uint64_t late);
+  void Break(Breach breach, const Call& mine, uint64_t sequence, int other, const Entry* theirs, uint64_t late);
   absl::Status BrokenStatus() const;
   uint64_t Missing(const Operation& operation) const;  // ranks that the operation waits for, as bits
+  // A rank's first operation from `full` on that all take part in, or from `partial` on that not all do; null: it has
+  // come to none, as far as its entries still say.
+  const Entry* EntryFrom(int rank, uint64_t full, uint64_t partial) const;
   std::string Labels(uint64_t ranks) const;
   void RingOthers();
 
@@ -81,6 +85,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   Result StepFull(Operation& operation, bool looks_closely);
   void Publish(Operation& operation);
   void PlanRounds(Operation& operation);
+  uint64_t WantedArrivals(const Operation& operation) const;
   bool AllArrived(Operation& operation);
   bool FindMismatch(Operation& operation);
   bool Enter(Operation& operation);
@@ -88,6 +93,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   bool DoRound(Operation& operation);
   void StageIn(Operation& operation, int64_t chunk);
   void StageOut(Operation& operation, int64_t chunk);
+  void SumChunk(Operation& operation, int64_t chunk);
   bool ReduceSlices(Operation& operation, int64_t chunk);
   bool FoldPart(Operation& operation, int64_t chunk);
   bool ReduceScatterPart(Operation& operation, int64_t chunk);
@@ -101,14 +107,36 @@ class ShmCommunicator final : public QueuedCommunicator {
 
   // messages.cc: operations of neighbours.
   Result StepPartial(Operation& operation, bool looks_closely);
+  struct Posts {  // an operation's messages that were copied, which may not all be taken yet
+    struct To {
+      int peer, tag;
+    };
+    uint64_t sequence = 0;
+    int64_t begin = 0, end = 0;  // where they lie
+    int count = 0;
+    To to[kMaxRanks] = {};
+  };
+  bool IsTaken(int peer, int tag, uint64_t mark);
+  bool HasRoom(Operation& operation, bool looks_closely);
+  bool IsInTheWay(const Posts& posts, const Operation& operation) const;
   void PublishPartial(Operation& operation);
-  bool MoveMessage(Operation& operation, Message& message);
-  bool FindMessageMismatch(Operation& operation);
   void StageMessage(Operation& operation, Message& message);
+  bool MoveMessage(Operation& operation, Message& message);
+  bool TakePiece(const Operation& operation, Message& message, int place, MemoryKind& memory);
+  void FindMessageMismatch(const Operation& operation);
+  void FindPostMismatch(const Posts& posts);
+  uint64_t MissingNeighbours(const Operation& operation) const;
 
   RankLines& lines(int rank) { return block_.ranks[rank]; }
   const RankLines& lines(int rank) const { return block_.ranks[rank]; }
   std::byte* slot(int rank) const { return region_->data() + SlotOffset(first_size_, slots_[rank]); }
+  std::byte* copied(int rank, int parity, MemoryKind kind) const {
+    return kind == MemoryKind::kInline ? block_.ranks[rank].inline_bytes[parity]
+                                       : region_->data() + CopiedOffset(first_size_, slots_[rank], parity);
+  }
+  std::byte* posted(int rank, int turn, int64_t bytes) const {
+    return region_->data() + PostOffset(first_size_, slots_[rank]) + TurnOffset(turn, bytes);
+  }
 
   const std::shared_ptr<const SharedRegion> region_;
   const int first_size_;  // ranks of the group that the region was made for
@@ -122,6 +150,8 @@ class ShmCommunicator final : public QueuedCommunicator {
   // Of the driving thread.
   uint64_t full_operations_ = 0;
   uint64_t arrivals_ = 0;
+  Posts posts_[kTurns];
+  uint64_t taken_[kMaxRanks][kMaxMessages] = {};  // as far as this rank has seen
 };
 
 }  // namespace gantry::shm

@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "absl/strings/str_join.h"
+#include "comm/shm/group_block.h"
 #include "tests/support/collective_check.h"
 #include "tests/support/thread_job.h"
 
@@ -132,6 +133,32 @@ TEST_P(CommunicatorTest, LargeMemoryOutsideThePool) {
         },
         {.cross_memory = cross_memory});
   }
+}
+
+// Around the sizes at which the way that memory takes changes.
+TEST_P(CommunicatorTest, SizesAtWhichTheWayChanges) {
+  Run([](Rank&, Communicator& world, CollectiveCheck& check) {
+    const int n = world.size();
+    uint64_t seed = 3;
+    for (const int64_t limit : {shm::kInlineBytes, shm::kCopiedBytes, shm::kSlotBytes}) {
+      for (const int64_t bytes : {limit - 8, limit, limit + 8, 2 * limit + 24}) {
+        for (const Where where : {Where::kPool, Where::kPrivate, Where::kMixed}) {
+          const CheckOptions options{.where = where};
+          EXPECT_STATUS_OK(check.AllReduce(world, ElementType::kF32, ReduceOp::kSum, bytes / 4, ++seed, options));
+          EXPECT_STATUS_OK(check.Reduce(world, ElementType::kBf16, ReduceOp::kSum, bytes / 2, n - 1, ++seed, options));
+          if (limit == shm::kSlotBytes) continue;
+          const std::vector<int64_t> counts(n, bytes / 4 / n), parts(n, bytes), table(n * n, bytes / n);
+          EXPECT_STATUS_OK(check.ReduceScatter(world, ElementType::kI32, ReduceOp::kSum, counts, ++seed, options));
+          EXPECT_STATUS_OK(check.AllGather(world, parts, ++seed, options));
+          EXPECT_STATUS_OK(check.AllToAll(world, table, ++seed, options));
+        }
+      }
+    }
+    for (const int64_t bytes : {shm::kMostPosted, shm::kMostPosted + 1, shm::kPostBytes / shm::kTurns + 1}) {
+      EXPECT_STATUS_OK(check.Broadcast(world, bytes, n - 1, ++seed, {}));
+      EXPECT_STATUS_OK(check.Broadcast(world, bytes, 0, ++seed, {}));
+    }
+  });
 }
 
 TEST_P(CommunicatorTest, ManyInFlight) {
@@ -265,6 +292,98 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
   }
 }
 
+// Faces that are copied by their sender, faces that are not, both in one operation, and other operations between them,
+// while ranks are late by several operations.
+TEST_P(CommunicatorTest, HalosOfRanksThatAreAheadAndBehind) {
+  Run([](Rank& rank, Communicator& world, CollectiveCheck& check) {
+    const int n = world.size();
+    constexpr int64_t kMost = shm::kMostPosted;
+    const int64_t sizes[] = {8,     24,        1000,         4096, 65536, 65536 + 1, kMost / 2, kMost / 2 + 1,
+                             kMost, kMost + 1, 2 * kMost + 3};
+    std::mt19937_64 shared(n), own(rank.rank);
+    for (int operation = 0; operation < kRandomOperations; ++operation) {
+      if (own() % 6 == 0) std::this_thread::sleep_for(std::chrono::microseconds(own() % 500));
+      const uint64_t seed = shared();
+      const CheckOptions options{.where = static_cast<Where>(shared() % 3)};
+      const auto size = [&] { return sizes[shared() % (shared() % 4 == 0 ? std::size(sizes) : 5)]; };
+      absl::Status status;
+      if (operation % 7 == 6) {
+        status = check.AllReduce(world, ElementType::kF32, ReduceOp::kSum, size() / 4, seed, options);
+      } else if (operation % 5 == 4) {
+        status = check.Broadcast(world, size(), static_cast<int>(seed % n), seed, options);
+      } else if (operation % 3 == 2 && n > 1) {
+        const int from = static_cast<int>(seed % n);
+        status = check.SendReceive(world, size(), from, static_cast<int>((from + 1 + seed / n % (n - 1)) % n), seed,
+                                   options);
+      } else {
+        const std::vector<int> mesh = {n > 1 ? 2 : 1, 1, std::max(1, n / 2)};
+        const bool is_ring = operation % 2 == 0 || n == 1;
+        status = is_ring ? check.ExchangeHalo(world, std::vector<int>{n}, seed % 2 == 0, std::vector<int64_t>{size()},
+                                              seed, options)
+                         : check.ExchangeHalo(world, mesh, seed % 2 == 0, std::vector<int64_t>{size(), 10, size()},
+                                              seed, options);
+      }
+      ASSERT_TRUE(status.ok()) << "operation " << operation << ": " << Message(status);
+    }
+  });
+}
+
+TEST_P(CommunicatorTest, ASenderIsDoneBeforeItsReceiverComes) {
+  const std::vector<int> node_of = GetParam();
+  if (node_of.size() < 2 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  std::atomic<bool> sent = false;
+  Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
+    constexpr int kMessages = shm::kTurns + 3;
+    EXPECT_STATUS_OK(world.Barrier());
+    auto* data = reinterpret_cast<int64_t*>(rank.arena);
+    if (rank.rank == 0) {
+      for (int message = 0; message < shm::kTurns; ++message) {
+        std::fill_n(data, 100, message);
+        EXPECT_TRUE(world.SendReceive(data, 800, 0, 1).done()) << message;
+      }
+      // The next has to wait until its place is free.
+      std::fill_n(data, 100, shm::kTurns);
+      Pending next = world.SendReceive(data, 800, 0, 1);
+      EXPECT_EQ(next.Wait(absl::Milliseconds(5)).code(), absl::StatusCode::kDeadlineExceeded);
+      sent = true;
+      EXPECT_STATUS_OK(next.Wait());
+      for (int message = shm::kTurns + 1; message < kMessages; ++message) {
+        std::fill_n(data, 100, message);
+        EXPECT_STATUS_OK(world.SendReceive(data, 800, 0, 1).Wait());
+        std::fill_n(data, 100, -1);
+      }
+    } else {
+      while (rank.rank == 1 && !sent) std::this_thread::yield();
+      for (int message = 0; message < kMessages; ++message) {
+        EXPECT_STATUS_OK(world.SendReceive(data, 800, 0, 1).Wait());
+        if (rank.rank == 1) {
+          EXPECT_EQ(std::count(data, data + 100, message), 100);
+        }
+      }
+    }
+    EXPECT_STATUS_OK(world.Barrier());
+  });
+}
+
+// A sender that was done before it could see that nobody takes its message.
+TEST_P(CommunicatorTest, AMismatchIsNamedThoughTheSenderHasGoneOn) {
+  const std::vector<int> node_of = GetParam();
+  if (node_of.size() < 3 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  Run([](Rank& rank, Communicator& world, CollectiveCheck&) {
+    EXPECT_STATUS_OK(world.Barrier());
+    absl::Status status;
+    for (int operation = 0; operation <= shm::kTurns && status.ok(); ++operation) {
+      const int from = rank.rank == 0 ? 0 : 1;
+      status = world.SendReceive(rank.arena, 8, from, from + 1).Wait();
+    }
+    if (status.ok()) status = world.Barrier();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << Message(status);
+    EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 0 calls send_receive of 8 bytes from rank 0 to rank 1"));
+    EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 1 calls"));
+    EXPECT_EQ(world.Barrier(), status);
+  });
+}
+
 TEST_P(CommunicatorTest, AnOperationThatRunsOutOfTimeNamesTheLateRank) {
   if (GetParam().size() < 2) return;
   std::atomic<int> failed = 0;
@@ -281,6 +400,25 @@ TEST_P(CommunicatorTest, AnOperationThatRunsOutOfTimeNamesTheLateRank) {
       while (failed.load() < late) std::this_thread::sleep_for(std::chrono::milliseconds(1));
       EXPECT_EQ(world.Barrier().code(), absl::StatusCode::kDeadlineExceeded);
     }
+  });
+}
+
+TEST_P(CommunicatorTest, ASenderThatRunsOutOfTimeNamesTheRankThatDoesNotTake) {
+  const std::vector<int> node_of = GetParam();
+  if (node_of.size() < 2 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  std::atomic<bool> failed = false;
+  Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
+    EXPECT_STATUS_OK(world.Barrier());
+    absl::Status status;
+    if (rank.rank == 0) {
+      while (status.ok()) status = world.SendReceive(rank.arena, 8, 0, 1, {.timeout = absl::Milliseconds(30)}).Wait();
+      failed = true;
+    } else {
+      while (!failed) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      status = world.Barrier();
+    }
+    EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << Message(status);
+    EXPECT_THAT(std::string(Message(status)), HasSubstr("not there: rank 1 of the group"));
   });
 }
 

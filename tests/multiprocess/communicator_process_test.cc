@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/resource.h>
 #include <time.h>
 
@@ -13,6 +14,7 @@
 
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "comm/shm/group_block.h"
 #include "tests/support/collective_check.h"
 #include "tests/support/run_ranks.h"
 #include "tests/support/thread_job.h"
@@ -164,6 +166,100 @@ TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
   }
 }
 
+// A message that its sender was done with is there, though the sender has left since.
+TEST(CommunicatorMessageTest, WhatWasSentBeforeLeavingArrives) {
+  RunRanks(2, [](Links& links, Liveness& liveness) {
+    Rank rank = Open(links, liveness);
+    Communicator& world = rank.fabric->world();
+    ASSERT_TRUE(world.Barrier().ok());
+    std::vector<int64_t> data(1000, 7);
+    if (rank.rank == 0) {
+      EXPECT_TRUE(world.SendReceive(data.data(), 8000, 0, 1).Wait().ok());
+      return;
+    }
+    while (!liveness.lost(0)) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    EXPECT_TRUE(liveness.has_left(0));
+    data.assign(1000, 0);
+    const absl::Status status = world.SendReceive(data.data(), 8000, 0, 1).Wait();
+    EXPECT_TRUE(status.ok()) << Message(status);
+    EXPECT_EQ(data, std::vector<int64_t>(1000, 7));
+    EXPECT_THAT(std::string(Message(world.SendReceive(data.data(), 8, 0, 1).Wait())), HasSubstr("rank 0"));
+  });
+}
+
+// A sender that ends right after it was done: its receiver has the message, or learns who is lost.
+TEST(CommunicatorMessageTest, ASenderIsKilledOnceItIsDone) {
+  for (int round = 0; round < 6; ++round) {
+    RunRanks(3, [round](Links& links, Liveness& liveness) {
+      Rank rank = Open(links, liveness);
+      Communicator& world = rank.fabric->world();
+      ASSERT_TRUE(world.Barrier().ok());
+      std::vector<int64_t> data(1000, 7);
+      if (rank.rank == 0) {
+        for (int message = 0; message <= round % 3; ++message) {
+          EXPECT_TRUE(world.SendReceive(data.data(), 8000, 0, 1).Wait().ok());
+        }
+        Die();
+      }
+      data.assign(1000, 0);
+      absl::Status status;
+      for (int message = 0; status.ok() && message <= round % 3; ++message) {
+        if (round % 2 == 1) std::this_thread::sleep_for(std::chrono::milliseconds(5));
+        status = world.SendReceive(data.data(), 8000, 0, 1).Wait();
+        if (rank.rank == 1 && status.ok()) {
+          EXPECT_EQ(data, std::vector<int64_t>(1000, 7));
+        }
+      }
+      if (status.ok()) status = world.Barrier();
+      EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << Message(status);
+      EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 0"));
+      absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(absl::Seconds(10));
+      ASSERT_TRUE(rest.ok()) << Message(rest.status());
+      CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(rank.arena_bytes)});
+      std::mt19937_64 again(round);
+      for (int operation = 0; operation < 50; ++operation) {
+        const absl::Status done = check.Random(**rest, again, 100000);
+        ASSERT_TRUE(done.ok()) << "after the loss, operation " << operation << ": " << Message(done);
+      }
+    });
+  }
+}
+
+// A receiver that is killed, or stopped, while its sender waits for a place that it has not taken from.
+TEST(CommunicatorMessageTest, TheReceiverOfAWaitingSenderIsLost) {
+  for (const int signal : {SIGKILL, SIGSTOP}) {
+    RunRanksOptions options;
+    options.may_die = {1};
+    options.meanwhile = [signal](Launcher& launcher) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 700));
+      launcher.Signal(1, signal);
+      if (signal == SIGKILL) return;
+      // Not before the others have noticed, which is after the heartbeat's time.
+      std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 3000));
+      launcher.Signal(1, SIGKILL);
+    };
+    RunRanks(
+        3,
+        [](Links& links, Liveness& liveness) {
+          Rank rank = Open(links, liveness);
+          Communicator& world = rank.fabric->world();
+          ASSERT_TRUE(world.Barrier().ok());
+          if (rank.rank == 1) std::this_thread::sleep_for(std::chrono::seconds(60));
+          absl::Status status;
+          for (int message = 0; status.ok() && message <= shm::kTurns; ++message)
+            status = world.SendReceive(rank.arena, 8, 0, 1).Wait();
+          EXPECT_EQ(status.ok(), rank.rank == 2) << Message(status);
+          if (status.ok()) status = world.Barrier();
+          EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << Message(status);
+          EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 1"));
+          absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(absl::Seconds(10));
+          ASSERT_TRUE(rest.ok()) << Message(rest.status());
+          EXPECT_TRUE((*rest)->Barrier().ok());
+        },
+        options);
+  }
+}
+
 // A rank that waits costs next to nothing: it sleeps.
 TEST(CommunicatorWaitTest, WaitingRanksSleep) {
   RunRanks(4, [](Links& links, Liveness& liveness) {
@@ -266,7 +362,6 @@ TEST_P(TransportNodesTest, PutsGetsSignalsAndAtomics) {
   options.node_of = GetParam();
   RunRanks(3, body, options);
 }
-
 
 using Nodes = std::vector<int>;
 INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorProcessTest, testing::Values(Nodes(2), Nodes(3), Nodes(4), Nodes(8)),

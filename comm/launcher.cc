@@ -349,16 +349,16 @@ class LocalLauncher final : public Launcher {
     result_.ranks.resize(options_.ranks);
     result_.ranks[number] = {.pid = rank.pid, .wait_status = wait_status, .by_launcher = rank.by_launcher};
     rank.process.Reset();
-    const bool failed = wait_status != 0;
-    if (failed && !rank.by_launcher) {
-      // A rank's connections end a moment before its process does: one that reacts to it may be seen to end first, and says so by its code.
-      const auto reacts = [](int status) { return WIFEXITED(status) && WEXITSTATUS(status) == kExitPeerLost; };
+    // A rank's connections end a moment before its process does: one that reacts to it may be seen to end first, and says so by its code.
+    const auto reacts = [](int status) { return WIFEXITED(status) && WEXITSTATUS(status) == kExitPeerLost; };
+    const RankEndKind kind = wait_status == 0 ? RankEndKind::kInOrder : reacts(wait_status) ? RankEndKind::kLostAnother : RankEndKind::kFailed;
+    if (wait_status != 0 && !rank.by_launcher) {
       const int first = result_.first_failed;
       if (first < 0 || (reacts(result_.ranks[first].wait_status) && !reacts(wait_status))) result_.first_failed = number;
     }
     WireWriter notice;
     notice.U32(static_cast<uint32_t>(number));
-    notice.U32(failed ? 1 : 0);
+    notice.U32(static_cast<uint32_t>(kind));
     notice.Text(DescribeWaitStatus(wait_status));
     const auto header = EncodeFrameHeader({.channel = kRankEndedChannel, .bytes = notice.bytes().size()});
     for (const auto& other : ranks_) {

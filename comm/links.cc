@@ -18,6 +18,7 @@
 #include "absl/time/clock.h"
 #include "comm/channels.h"
 #include "comm/frame.h"
+#include "comm/liveness.h"
 #include "comm/meeting.h"
 #include "comm/process.h"
 
@@ -30,6 +31,7 @@ constexpr size_t kQueuePiece = size_t{256} << 10;
 constexpr absl::Duration kReadToEnd = absl::Seconds(1);  // for what came before an end
 constexpr absl::Duration kSendTime = absl::Seconds(30);
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
+constexpr absl::Duration kFirstEndTime = absl::Seconds(1);  // for the launcher to say which rank ended first
 constexpr size_t kReadAtOnce = size_t{1} << 20;
 constexpr size_t kMaxNameBytes = 256;
 
@@ -384,6 +386,24 @@ class SocketLinks final : public Links {
     link.changed.notify_all();
   }
 
+  // This process will end over `status`. Others may be further on, and would take its end for the first; it may itself have taken one for
+  // the first that has said whom it had lost.
+  absl::Status TellLost(int lost, const absl::Status& status) {
+    if (!absl::IsUnavailable(status)) return status;
+    LossNotice notice{.rank = lost, .why = std::string(Message(status))};
+    for (int rank = 0; rank < size(); ++rank) {
+      std::unique_lock lock(links_[rank]->mutex);
+      for (const LinkMessage& message : links_[rank]->messages[kLivenessChannel]) {
+        const std::optional<LossNotice> told = LossNoticeFrom(message.bytes);
+        if (told && told->rank < size() && told->rank != this->rank() && notice.rank == lost) notice = *told;
+      }
+    }
+    for (int rank = 0; rank < size(); ++rank) {
+      if (rank != this->rank() && rank != notice.rank) (void)Send(rank, kLivenessChannel, ToBytes(notice), {});
+    }
+    return notice.rank == lost ? status : absl::UnavailableError(absl::StrFormat("rank %d is lost: %s", notice.rank, notice.why));
+  }
+
   absl::Status ExchangeMembers(absl::Time deadline) {
     WireWriter mine;
     const std::string machine = MachineIdentity();
@@ -393,7 +413,8 @@ class SocketLinks final : public Links {
     const std::string processes = NamespaceOf("pid");
     mine.Text(processes);
     for (int rank = 0; rank < size(); ++rank) {
-      if (rank != this->rank()) GANTRY_RETURN_IF_ERROR(Send(rank, kMemberChannel, mine.bytes(), {}));
+      if (rank == this->rank()) continue;
+      if (const absl::Status sent = Send(rank, kMemberChannel, mine.bytes(), {}); !sent.ok()) return TellLost(rank, sent);
     }
     std::vector<std::string> machines;
     for (int rank = 0; rank < size(); ++rank) {
@@ -404,8 +425,9 @@ class SocketLinks final : public Links {
         peer.host = HostName();
         peer.visible = true;
       } else {
-        GANTRY_ASSIGN_OR_RETURN(const LinkMessage message, Receive(rank, kMemberChannel, deadline - absl::Now()));
-        WireReader reader(message.bytes);
+        const absl::StatusOr<LinkMessage> message = Receive(rank, kMemberChannel, deadline - absl::Now());
+        if (!message.ok()) return TellLost(rank, message.status());
+        WireReader reader(message->bytes);
         peer.pid = static_cast<int64_t>(reader.U64());
         peer.host = reader.Text(kMaxNameBytes);
         its_machine = reader.Text(kMaxNameBytes);
@@ -443,7 +465,7 @@ namespace {
 absl::Status WithFirstEnd(const absl::Status& status, int launcher) {
   if (launcher < 0 || absl::IsDeadlineExceeded(status)) return status;
   FrameReader frames;
-  const absl::Time deadline = absl::Now() + absl::Milliseconds(100);
+  const absl::Time deadline = absl::Now() + kFirstEndTime;
   while (WaitFor(launcher, POLLIN, deadline).ok()) {
     std::byte buffer[4096];
     std::vector<Descriptor> unwanted;
@@ -451,9 +473,10 @@ absl::Status WithFirstEnd(const absl::Status& status, int launcher) {
     if (!got.ok() || got->closed || !frames.Append(std::span(buffer).first(got->bytes), {}).ok()) break;
     while (std::optional<Frame> frame = frames.Next()) {
       WireReader reader(frame->bytes);
-      const uint32_t rank = reader.U32(), failed = reader.U32();
+      const uint32_t rank = reader.U32();
+      const auto kind = static_cast<RankEndKind>(reader.U32());
       const std::string how = reader.Text(kMaxNameBytes);
-      if (frame->channel != kRankEndedChannel || !reader.ok() || failed == 0) continue;
+      if (frame->channel != kRankEndedChannel || !reader.ok() || kind != RankEndKind::kFailed) continue;
       return absl::UnavailableError(absl::StrFormat("rank %d is lost: %s; waited in the job's start: %s", rank, how, std::string(Message(status))));
     }
   }

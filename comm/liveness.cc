@@ -150,7 +150,7 @@ class Monitor final : public Liveness {
     if (leaving_.exchange(true) || lost(links_.rank())) return;  // one that was given up does not leave, it is lost
     WireWriter notice;
     notice.U32(static_cast<uint32_t>(Notice::kLeave));
-    SendToAll(notice);
+    SendToAll(notice.bytes());
   }
 
  private:
@@ -219,14 +219,13 @@ class Monitor final : public Liveness {
       case Notice::kBeat:
         break;
       case Notice::kLost: {
-        const uint32_t rank = reader.U32();
-        const bool is_cause = reader.U32() != 0;
-        const std::string why = reader.Text(kMaxWhyBytes);
-        if (!reader.ok() || rank >= ranks_.size()) break;
-        if (static_cast<int>(rank) == links_.rank()) {
-          Lose(links_.rank(), absl::StrFormat("rank %d has given it up: %s", from, why), /*tell=*/false, /*is_cause=*/true);
+        const std::optional<LossNotice> notice = LossNoticeFrom(message.bytes);
+        if (!notice || notice->rank >= links_.size()) break;
+        if (notice->rank == links_.rank()) {
+          Lose(links_.rank(), absl::StrFormat("rank %d has given it up: %s", from, notice->why), /*tell=*/false, /*is_cause=*/true);
         } else {
-          Lose(static_cast<int>(rank), why, /*tell=*/true, is_cause);
+          links_.ReadNow(notice->rank);  // it may have lost another itself, and said so
+          Lose(notice->rank, notice->why, /*tell=*/true, notice->is_cause);
         }
         break;
       }
@@ -259,11 +258,12 @@ class Monitor final : public Liveness {
         if (frame->channel != kRankEndedChannel) continue;
         WireReader reader(frame->bytes);
         const uint32_t rank = reader.U32();
-        const bool is_cause = reader.U32() != 0;
+        const auto kind = static_cast<RankEndKind>(reader.U32());
         const std::string how = reader.Text(kMaxWhyBytes);
         if (!reader.ok() || rank >= ranks_.size() || static_cast<int>(rank) == links_.rank()) continue;
         links_.ReadNow(static_cast<int>(rank));
-        Lose(static_cast<int>(rank), how, /*tell=*/false, is_cause);
+        // The launcher may see one that has lost another before it sees that one: its own words, which have been read, or its hang-up tell.
+        if (kind != RankEndKind::kLostAnother) Lose(static_cast<int>(rank), how, /*tell=*/false, kind == RankEndKind::kFailed);
       }
     }
   }
@@ -287,14 +287,7 @@ class Monitor final : public Liveness {
     }
     if (!first) return;
     // Before anybody here knows, who might end this process over it: the others would take it for the first.
-    if (tell) {
-      WireWriter notice;
-      notice.U32(static_cast<uint32_t>(Notice::kLost));
-      notice.U32(static_cast<uint32_t>(rank));
-      notice.U32(is_cause ? 1 : 0);
-      notice.Text(why.substr(0, kMaxWhyBytes));
-      SendToAll(notice);  // also to the lost one, which may only have been stopped
-    }
+    if (tell) SendToAll(ToBytes({rank, is_cause, why}));  // also to the lost one, which may only have been stopped
     {
       std::unique_lock lock(mutex_);
       order_.push_back(rank);
@@ -313,10 +306,10 @@ class Monitor final : public Liveness {
     }
   }
 
-  void SendToAll(const WireWriter& notice) {
+  void SendToAll(std::span<const std::byte> notice) {
     for (int rank = 0; rank < links_.size(); ++rank) {
       // One that cannot be reached shows in its hang-up.
-      if (rank != links_.rank()) (void)links_.Send(rank, kLivenessChannel, notice.bytes());
+      if (rank != links_.rank()) (void)links_.Send(rank, kLivenessChannel, notice);
     }
   }
 
@@ -388,6 +381,24 @@ class Monitor final : public Liveness {
 };
 
 }  // namespace
+
+std::vector<std::byte> ToBytes(const LossNotice& notice) {
+  WireWriter writer;
+  writer.U32(static_cast<uint32_t>(Notice::kLost));
+  writer.U32(static_cast<uint32_t>(notice.rank));
+  writer.U32(notice.is_cause ? 1 : 0);
+  writer.Text(std::string_view(notice.why).substr(0, kMaxWhyBytes));
+  const std::span<const std::byte> bytes = writer.bytes();
+  return {bytes.begin(), bytes.end()};
+}
+
+std::optional<LossNotice> LossNoticeFrom(std::span<const std::byte> bytes) {
+  WireReader reader(bytes);
+  if (static_cast<Notice>(reader.U32()) != Notice::kLost) return std::nullopt;
+  LossNotice notice{.rank = static_cast<int>(reader.U32()), .is_cause = reader.U32() != 0, .why = reader.Text(kMaxWhyBytes)};
+  if (!reader.ok() || notice.rank < 0) return std::nullopt;
+  return notice;
+}
 
 absl::StatusOr<LivenessOptions> LivenessOptions::FromEnvironment() {
   LivenessOptions options;

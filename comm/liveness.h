@@ -4,10 +4,14 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/time/time.h"
@@ -24,6 +28,16 @@ struct LivenessOptions {
   // GANTRY_HEARTBEAT_TIMEOUT, seconds: "2.5", "0" for never.
   static absl::StatusOr<LivenessOptions> FromEnvironment();
 };
+
+// What a rank says on kLivenessChannel of one that it has lost: also before it has a monitor, so that those who have one do not take its own
+// end for the first.
+struct LossNotice {
+  int rank = 0;
+  bool is_cause = false;  // `why` is no mere symptom
+  std::string why;
+};
+std::vector<std::byte> ToBytes(const LossNotice& notice);
+std::optional<LossNotice> LossNoticeFrom(std::span<const std::byte> bytes);  // nothing: it is another message, or damaged
 
 // Thread-safe.
 class Liveness {

@@ -55,10 +55,17 @@ absl::StatusOr<std::string> TextOf(std::span<const std::byte> bytes) {
 
 }  // namespace
 
+absl::Status JobRanks::FirstLoss(const absl::Status& status) const {
+  const absl::Status lost = absl::IsUnavailable(status) ? liveness_->status("an agreement of all ranks") : absl::OkStatus();
+  return lost.ok() ? status : lost;
+}
+
 absl::StatusOr<std::vector<std::string>> JobRanks::Gather(const absl::StatusOr<std::string>& mine) {
   std::vector<int> everyone(static_cast<size_t>(size()));
   std::iota(everyone.begin(), everyone.end(), 0);
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<LinkMessage> told, links_->Gather(everyone, kAgreementChannel, BytesOf(mine), kPlanningTimeout));
+  const absl::StatusOr<std::vector<LinkMessage>> gathered = links_->Gather(everyone, kAgreementChannel, BytesOf(mine), kPlanningTimeout);
+  if (!gathered.ok()) return FirstLoss(gathered.status());
+  const std::vector<LinkMessage>& told = *gathered;
   std::vector<std::string> all;
   for (size_t rank = 0; rank < told.size(); ++rank) {
     absl::StatusOr<std::string> theirs = TextOf(told[rank].bytes);
@@ -83,11 +90,14 @@ absl::Status JobRanks::Agree(const absl::Status& mine) {
 
 absl::StatusOr<std::string> JobRanks::FromFirst(const absl::StatusOr<std::string>& mine) {
   if (rank() == 0) {
-    for (int to = 1; to < size(); ++to) GANTRY_RETURN_IF_ERROR(links_->Send(to, kAgreementChannel, BytesOf(mine)));
+    for (int to = 1; to < size(); ++to) {
+      if (absl::Status sent = links_->Send(to, kAgreementChannel, BytesOf(mine)); !sent.ok()) return FirstLoss(sent);
+    }
     return mine;
   }
-  GANTRY_ASSIGN_OR_RETURN(const LinkMessage told, links_->Receive(0, kAgreementChannel, kPlanningTimeout));
-  return TextOf(told.bytes);
+  const absl::StatusOr<LinkMessage> told = links_->Receive(0, kAgreementChannel, kPlanningTimeout);
+  if (!told.ok()) return FirstLoss(told.status());
+  return TextOf(told->bytes);
 }
 
 int JobRanks::RanksOfMachine() const {

@@ -45,6 +45,8 @@ class JobRanks {
 
  private:
   JobRanks() = default;
+  // Who was lost first, where somebody was: it need not be the one that a message came from, or did not come from.
+  absl::Status FirstLoss(const absl::Status& status) const;
   std::unique_ptr<Links> links_;
   std::unique_ptr<Liveness> liveness_;
 };

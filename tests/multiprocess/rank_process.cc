@@ -55,8 +55,6 @@ int Run(int argc, char** argv) {
   if (!liveness.ok()) return Fail(liveness.status(), 69);
   auto recorder = Recorder::Create((*links)->rank(), (*links)->size());
   if (!recorder.ok()) return Fail(recorder.status(), 69);
-  if (absl::Status status = (*recorder)->Share(**links); !status.ok()) return Fail(status, 69);
-
   const int rank = (*links)->rank(), size = (*links)->size();
   std::vector<int> ranks(size);
   std::iota(ranks.begin(), ranks.end(), 0);
@@ -72,6 +70,7 @@ int Run(int argc, char** argv) {
     const absl::Status lost = (*liveness)->status(pending);
     return Fail(lost.ok() ? status : lost, 69);
   };
+  if (absl::Status status = (*recorder)->Share(**links); !status.ok()) return fail_lost(status, "sharing the recorder");
   if (absl::Status status = meet("the start"); !status.ok()) return fail_lost(status, "all_gather of 'the start'");
   if (what == "meet") {
     std::printf("%s: met %d, pid %d\n", description.c_str(), size, getpid());

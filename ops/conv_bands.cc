@@ -59,18 +59,19 @@ struct Part {
   std::vector<TensorType> inputs, outputs;  // of the whole op
   RowSpan rows;                             // of its result, or of g
   int64_t band = 0;
+  Attributes attributes;
   std::vector<int64_t> starts;              // the first row of each of its parts of the first operand, and the end
-  int64_t g_first = 0, g_rows = 0;
+  int64_t g_first = 0, g_rows = 0;          // the rows that are there of g
 
   size_t parts() const { return starts.size() - 1; }
-  WindowAxis axis() const { return ParseWindow(attributes, SpatialDims((kind == Kind::kWeightGrad ? outputs[0] : inputs[1]).shape))->spatial(0); }
-  Attributes attributes;
+  WindowAxis axis() const { return GeometryOf(kWhole[static_cast<int>(kind)], inputs, outputs, attributes).window.spatial(0); }
 };
 
 // Of a convolution with {band}, which has passed inference.
 Part WholeOf(const KernelRequest& request) {
   Part part{.kind = KindOf(request.op.name), .inputs = {request.inputs.begin(), request.inputs.end()},
-            .outputs = {request.outputs.begin(), request.outputs.end()}, .band = request.attributes.Int("band"), .attributes = request.attributes};
+            .outputs = {request.outputs.begin(), request.outputs.end()}, .rows = {}, .band = request.attributes.Int("band"),
+            .attributes = request.attributes, .starts = {}};
   const bool weight_grad = part.kind == Kind::kWeightGrad;
   part.rows.end = part.g_rows = (weight_grad ? part.inputs[1] : part.outputs[0]).shape[kRowAxis];
   part.starts = {0, part.inputs[0].shape[kRowAxis]};
@@ -79,7 +80,9 @@ Part WholeOf(const KernelRequest& request) {
 
 // Of one of the ops above, all of it checked.
 absl::StatusOr<Part> PartOf(Kind kind, Inputs inputs, const Attributes& attributes) {
-  Part part{.kind = kind, .attributes = attributes};
+  Part part;
+  part.kind = kind;
+  part.attributes = attributes;
   const bool weight_grad = kind == Kind::kWeightGrad;
   const auto Rows = [&](std::string_view name, int64_t least) { return infer::IntAttribute(attributes, name, least, infer::kMaxElements); };
   GANTRY_ASSIGN_OR_RETURN(part.band, Rows("band", 1));

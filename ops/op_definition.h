@@ -106,6 +106,7 @@ std::vector<OpDefinition> PanelOps();
 std::vector<OpDefinition> BatchPartsOps();
 std::vector<OpDefinition> ExchangeOps();
 std::vector<OpDefinition> WeightRowsOps();
+std::vector<OpDefinition> ConvBandsOps();
 std::vector<OpDefinition> EncodeOps();
 
 }  // namespace gantry

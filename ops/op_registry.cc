@@ -12,7 +12,8 @@ const Registry& Ops() {
     auto* ops = new Registry();
     for (const std::vector<OpDefinition>& family :
          {ElementwiseOps(), ReductionOps(), ShapeOps(), MatmulOps(), ConvolutionOps(), PoolingOps(), ResizeOps(),
-          NormalizationOps(), IndexOps(), RandomOps(), OptimizerOps(), ControlOps(), PanelOps(), BatchPartsOps(), WeightRowsOps(), EncodeOps(), ExchangeOps()}) {
+          NormalizationOps(), IndexOps(), RandomOps(), OptimizerOps(), ControlOps(), PanelOps(), BatchPartsOps(), WeightRowsOps(), ConvBandsOps(),
+          EncodeOps(), ExchangeOps()}) {
       for (const OpDefinition& op : family) ops->emplace(op.name, op);
     }
     return ops;

@@ -7,6 +7,7 @@
 
 #include "memory/cpu/parallel.h"
 #include "ops/infer.h"
+#include "ops/kernel_parts.h"
 
 namespace gantry {
 namespace {
@@ -24,13 +25,6 @@ Kind KindOf(std::string_view op) {
     if (op == kWhole[kind] || op == kRows[kind]) return static_cast<Kind>(kind);
   }
   return Kind::kConv;
-}
-
-TensorType WithDim(TensorType type, int axis, int64_t extent) {
-  std::vector<int64_t> dims = type.shape.dims();
-  dims[axis] = extent;
-  type.shape = Shape(std::move(dims));
-  return type;
 }
 
 // The op as a convolution of its rows alone: what inference and cost of the whole op can take.
@@ -89,9 +83,6 @@ Cost CostOfRows(Inputs inputs, std::span<const TensorType> outputs, const Attrib
 
 // --- the kernel -----------------------------------------------------------------------------------------------------
 
-constexpr size_t kAlignmentBytes = 64;
-size_t Aligned(size_t bytes) { return (bytes + kAlignmentBytes - 1) / kAlignmentBytes * kAlignmentBytes; }
-
 // Channels [begin, begin + rows) of images [batch, channels, places] as images of their own, and back.
 struct ChannelSlice {
   int64_t batch, channels, place_bytes;
@@ -107,18 +98,6 @@ struct ChannelSlice {
     }
   }
 };
-
-constexpr int64_t kAddElements = 1 << 15;  // of one task
-
-template <typename T>
-void AddTo(void* to, const void* from, int64_t count, int threads) {
-  T* const sums = static_cast<T*>(to);
-  const T* const values = static_cast<const T*>(from);
-  ParallelFor(threads, (count + kAddElements - 1) / kAddElements, [&](int64_t task) {
-    const int64_t end = std::min(count, (task + 1) * kAddElements);
-    for (int64_t i = task * kAddElements; i < end; ++i) sums[i] += values[i];
-  });
-}
 
 // Bias of every channel, which may be absent, then leaky_relu.
 template <typename T>
@@ -184,13 +163,12 @@ class RowsKernel final : public Kernel {
       GANTRY_RETURN_IF_ERROR(kernel.Run({{input_pointers, input_count}, output_pointers, arguments.scratch}));
       if (kind_ == Kind::kConv && side_.batch > 1) side_.Scatter(slice, begin_ + begin, rows, out);
       if (kind_ == Kind::kTranspose) {
-        const int64_t count = out_bytes_ / element_bytes_;
-        is_double_ ? AddTo<double>(out, part, count, threads_) : AddTo<float>(out, part, count, threads_);
+        AddTo(dtype_, out, part, out_bytes_ / element_bytes_, threads_);
       }
     }
     if (kind_ == Kind::kTranspose && activates_) {
       const void* const bias = has_bias_ ? arguments.inputs[first + 2] : nullptr;
-      const auto run = is_double_ ? Activate<double> : Activate<float>;
+      const auto run = dtype_ == DataType::kF64 ? Activate<double> : Activate<float>;
       run(out, bias, slope_, side_.batch, out_channels_, out_bytes_ / element_bytes_ / side_.batch / out_channels_, threads_);
     }
     return absl::OkStatus();
@@ -203,8 +181,8 @@ class RowsKernel final : public Kernel {
         threads_(request.thread_count),
         chunk_(request.attributes.Int("chunk")),
         begin_(request.op.name == kWhole[static_cast<int>(kind_)] ? 0 : request.attributes.Int("begin")),
-        is_double_(request.outputs[0].dtype == DataType::kF64),
-        element_bytes_(static_cast<int64_t>(SizeBytes(request.outputs[0].dtype))),
+        dtype_(request.outputs[0].dtype),
+        element_bytes_(static_cast<int64_t>(SizeBytes(dtype_))),
         out_bytes_(request.outputs[0].size_bytes()),
         out_channels_(request.outputs[0].shape[1]),
         slope_(request.attributes.Float("slope", 1.0)) {
@@ -238,9 +216,9 @@ class RowsKernel final : public Kernel {
     if (rows_ >= chunk_) GANTRY_RETURN_IF_ERROR(MakeOne(chunk_, whole_chunk_));
     if (rows_ % chunk_ != 0) GANTRY_RETURN_IF_ERROR(MakeOne(rows_ % chunk_, last_chunk_));
     if ((rows_ >= chunk_ && whole_chunk_ == nullptr) || (rows_ % chunk_ != 0 && last_chunk_ == nullptr)) return false;
-    kernel_scratch_ = Aligned(kernel_scratch);
-    if (side_.batch > 1) slice_scratch_ = Aligned(side_.batch * std::min(chunk_, rows_) * side_.place_bytes);
-    if (kind_ == Kind::kTranspose) part_scratch_ = Aligned(out_bytes_);
+    kernel_scratch_ = AlignedBytes(kernel_scratch);
+    if (side_.batch > 1) slice_scratch_ = AlignedBytes(side_.batch * std::min(chunk_, rows_) * side_.place_bytes);
+    if (kind_ == Kind::kTranspose) part_scratch_ = AlignedBytes(out_bytes_);
     implementation_ = absl::StrFormat("%s, %d rows at a time", (whole_chunk_ ? whole_chunk_ : last_chunk_)->implementation(), chunk_);
     return true;
   }
@@ -263,7 +241,7 @@ class RowsKernel final : public Kernel {
   const bool has_into_;
   const int threads_;
   const int64_t chunk_, begin_;
-  const bool is_double_;
+  const DataType dtype_;
   const int64_t element_bytes_, out_bytes_, out_channels_;
   const double slope_;
   bool has_bias_ = false, activates_ = false;

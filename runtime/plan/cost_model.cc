@@ -57,7 +57,14 @@ OpWork WorkOf(const Program& program, OpId id) {
 
 std::string FamilyOf(const Op& op, const Kernel& kernel) {
   const std::string direction = op.definition->name == "panel_conv" ? absl::StrCat(" ", op.attributes.String("direction")) : std::string();
-  return absl::StrCat(ToAbsl(op.definition->name), direction, ", ", ToAbsl(kernel.implementation()));
+  // Bands of a convolution cost what it does as a whole.
+  std::string_view name = op.definition->name, implementation = kernel.implementation();
+  for (std::string_view* text : {&name, &implementation}) {
+    for (const std::string_view bands : {"_bands", ", in bands"}) {
+      if (text->ends_with(bands)) text->remove_suffix(bands.size());
+    }
+  }
+  return absl::StrCat(ToAbsl(name), direction, ", ", ToAbsl(implementation));
 }
 
 CostModel::CostModel(const PlanOptions& options) : options_(options) {

@@ -7,7 +7,7 @@
 
 #include "memory/layout/layout_check.h"
 #include "memory/layout/layout_solver.h"
-#include "ops/weight_rows.h"
+#include "ops/conv_bands.h"
 
 namespace gantry {
 namespace {
@@ -262,10 +262,10 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeKernel(const Program& program, OpId 
     if (options.exchanges == nullptr) return absl::FailedPreconditionError(absl::StrCat(program.Describe(id), ": there are no other ranks"));
     return Try(*options.exchanges);
   }
-  if (IsByRows(*op.definition, op.attributes)) {
+  if (IsByRows(*op.definition, op.attributes) || IsByBands(*op.definition, op.attributes)) {
     for (const KernelLibrary* library : {&CpuKernels(), &ReferenceKernels()}) {
       if (library == &CpuKernels() && options.kernels != KernelChoice::kFast) continue;
-      auto kernel = MakeRowsKernel(request, [&](const KernelRequest& chunk) { return library->Make(chunk); });
+      auto kernel = MakePartsKernel(request, [&](const KernelRequest& part) { return library->Make(part); });
       if (!kernel.ok()) return Annotate(kernel.status(), program.Describe(id));
       if (*kernel == nullptr) continue;
       if (options.kernels == KernelChoice::kFast && library == &ReferenceKernels()) fallbacks.insert(std::string(op.definition->name));

@@ -18,6 +18,7 @@
 #include "runtime/plan/plan.h"
 #include "runtime/plan/reside.h"
 #include "runtime/plan/split_batch.h"
+#include "runtime/plan/split_space.h"
 #include "runtime/plan/split_weights.h"
 #include "runtime/plan/too_small.h"
 
@@ -32,6 +33,8 @@ constexpr int kTargetShare = 64;
 constexpr int kNearestTargets = 256;
 // Ops on so many pieces' worth of images are split by batch where it is needed: an eighth of the budget.
 constexpr int64_t kSplitPieces = 4;
+// Images of a convolution in plain layout are taken in bands of about so many chunks.
+constexpr int64_t kBandChunks = 2;
 // Layout search: about a third of a second, for training programs meet their bound much earlier or not at all; a second for a budget, where
 // what does not fit makes each step longer; none where only the order matters.
 constexpr int64_t kBestLayout = 300'000'000, kLayoutWithin = 1'000'000'000, kAnyLayout = 1;
@@ -198,11 +201,13 @@ absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions
   }
   GANTRY_ASSIGN_OR_RETURN(result, ChunkWeights(result, options.chunk_bytes));
   GANTRY_ASSIGN_OR_RETURN(result, ChunkBatches(result, options.chunk_bytes));
+  GANTRY_ASSIGN_OR_RETURN(result, ChunkImages(result, kBandChunks * options.chunk_bytes));
   if (!tight) return OrderForOverlap(result, options);
   if (options.encode) {
     GANTRY_ASSIGN_OR_RETURN(result, KeepSigns(result));
   }
   GANTRY_ASSIGN_OR_RETURN(result, SplitBatch(result, batch_parts, kSplitPieces * piece_bytes));
+  GANTRY_ASSIGN_OR_RETURN(result, SplitSpace(result, batch_parts, kSplitPieces * piece_bytes));
   GANTRY_ASSIGN_OR_RETURN(result, SplitWeights(result, piece_bytes));
   GANTRY_ASSIGN_OR_RETURN(result, SplitUpdates(result, piece_bytes));
   return UpdateEarly(result);
@@ -298,7 +303,7 @@ std::string Describe(const Plan& plan) {
         residency.unlimited_seconds, residency.wait_seconds, residency.recompute_seconds, residency.bound_seconds,
         100.0 * (residency.seconds / residency.bound_seconds - 1.0)));
     if (residency.batch_parts > 1) {
-      absl::StrAppend(&text, absl::StrFormat("split          ops on many images in up to %d parts of the batch\n", residency.batch_parts));
+      absl::StrAppend(&text, absl::StrFormat("split          ops on many or large images in up to %d parts of the batch or of their rows\n", residency.batch_parts));
     }
     absl::StrAppend(&text, DescribeEncodings(residency));
   }

@@ -60,8 +60,8 @@ struct PlanOptions {
   bool fuse = true;
   bool in_place = true;    // let kernels write over inputs that nobody reads later
   bool winograd = true;    // allow Winograd forms of convolutions (ops/cpu/panel/panel_conv.h states their accuracy)
-  // Weights from two of these on are used so many bytes at a time, with a budget and without (split_weights.h), and sums over batches whose
-  // images take as much are over parts of the batch (split_batch.h): it decides the order of sums, and how small a budget may be.
+  // Weights from two of these on are used so many bytes at a time, with a budget and without (split_weights.h), sums over batches whose images
+  // take as much are over parts of the batch (split_batch.h), large images by bands (split_space.h): it decides the order of sums, and how small a budget may be.
   int64_t chunk_bytes = 2 << 20;
   MemoryBudget device_memory;
   // Budgets of the ranks, one a rank, where they differ: TakeRankMemory (memory_options.h) makes one of them device_memory.
@@ -134,7 +134,7 @@ struct PlannedResidency {
   bool used = false;                // false: everything fits, nothing moves
   int64_t budget_bytes = 0;         // 0: none
   int64_t piece_bytes = 0;          // of states that only updates use, where `used`
-  int batch_parts = 1;              // ops on many images run in so many parts of the batch (split_batch.h)
+  int batch_parts = 1;              // ops on many or large images run in so many parts of the batch, or of their rows (split_batch.h, split_space.h)
   int64_t footprint_bytes = 0;      // arena of the same step with nothing offloaded or made again
   double seconds = 0.0, wait_seconds = 0.0, recompute_seconds = 0.0;  // predicted, of one step
   double unlimited_seconds = 0.0;   // predicted, with nothing offloaded
@@ -197,7 +197,7 @@ int64_t LentHostBytes(const Plan& plan);
 absl::StatusOr<Plan> MakePlan(const Program& program, const PlanOptions& options);
 
 // The program as MakePlan begins with it: simplified, fused, lowered. `piece_bytes` above 0: as it does where the budget is short, with
-// states that only updates use in pieces of about so many bytes, and ops on many images in `batch_parts` parts of the batch.
+// states that only updates use in pieces of about so many bytes, and ops on many or large images in `batch_parts` parts of the batch or of their rows.
 absl::StatusOr<Program> PrepareProgram(const Program& program, const PlanOptions& options, int64_t piece_bytes, int batch_parts = 1);
 // 64 bits as text: two programs with the same dump have the same.
 std::string Fingerprint(const Program& program);

@@ -35,14 +35,6 @@ const TensorType* SummedImages(const Program& program, const Op& op) {
   return axes == std::vector<int64_t>{0, 2, 3} ? &x : nullptr;
 }
 
-bool IsElementwise(std::string_view name) {
-  constexpr std::string_view kNames[] = {"add",     "sub",       "mul",  "div",     "minimum",      "maximum",    "scale", "neg",      "abs",
-                                         "sqrt",    "rsqrt",     "exp",  "log",     "square",       "reciprocal", "clip",  "sigmoid",  "sigmoid_grad",
-                                         "tanh",    "tanh_grad", "silu", "softplus", "leaky_relu", "leaky_relu_grad", "gelu", "reorder", "add_if",
-                                         "stop_gradient"};
-  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
-}
-
 class BatchSplitter {
  public:
   BatchSplitter(const Program& source, int parts, int64_t least_bytes)
@@ -351,6 +343,14 @@ class BatchSplitter {
 };
 
 }  // namespace
+
+bool IsElementwise(std::string_view name) {
+  constexpr std::string_view kNames[] = {"add",     "sub",       "mul",  "div",     "minimum",      "maximum",    "scale", "neg",      "abs",
+                                         "sqrt",    "rsqrt",     "exp",  "log",     "square",       "reciprocal", "clip",  "sigmoid",  "sigmoid_grad",
+                                         "tanh",    "tanh_grad", "silu", "softplus", "leaky_relu", "leaky_relu_grad", "gelu", "reorder", "add_if",
+                                         "stop_gradient"};
+  return std::find(std::begin(kNames), std::end(kNames), name) != std::end(kNames);
+}
 
 absl::StatusOr<Program> ChunkBatches(const Program& program, int64_t chunk_bytes) {
   GANTRY_RETURN_IF_ERROR(program.status());

@@ -9,6 +9,9 @@ namespace gantry {
 inline constexpr int kMostBatchParts = 8;
 constexpr bool IsBatchParts(int parts) { return parts >= 1 && parts <= kMostBatchParts && kMostBatchParts % parts == 0; }
 
+// Ops that make each element of their results from those elements of their operands.
+bool IsElementwise(std::string_view op);
+
 // Gives ops that sum over a batch on the panel layout (weight gradients, batch norms and their gradients) the attribute {images}, where an
 // operand is at least two of `chunk_bytes`: they then are a sequence over so many images, an eighth of the batch and at least 32, each sum
 // added to those before (ops/cpu/panel_ops.cc, ops/cpu/batch_parts.cc). It depends on shapes only and changes the order of sums: it is

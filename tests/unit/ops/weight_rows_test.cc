@@ -3,13 +3,16 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
-#include <cstring>
+#include "tests/support/part_op.h"
 
 namespace gantry {
 namespace {
 
-using Bytes = std::vector<std::byte>;
+using test::Bytes;
+using test::Random;
+using test::RunPartOp;
+using test::ValueAt;
+using test::Without;
 
 struct RowsCase {
   std::string name;
@@ -20,78 +23,6 @@ struct RowsCase {
 };
 
 void PrintTo(const RowsCase& one, std::ostream* out) { *out << one.name; }
-
-Bytes Random(const TensorType& type, uint32_t seed) {
-  Bytes bytes(type.size_bytes());
-  for (int64_t i = 0; i < type.element_count(); ++i) {
-    const double value = std::sin(0.7 * static_cast<double>(i + 1) * (seed + 1) + 0.01 * static_cast<double>(i % 977));
-    if (type.dtype == DataType::kF64) {
-      std::memcpy(&bytes[i * 8], &value, 8);
-    } else {
-      const auto single = static_cast<float>(value);
-      std::memcpy(&bytes[i * 4], &single, 4);
-    }
-  }
-  return bytes;
-}
-
-double ValueAt(const Bytes& bytes, DataType dtype, int64_t i) {
-  if (dtype == DataType::kF64) {
-    double value;
-    std::memcpy(&value, &bytes[i * 8], 8);
-    return value;
-  }
-  float value;
-  std::memcpy(&value, &bytes[i * 4], 4);
-  return value;
-}
-
-// 64-byte aligned memory with a copy of `bytes`.
-class Memory {
- public:
-  explicit Memory(const Bytes& bytes) : size_(bytes.size()), data_(std::aligned_alloc(64, (bytes.size() + 127) / 64 * 64)) {
-    std::memcpy(data_, bytes.data(), bytes.size());
-  }
-  Memory(const Memory&) = delete;
-  Memory(Memory&& other) noexcept : size_(other.size_), data_(std::exchange(other.data_, nullptr)) {}
-  ~Memory() { std::free(data_); }
-  void* data() const { return data_; }
-  Bytes Read() const {
-    Bytes bytes(size_);
-    std::memcpy(bytes.data(), data_, size_);
-    return bytes;
-  }
-
- private:
-  size_t size_;
-  void* data_;
-};
-
-// Runs an op; the first output. `over_first`: in the memory of the first input.
-absl::StatusOr<Bytes> RunRows(const KernelLibrary& library, std::string_view name, const Attributes& attributes,
-                              const std::vector<TensorType>& types, const std::vector<Bytes>& inputs, bool over_first) {
-  const OpDefinition& op = *FindOp(name);
-  GANTRY_ASSIGN_OR_RETURN(const std::vector<TensorType> outputs, op.infer(types, attributes));
-  const KernelRequest request{op, attributes, types, outputs, 2};
-  std::unique_ptr<Kernel> kernel;
-  if (IsByRows(op, attributes)) {
-    GANTRY_ASSIGN_OR_RETURN(kernel, MakeRowsKernel(request, [&](const KernelRequest& chunk) { return library.Make(chunk); }));
-  } else {
-    GANTRY_ASSIGN_OR_RETURN(kernel, library.Make(request));
-  }
-  if (kernel == nullptr) return absl::UnimplementedError("no kernel");
-  std::vector<Memory> memory;
-  std::vector<const void*> pointers;
-  for (const Bytes& input : inputs) {
-    memory.emplace_back(input);
-    pointers.push_back(memory.back().data());
-  }
-  const Memory result(Bytes(outputs[0].size_bytes(), std::byte{0x55}));
-  const Memory scratch(Bytes(kernel->scratch_bytes() + 1, std::byte{0x7f}));
-  void* const output[] = {over_first ? memory[0].data() : result.data()};
-  GANTRY_RETURN_IF_ERROR(kernel->Run({pointers, output, scratch.data()}));
-  return over_first ? memory[0].Read() : result.Read();
-}
 
 // Rows [begin, begin + rows) of axis 0.
 Bytes Part(const Bytes& whole, int64_t axis, int64_t begin, int64_t rows) {
@@ -115,13 +46,6 @@ class WeightRowsTest : public ::testing::TestWithParam<RowsCase> {
   Attributes Conv() const {
     return {{"strides", Spatial(2)}, {"pads", std::vector<int64_t>(2 * GetParam().rank, 1)}, {"dilations", Spatial(1)},
             {"groups", int64_t{1}}, {"chunk", GetParam().chunk}};
-  }
-  static Attributes Without(const Attributes& attributes, std::string_view name) {
-    Attributes rest;
-    for (const auto& [key, value] : attributes.entries()) {
-      if (key != name) rest.Set(key, value);
-    }
-    return rest;
   }
   // The same values as the op without chunks, but for rounding.
   void ExpectNear(const Bytes& got, const Bytes& plain) const {
@@ -153,9 +77,9 @@ TEST_P(WeightRowsTest, ChainsGiveTheBitsOfTheWhole) {
       inputs.push_back(Random(types[2], 3));
     }
     for (const KernelLibrary* library : Libraries()) {
-      const absl::StatusOr<Bytes> whole = RunRows(*library, name, attributes, types, inputs, false);
+      const absl::StatusOr<Bytes> whole = RunPartOp(*library, name, attributes, types, inputs, false);
       ASSERT_TRUE(whole.ok()) << whole.status();
-      const absl::StatusOr<Bytes> plain = RunRows(*library, name, Without(attributes, "chunk"), types, inputs, false);
+      const absl::StatusOr<Bytes> plain = RunPartOp(*library, name, Without(attributes, "chunk"), types, inputs, false);
       ASSERT_TRUE(plain.ok()) << plain.status();
       ExpectNear(*whole, *plain);
       for (const int64_t rows : {c.chunk, 2 * c.chunk}) {
@@ -172,7 +96,7 @@ TEST_P(WeightRowsTest, ChainsGiveTheBitsOfTheWhole) {
               part_types.push_back({c.dtype, Shape{transpose ? channels : count}});
               part_inputs.push_back(transpose ? inputs[2] : Part(inputs[2], c.out, begin, count));
             }
-            const absl::StatusOr<Bytes> next = RunRows(*library, name + "_rows", part, part_types, part_inputs, in_place);
+            const absl::StatusOr<Bytes> next = RunPartOp(*library, name + "_rows", part, part_types, part_inputs, in_place);
             ASSERT_TRUE(next.ok()) << next.status();
             chain = *next;
           }
@@ -190,9 +114,9 @@ TEST_P(WeightRowsTest, GradientsOfRowsAreRowsOfTheGradient) {
   attributes.Set("kernel", Spatial(4));
   const std::vector<Bytes> inputs = {Random(x, 4), Random(y, 5)};
   for (const KernelLibrary* library : Libraries()) {
-    const absl::StatusOr<Bytes> whole = RunRows(*library, "conv_weight_grad", attributes, {x, y}, inputs, false);
+    const absl::StatusOr<Bytes> whole = RunPartOp(*library, "conv_weight_grad", attributes, {x, y}, inputs, false);
     ASSERT_TRUE(whole.ok()) << whole.status();
-    const absl::StatusOr<Bytes> plain = RunRows(*library, "conv_weight_grad", Without(attributes, "chunk"), {x, y}, inputs, false);
+    const absl::StatusOr<Bytes> plain = RunPartOp(*library, "conv_weight_grad", Without(attributes, "chunk"), {x, y}, inputs, false);
     ASSERT_TRUE(plain.ok()) << plain.status();
     ExpectNear(*whole, *plain);
     for (const int64_t rows : {c.chunk, 2 * c.chunk}) {
@@ -200,7 +124,7 @@ TEST_P(WeightRowsTest, GradientsOfRowsAreRowsOfTheGradient) {
         Attributes part = attributes;
         part.Set("begin", begin);
         part.Set("rows", std::min(rows, c.out - begin));
-        const absl::StatusOr<Bytes> piece = RunRows(*library, "conv_weight_grad_rows", part, {x, y}, inputs, false);
+        const absl::StatusOr<Bytes> piece = RunPartOp(*library, "conv_weight_grad_rows", part, {x, y}, inputs, false);
         ASSERT_TRUE(piece.ok()) << piece.status();
         EXPECT_TRUE(*piece == Part(*whole, c.out, begin, std::min(rows, c.out - begin))) << library->name() << " from row " << begin;
       }

@@ -102,6 +102,29 @@ TEST(BatchPartsTest, ABudgetBelowTheLargestOpGivesTheSameBits) {
   }
 }
 
+// Images that do not fit at once: convolutions on them, in plain layout, run in parts of their rows.
+TEST(SpacePartsTest, ABudgetBelowTheLargestImagesGivesTheSameBits) {
+  struct Images {
+    const char* family;
+    int64_t size, batch, chunk_bytes;
+    double fraction;
+  };
+  for (const Images& images : {Images{"r3gan", 128, 1, 1 << 16, 0.08}, Images{"sngan", 32, 3, 1 << 12, 0.15}}) {
+    Case setup = CaseOf(images.family);
+    setup.size = images.size;
+    setup.batch = images.batch;
+    setup.width = 8;
+    setup.plan.chunk_bytes = images.chunk_bytes;
+    setup.plan.advise = false;
+    const Outcome unlimited = Train(setup, 2);
+    setup.plan.tiers = {Host()};
+    setup.plan.device_memory.fraction = images.fraction;
+    const Outcome split = Train(setup, 2);
+    EXPECT_GT(split.residency.batch_parts, 1) << images.family;
+    EXPECT_TRUE(split == unlimited) << images.family;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Families, BudgetTest, ::testing::ValuesIn(FamilyNames()), [](const auto& info) {
   std::string name = info.param;
   std::replace(name.begin(), name.end(), '-', '_');

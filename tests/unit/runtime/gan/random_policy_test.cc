@@ -115,6 +115,7 @@ absl::StatusOr<Plan> DrawPlan(const Program& program, PlanOptions options, Dice&
 struct NamedCase {
   std::string name;
   GanCase setup;
+  bool by_space = false;  // some convolutions are over large images in plain layout
 };
 
 std::vector<NamedCase> Cases() {
@@ -128,8 +129,15 @@ std::vector<NamedCase> Cases() {
       setup.plan.chunk_bytes = 1 << 13;
       std::string name = family + (batch == 1 ? "One" : batch == 4 ? "Four" : "Many");
       std::erase(name, '-');
-      cases.push_back({name, setup});
+      cases.push_back({name, setup, family == kVideoFamily});
     }
+  }
+  for (const std::string family : {"sngan", "r3gan"}) {
+    GanCase setup = CaseOf(family);
+    setup.width = 8;
+    setup.batch = 2;
+    setup.plan.chunk_bytes = 1 << 13;
+    cases.push_back({family + "Rows", setup, true});
   }
   GanCase lazy = CaseOf("r3gan");
   lazy.size = 16;
@@ -165,7 +173,7 @@ TEST_P(RandomPolicyTest, GivesTheBitsOfTheUnlimitedStep) {
   const absl::StatusOr<Program> program = test::StepProgramOf(setup);
   ASSERT_TRUE(program.ok()) << program.status();
   int stashes = 0, repeats = 0;
-  bool parts = false;
+  bool parts = false, bands = false;
   for (int policy = 0; policy < policies; ++policy) {
     Dice dice(1000 * policy + setup.batch);
     GanCase drawn = setup;
@@ -175,7 +183,10 @@ TEST_P(RandomPolicyTest, GivesTheBitsOfTheUnlimitedStep) {
     ASSERT_TRUE(plan.ok()) << plan.status();
     stashes += plan->residency.stashes;
     repeats += plan->residency.repeats;
-    for (const Op& op : plan->program.ops()) parts = parts || op.definition->name == "put_images";
+    for (const Op& op : plan->program.ops()) {
+      parts = parts || op.definition->name == "put_images";
+      bands = bands || op.definition->name == "conv_weight_grad_bands";
+    }
     drawn.plan_file = ::testing::TempDir() + "random_policy_" + GetParam().name + ".json";
     std::ofstream(drawn.plan_file) << PlanToJson(*plan);
     EXPECT_TRUE(Train(drawn, steps) == unlimited) << "policy " << policy << ", up to " << plan->residency.batch_parts << " parts";
@@ -184,6 +195,7 @@ TEST_P(RandomPolicyTest, GivesTheBitsOfTheUnlimitedStep) {
   EXPECT_GT(stashes, 10);
   EXPECT_GT(repeats, 0);
   EXPECT_EQ(parts, setup.batch == 72);  // at least one policy has parts
+  EXPECT_TRUE(bands || !GetParam().by_space);
 }
 
 INSTANTIATE_TEST_SUITE_P(Cases, RandomPolicyTest, ::testing::ValuesIn(Cases()), [](const auto& info) { return info.param.name; });

@@ -122,18 +122,17 @@ GanSession::~GanSession() {
 absl::Status GanSession::ChooseSplit(const Program& program) {
   Parallel& parallel = options_.parallel;
   SetSpeeds(options_.plan, rank_count(), parallel);
-  const bool shares_are_open = AreUnequal(options_.plan) && parallel.shares.empty() && TakesShares(parallel, rank_count());
+  const bool shares_are_open = AreUnequal(options_.plan, ShareBy::kSpeed) && parallel.shares.empty() && TakesShares(parallel, rank_count());
   if (!parallel.automatic && !shares_are_open) return absl::OkStatus();
   const auto Choose = [&]() -> absl::StatusOr<std::string> {
     if (!options_.plan_file.empty()) return PlannedSplit(options_.plan_file, rank());
     if (!parallel.automatic) {
-      Parallel balanced = parallel;
-      balanced.shares = parallel.speeds;  // where nothing fits, each rank says so of its part
-      PlanOptions options = options_.plan;
-      options.advise = false;
-      const absl::StatusOr<JobPlan> job = PlanBalanced(program, parallel, rank_count(), options);
-      if (!job.ok() && !RankOf(job.status())) return job.status();
-      return (job.ok() ? job->parallel : balanced).Text();
+      PlanOptions options = options_.plan;  // without budgets: each rank says by itself whether its part fits
+      options.device_memory = {};
+      options.rank_memory.clear();
+      options.tiers.clear();
+      GANTRY_ASSIGN_OR_RETURN(const JobPlan job, PlanBalanced(program, parallel, rank_count(), options, ShareBy::kSpeed));
+      return job.parallel.Text();
     }
     GANTRY_ASSIGN_OR_RETURN(const SplitSearch search, SearchSplits(program, parallel, rank_count(), options_.plan));
     if (search.taken < 0) return absl::ResourceExhaustedError(absl::StrCat("no split of the step fits:\n", gantry::Describe(search)));
@@ -177,6 +176,7 @@ absl::Status GanSession::PlanAndReserve(const Program& program) {
   GANTRY_RETURN_IF_ERROR(TakeRankMemory(rank(), rank_count(), options_.plan));
   if (options_.ranks != nullptr && MayBorrow(options_.plan)) loans_ = std::make_unique<SessionLoans>(*options_.ranks);
   GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(mine.program));
+  if (options_.ranks != nullptr) plan.origin.parallel = options_.parallel.TextOrBatch();
   if (loans_ == nullptr) {
     GANTRY_ASSIGN_OR_RETURN(executor_, Executor::Create(std::move(plan), *device_));
     return absl::OkStatus();

@@ -116,7 +116,7 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
     if (search.taken < 0) return absl::ResourceExhaustedError(absl::StrCat("no split of the step fits:\n", gantry::Describe(search)));
     split = search.candidates[static_cast<size_t>(search.taken)].parallel;
   }
-  return PlanBalanced(program, split, ranks, options);
+  return PlanBalanced(program, split, ranks, options, ShareBy::kSpeed);
 }
 
 absl::Status RunPlanning::ForEachPlan(JobPlan& job, const std::function<absl::Status(int rank, const Plan& plan)>& call) const {

@@ -182,6 +182,11 @@ std::string Parallel::Text() const {
   return text;
 }
 
+std::string Parallel::TextOrBatch() const {
+  const std::string text = Text();
+  return text.empty() ? "batch" : text;
+}
+
 int OutermostOf(const Parallel& parallel, int ranks) {
   if (parallel.roles) return 2;
   if (!parallel.pipeline) return 1;

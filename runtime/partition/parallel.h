@@ -30,6 +30,7 @@ struct Parallel {
   // kInvalidArgument names what is allowed.
   static absl::StatusOr<Parallel> Parse(std::string_view text);
   std::string Text() const;
+  std::string TextOrBatch() const;  // what is done: where nothing is said, the batch is shared out
   bool any() const { return batch || space || channel || shard || roles || pipeline; }
   bool second() const { return space || channel; }  // the mesh has ranks next to each other
   // States are in parts: channels of them, or flat ones.

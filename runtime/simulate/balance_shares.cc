@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "runtime/plan/machine.h"
+#include "runtime/plan/memory_options.h"
 #include "runtime/simulate/plan_ranks.h"
 
 namespace gantry {
@@ -54,14 +55,15 @@ double OwnSeconds(const SimulatedTimes& times) { return times.compute + times.co
 
 }  // namespace
 
-bool AreUnequal(const PlanOptions& options) {
-  return Differ(options.rank_memory) || (options.machine != nullptr && !options.machine->rank_speeds.empty());
+bool AreUnequal(const PlanOptions& options, ShareBy by) {
+  const bool by_memory = by == ShareBy::kSpeedAndMemory && Differ(options.rank_memory);
+  return by_memory || (options.machine != nullptr && !options.machine->rank_speeds.empty());
 }
 
-absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& given, int ranks, const PlanOptions& options) {
+absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& given, int ranks, const PlanOptions& options, ShareBy by) {
   Parallel parallel = given;
   SetSpeeds(options, ranks, parallel);
-  if (!parallel.shares.empty() || !TakesShares(parallel, ranks) || !AreUnequal(options)) return PlanRanks(program, parallel, ranks, options);
+  if (!parallel.shares.empty() || !TakesShares(parallel, ranks) || !AreUnequal(options, by)) return PlanRanks(program, parallel, ranks, options);
   const auto count = static_cast<size_t>(ranks);
   std::vector<double> weights(count, 1.0), limits(count, std::numeric_limits<double>::infinity());
   if (!parallel.speeds.empty()) weights = parallel.speeds;
@@ -71,6 +73,12 @@ absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& giv
   };
   PlanOptions each = options;
   each.advise = false;
+  const bool without_budgets = by == ShareBy::kSpeed && HasBudget(options);
+  if (without_budgets) {
+    each.device_memory = {};
+    each.rank_memory.clear();
+    each.tiers.clear();
+  }
   for (int tried = 0, without_gain = 0; tried < kMostTries && without_gain < kWithoutGain; ++tried) {
     weights = Within(std::move(weights), limits);
     parallel.shares = Rounded(weights);
@@ -95,6 +103,7 @@ absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& giv
     if (better) best = std::move(job);
     if (longest <= kEven * shortest) break;
   }
+  if (best.ok() && without_budgets) return PlanRanks(program, best->parallel, ranks, options);
   // Where nothing fits, shares by speed are what is told of, with what would help.
   if (!best.ok() && options.advise) {
     parallel.shares = parallel.speeds;

@@ -259,7 +259,7 @@ absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& split,
   for (PlannedAlone& alike : planned) {
     if (!alike.plan.ok()) return OfRank(alike.plan.status(), alike.ranks[0], ranks, parallel);
     const int64_t exchanged = ExchangedBytes(*alike.plan);
-    if (ranks > 1) alike.plan->origin.parallel = parallel.any() || !parallel.shares.empty() ? parallel.Text() : "batch";
+    if (ranks > 1) alike.plan->origin.parallel = parallel.TextOrBatch();
     job.classes.push_back({*std::move(alike.plan), std::move(alike.ranks), exchanged});
   }
   // The rank whose program a class was planned for knows which of its groups an exchange is of.
@@ -318,7 +318,7 @@ std::string Describe(const JobPlan& job) {
       "ranks          %d on %d %s, %s, a mesh of %d x %d\nstep           %.4g s\nlimit          %s: of the step's "
       "longest chain",
       job.rank_count, job.node_count, job.node_count == 1 ? "node" : "nodes",
-      job.parallel.any() ? job.parallel.Text() : "batch", mesh.batch, mesh.second, simulation.seconds,
+      job.parallel.TextOrBatch(), mesh.batch, mesh.second, simulation.seconds,
       Name(simulation.limit()));
   for (int lane = 0; lane < kSimulatedLanes; ++lane) {
     const double seconds = simulation.critical[static_cast<size_t>(lane)];
@@ -352,7 +352,7 @@ std::string ToJson(const JobPlan& job) {
   nlohmann::ordered_json json;
   json["ranks"] = job.rank_count;
   json["nodes"] = job.node_count;
-  json["parallel"] = job.parallel.any() ? job.parallel.Text() : "batch";
+  json["parallel"] = job.parallel.TextOrBatch();
   json["seconds"] = job.simulation.seconds;
   json["limit"] = std::string(Name(job.simulation.limit()));
   for (int lane = 0; lane < kSimulatedLanes; ++lane) {

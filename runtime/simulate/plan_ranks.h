@@ -52,13 +52,15 @@ std::optional<int> RankOf(const absl::Status& status);
 
 // Speeds of ranks as the machine of `options` describes them.
 void SetSpeeds(const PlanOptions& options, int ranks, Parallel& parallel);
-// Whether ranks have other speeds or budgets than each other.
-bool AreUnequal(const PlanOptions& options);
+// What shares of the work follow from. Results depend on shares, by the order of sums: with kSpeed they do not depend on budgets.
+enum class ShareBy : uint8_t { kSpeed, kSpeedAndMemory };
+// Whether ranks differ in that.
+bool AreUnequal(const PlanOptions& options, ShareBy by);
 
 // PlanRanks. Where ranks are unequal, no shares of the work are given and one axis takes them, with the shares of the least predicted seconds that
 // were found (JobPlan::parallel has them): first by speed; then what each rank's part takes, compute and waits for copies, says how much of it
 // should be elsewhere, and a part that does not fit becomes smaller. Plans all ranks up to 9 times.
-absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& parallel, int ranks, const PlanOptions& options);
+absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& parallel, int ranks, const PlanOptions& options, ShareBy by);
 
 // How a step may be split, what each costs, and which is taken.
 struct SplitCandidate {

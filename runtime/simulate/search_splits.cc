@@ -50,7 +50,7 @@ absl::StatusOr<SplitSearch> SearchSplits(const Program& program, const Parallel&
   double best = std::numeric_limits<double>::infinity();
   for (Parallel& split : AllSplits(base, ranks)) {
     SplitCandidate candidate{.parallel = std::move(split)};
-    const absl::StatusOr<JobPlan> job = PlanBalanced(program, candidate.parallel, ranks, options);
+    const absl::StatusOr<JobPlan> job = PlanBalanced(program, candidate.parallel, ranks, options, ShareBy::kSpeedAndMemory);
     if (job.ok()) {
       candidate.parallel.shares = job->parallel.shares;
       candidate.fits = true;
@@ -91,7 +91,7 @@ std::string Describe(const SplitSearch& search) {
     const std::string numbers = candidate.fits ? absl::StrFormat("%10.4g %14d", candidate.seconds, candidate.peak_bytes)
                                                : absl::StrFormat("%10s %14s", "-", "-");
     absl::StrAppend(&text, absl::StrFormat("%-28s %s  %s\n",
-                                           candidate.parallel.Text().empty() ? "batch" : candidate.parallel.Text(),
+                                           candidate.parallel.TextOrBatch(),
                                            numbers, static_cast<int>(i) == search.taken ? "taken" : candidate.why));
   }
   return text;

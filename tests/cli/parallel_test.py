@@ -256,6 +256,7 @@ class Parallel(GantryTestCase):
         f64 = ["--set", "train.dtype=f64", "--set", "train.kernels=reference"]
         self.run_gantry("train", run, *f64, "--set", f"output.directory={self.path('alone')}")
         plans, flags = self.path("plans"), [*f64, "--set", "train.threads=1", "--ranks", "3", "--parallel", "batch+shard"]
+        splits = []
         for folder, more in (("planned", ["--machine", machine]), ("tight", ["--machine", machine, "--device-memory", "400KiB,none,none"])):
             done = self.run_gantry("plan", run, *flags, *more, "--out", plans)
             split = re.search(r"ranks .*, (batch\+shard=\S+), a mesh", done.stdout).group(1)
@@ -271,6 +272,9 @@ class Parallel(GantryTestCase):
             # A plan says how it shares out the step, whatever the machine would say now.
             self.run_gantry("train", run, *flags, *more, "--plan", plans, "--set", f"output.directory={self.path(folder + '-carried')}")
             self.assertEqual(self.numbers(f"{folder}-carried"), self.numbers(folder))
+            splits.append(split)
+        self.assertEqual(splits[0], splits[1])  # a budget changes no share, and so no bit
+        self.assertEqual(self.numbers("planned"), self.numbers("tight"))
         self.run_gantry("train", run, "--ranks", "2", "--parallel", "batch=2:1:1", expect=65, words=["3 shares for 2 ranks"])
 
     def test_machines_by_name(self):

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Predicted against measured seconds of a step: each family at 1 and 2 ranks of one thread each, with costs that `gantry calibrate` measures
+"""Predicted against measured seconds of a step: each family at 1, 2 and 4 ranks of one thread each, with costs that `gantry calibrate` measures
 in the same minute. Prints a Markdown table. Standard library only.
 
     tools/bench/predict/predict.py [--program build/release/bin/gantry] [--steps 12] [--families dcgan,sngan]
@@ -62,7 +62,7 @@ def main():
         for family in options.families.split(","):
             with open(os.path.join(folder, "run.toml"), "w") as file:
                 file.write(RUN.format(family=family, width=options.width, batch=options.batch, steps=options.steps))
-            for ranks, split in ((1, "batch"), (2, "batch"), (2, "space"), (2, "batch+shard")):
+            for ranks, split in ((1, "batch"), (2, "batch"), (2, "space"), (2, "batch+shard"), (4, "batch")):
                 gantry("calibrate", "run.toml", "--ranks", ranks, "--parallel", split, "--threads", 1, "--out", f"{family}.toml")
                 plan = json.loads(gantry("plan", "run.toml", "--ranks", ranks, "--parallel", split, "--machine", f"{family}.toml", "--json"))
                 where = f"{family}-{ranks}-{split}"

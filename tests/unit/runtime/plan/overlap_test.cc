@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <deque>
 #include <functional>
@@ -395,16 +396,25 @@ TEST(ExchangeLanesTest, CarriesOutInOrderAndHoldsToTheLink) {
 }
 
 TEST(ExchangeLanesTest, WhatIsUrgentTakesItsTimeFromGradients) {
-  std::vector<int> of_gradients, urgent;
-  NotingKernel gradient(of_gradients, 1), halo(urgent, 2);
+  class BeginningKernel final : public Kernel {
+   public:
+    std::string_view implementation() const override { return "beginning"; }
+    absl::Status Run(const KernelArguments&) override {
+      begun = true;
+      return absl::OkStatus();
+    }
+    std::atomic<bool> begun = false;
+  };
+  BeginningKernel gradient, halo;
   const auto lanes = ExchangeLanes::Create({.bytes_per_second = 100e6}, {{PlanLane::kGradients, 1}});
   ASSERT_TRUE(lanes.ok());
   const auto begin = std::chrono::steady_clock::now();
-  const int64_t ticket = (*lanes)->Start(PlanLane::kGradients, {.kernel = &gradient, .link_bytes = 2'000'000});
-  std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  ASSERT_TRUE((*lanes)->Run({.kernel = &halo, .link_bytes = 1'000'000}).ok());
+  const int64_t ticket = (*lanes)->Start(PlanLane::kGradients, {.kernel = &gradient, .link_bytes = 6'000'000});
+  while (!gradient.begun) std::this_thread::yield();
+  std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  ASSERT_TRUE((*lanes)->Run({.kernel = &halo, .link_bytes = 3'000'000}).ok());
   ASSERT_TRUE((*lanes)->Wait(PlanLane::kGradients, ticket).ok());
-  EXPECT_GE(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 30e-3);
+  EXPECT_GE(std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(), 90e-3);
 }
 
 TEST(ExchangeLanesTest, StopsAtTheFirstError) {

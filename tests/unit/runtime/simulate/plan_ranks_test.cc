@@ -94,7 +94,7 @@ class UnequalRanksTest : public ::testing::Test {
   absl::StatusOr<JobPlan> Plan(const std::string& split, bool balanced) {
     Parallel parallel = Split(split);
     SetSpeeds(options_, 3, parallel);
-    return balanced ? PlanBalanced(program_, parallel, 3, options_) : PlanRanks(program_, parallel, 3, options_);
+    return balanced ? PlanBalanced(program_, parallel, 3, options_, ShareBy::kSpeedAndMemory) : PlanRanks(program_, parallel, 3, options_);
   }
 
   const Program program_ = Build(28);
@@ -131,6 +131,13 @@ TEST_F(UnequalRanksTest, APartThatDoesNotFitBecomesSmaller) {
   ASSERT_TRUE(balanced.ok()) << balanced.status();
   EXPECT_LT(balanced->parallel.shares[0], free->parallel.shares[0]);
   EXPECT_LE(BytesOf(*balanced, 0), options_.rank_memory[0].bytes);
+  // By speed alone shares, and with them results, are those that ranks without budgets have.
+  const absl::StatusOr<JobPlan> short_of = PlanBalanced(program_, Split("batch"), 3, options_, ShareBy::kSpeed);
+  EXPECT_TRUE(absl::IsResourceExhausted(short_of.status())) << short_of.status();
+  options_.rank_memory[0].bytes *= 2;
+  const absl::StatusOr<JobPlan> by_speed = PlanBalanced(program_, Split("batch"), 3, options_, ShareBy::kSpeed);
+  ASSERT_TRUE(by_speed.ok()) << by_speed.status();
+  EXPECT_EQ(by_speed->parallel.shares, free->parallel.shares);
   // Where no share fits, the rank is named.
   options_.rank_memory[1].bytes = 1000;
   const absl::StatusOr<JobPlan> none = Plan("batch", true);

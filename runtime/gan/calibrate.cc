@@ -101,10 +101,6 @@ absl::StatusOr<MachineTier> MeasureTier(const TierOptions& options, GanSession& 
   return tier;
 }
 
-}  // namespace
-
-namespace {
-
 // The samples of every rank, the same on all of them afterwards.
 absl::Status AddOfAll(JobRanks* ranks, std::vector<MeasuredKernel> mine, Machine& machine) {
   if (ranks == nullptr) {

@@ -1,6 +1,7 @@
 // The plans of all ranks of a job in one process, and what a step of the job takes by them.
 #pragma once
 
+#include <cstdint>
 #include <deque>
 #include <memory>
 #include <optional>

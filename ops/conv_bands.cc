@@ -15,8 +15,6 @@ namespace {
 using infer::Inputs;
 using infer::Outputs;
 
-constexpr int kRowAxis = 2;  // of [N, C, spatial...]
-
 enum class Kind : uint8_t { kConv, kTranspose, kWeightGrad };
 
 constexpr std::array<std::string_view, 3> kWhole = {"conv", "conv_transpose", "conv_weight_grad"};

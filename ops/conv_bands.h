@@ -19,6 +19,8 @@
 
 namespace gantry {
 
+inline constexpr int kRowAxis = 2;  // of [N, C, spatial...]
+
 // True for the ops above, and for convolutions with {band}.
 bool IsByBands(const OpDefinition& op, const Attributes& attributes);
 

@@ -31,6 +31,9 @@ struct Throttle {
   double latency_seconds = 0.0;   // of each copy
   double jitter_seconds = 0.0;    // up to this much more per copy, drawn from `seed`
   uint64_t seed = 0;
+
+  // What so many bytes take at least, jitter left out.
+  double Seconds(int64_t bytes) const { return latency_seconds + (bytes_per_second > 0 ? static_cast<double>(bytes) / bytes_per_second : 0.0); }
 };
 
 struct TierOptions {

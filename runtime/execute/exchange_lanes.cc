@@ -139,8 +139,7 @@ absl::Status ExchangeLanes::Drain() {
 }
 
 std::chrono::nanoseconds ExchangeLanes::LinkTime(int64_t bytes) const {
-  const double seconds = link_.latency_seconds + (link_.bytes_per_second > 0 ? static_cast<double>(bytes) / link_.bytes_per_second : 0.0);
-  return std::chrono::nanoseconds(static_cast<int64_t>(std::min(seconds, 1e6) * 1e9));
+  return std::chrono::nanoseconds(static_cast<int64_t>(std::min(link_.Seconds(bytes), 1e6) * 1e9));
 }
 
 void ExchangeLanes::HoldTo(PlanLane lane, int64_t bytes) {

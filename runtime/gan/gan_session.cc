@@ -127,11 +127,8 @@ absl::Status GanSession::ChooseSplit(const Program& program) {
   const auto Choose = [&]() -> absl::StatusOr<std::string> {
     if (!options_.plan_file.empty()) return PlannedSplit(options_.plan_file, rank());
     if (!parallel.automatic) {
-      PlanOptions options = options_.plan;  // without budgets: each rank says by itself whether its part fits
-      options.device_memory = {};
-      options.rank_memory.clear();
-      options.tiers.clear();
-      GANTRY_ASSIGN_OR_RETURN(const JobPlan job, PlanBalanced(program, parallel, rank_count(), options, ShareBy::kSpeed));
+      // Each rank says by itself whether its part fits.
+      GANTRY_ASSIGN_OR_RETURN(const JobPlan job, PlanBalanced(program, parallel, rank_count(), WithoutBudgets(options_.plan), ShareBy::kSpeed));
       return job.parallel.Text();
     }
     GANTRY_ASSIGN_OR_RETURN(const SplitSearch search, SearchSplits(program, parallel, rank_count(), options_.plan));

@@ -49,19 +49,23 @@ void RunPlanning::SetVariants(const RunConfig& config, PlanOptions& options) {
                       }};
 }
 
-absl::StatusOr<Parallel> ParallelOf(const RunConfig& config, const std::string& split) {
+namespace {
+
+// The split, with the run's exchanges, which are set in `options` as far as they belong there.
+absl::StatusOr<Parallel> ParallelOf(const RunConfig& config, const std::string& split, PlanOptions& options) {
   GANTRY_ASSIGN_OR_RETURN(Parallel parallel, Parallel::Parse(split));
-  PlanOptions plan = config.plan;  // which has what belongs to it
-  GANTRY_ASSIGN_OR_RETURN(const ExchangeSettings exchanges, SetExchanges(config.exchanges, plan));
+  GANTRY_ASSIGN_OR_RETURN(const ExchangeSettings exchanges, SetExchanges(config.exchanges, options));
   parallel.exchanges.bucket_bytes = exchanges.bucket_bytes;
   parallel.across_steps = exchanges.across;
   return parallel;
 }
 
+}  // namespace
+
 absl::StatusOr<GanSessionOptions> RunPlanning::SessionOptionsOf(const RunConfig& config, std::shared_ptr<const Machine> machine, JobRanks* ranks) {
   GanSessionOptions options{.step = config.step, .plan = config.plan, .seed = config.seed, .plan_file = config.plan_file, .ranks = ranks};
   options.plan.thread_count = static_cast<int>(config.threads);
-  GANTRY_ASSIGN_OR_RETURN(options.parallel, ParallelOf(config, config.parallel));
+  GANTRY_ASSIGN_OR_RETURN(options.parallel, ParallelOf(config, config.parallel, options.plan));
   SetMachine(std::move(machine), options.plan);
   return options;
 }
@@ -107,9 +111,9 @@ absl::StatusOr<JobPlan> RunPlanning::PlanRanks(int ranks, int nodes, const std::
   if (nodes > 0 && (ranks - 1) / per_node + 1 != nodes) {
     return absl::InvalidArgumentError(absl::StrFormat("%d ranks at %d a node do not take %d nodes", ranks, per_node, nodes));
   }
-  GANTRY_ASSIGN_OR_RETURN(Parallel split, ParallelOf(config_, parallel.empty() ? config_.parallel : parallel));
+  PlanOptions options = OptionsOfRanks(ranks);
+  GANTRY_ASSIGN_OR_RETURN(Parallel split, ParallelOf(config_, parallel.empty() ? config_.parallel : parallel, options));
   for (const NetworkConfig& generator : config_.generators) split.generators.push_back(generator.name);
-  const PlanOptions options = OptionsOfRanks(ranks);
   GANTRY_ASSIGN_OR_RETURN(const Program program, Step({}));
   if (split.automatic) {
     GANTRY_ASSIGN_OR_RETURN(search, SearchSplits(program, split, ranks, options));

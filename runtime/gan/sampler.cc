@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "runtime/gan/fill_random.h"
+#include "runtime/plan/memory_options.h"
 
 namespace gantry {
 
@@ -11,11 +12,7 @@ absl::StatusOr<std::unique_ptr<Sampler>> Sampler::Create(const GanRole& generato
                                                          const PlanOptions& plan_options, Device& device) {
   GANTRY_ASSIGN_OR_RETURN(const Program program, BuildSampler(generator, averages, dtype));
   // In memory of its own: budgets are those of steps.
-  PlanOptions options = plan_options;
-  options.device_memory = {};
-  options.rank_memory.clear();
-  options.tiers.clear();
-  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, options));
+  GANTRY_ASSIGN_OR_RETURN(Plan plan, MakePlan(program, WithoutBudgets(plan_options)));
   GANTRY_ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor, Executor::Create(std::move(plan), device));
   return std::unique_ptr<Sampler>(new Sampler(std::move(executor)));
 }

@@ -214,6 +214,13 @@ bool HasBudget(const PlanOptions& options) {
   return options.device_memory.bytes > 0 || options.device_memory.fraction > 0 || !options.rank_memory.empty();
 }
 
+PlanOptions WithoutBudgets(PlanOptions options) {
+  options.device_memory = {};
+  options.rank_memory.clear();
+  options.tiers.clear();
+  return options;
+}
+
 absl::Status TakeRankMemory(int rank, int ranks, PlanOptions& options) {
   if (options.rank_memory.empty()) return absl::OkStatus();
   if (std::ssize(options.rank_memory) != ranks) {

@@ -38,6 +38,8 @@ struct MemoryOptions {
 absl::Status SetMemory(const MemoryOptions& memory, PlanOptions& options);
 // Whether the device memory of any rank is limited.
 bool HasBudget(const PlanOptions& options);
+// The options with no budget, and nowhere to go for what would not fit.
+PlanOptions WithoutBudgets(PlanOptions options);
 // Makes the rank's budget the budget of the options. kInvalidArgument where there are budgets of another number of ranks than `ranks`.
 absl::Status TakeRankMemory(int rank, int ranks, PlanOptions& options);
 

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <map>
+#include <span>
+
+#include "runtime/plan/part_splitter.h"
 
 namespace gantry {
 namespace {
@@ -35,27 +38,9 @@ const TensorType* SummedImages(const Program& program, const Op& op) {
   return axes == std::vector<int64_t>{0, 2, 3} ? &x : nullptr;
 }
 
-class BatchSplitter {
+class BatchSplitter final : public PartSplitter {
  public:
-  BatchSplitter(const Program& source, int parts, int64_t least_bytes)
-      : source_(source), copier_(source, target_), part_count_(parts), least_bytes_(least_bytes), parts_(source.values().size()),
-        whole_(source.values().size(), false), in_parts_(source.values().size(), false), pending_(source.values().size(), false) {
-    for (ValueId input : source.inputs()) whole_[input] = true;
-    for (const State& state : source.states()) whole_[state.first] = true;
-  }
-
-  absl::StatusOr<Program> Run() {
-    for (OpId id = 0; id < static_cast<OpId>(source_.ops().size()); ++id) {
-      Take(id);
-      GANTRY_RETURN_IF_ERROR(target_.status());
-    }
-    Flush();
-    for (const State& state : source_.states()) Whole(state.last);
-    for (const NamedValue& output : source_.outputs()) Whole(output.value);
-    copier_.Finish();
-    GANTRY_RETURN_IF_ERROR(target_.status());
-    return std::move(target_);
-  }
+  BatchSplitter(const Program& source, int parts, int64_t least_bytes) : PartSplitter(source, /*axis=*/0, parts, least_bytes) {}
 
  private:
   // What is done for each part. An op with sums that its other result needs is two steps.
@@ -66,8 +51,16 @@ class BatchSplitter {
     ValueId sum = kNoValue;  // in the target, of the parts so far
   };
 
-  int64_t ImagesOfPart(int64_t batch) const { return ImagesAtATime(batch) * (kMostBatchParts / part_count_); }
-  int64_t PartsOf(int64_t batch) const { return (batch + ImagesOfPart(batch) - 1) / ImagesOfPart(batch); }
+  int64_t SizeOfPart(int64_t batch) const override { return ImagesAtATime(batch) * (kMostBatchParts / part_count_); }
+
+  ValueId Put(ValueId part, ValueId into, int64_t begin, int64_t batch) override {
+    std::vector<ValueId> inputs = {part};
+    if (into != kNoValue) inputs.push_back(into);
+    return target_.Emit("put_images", inputs, {{"begin", begin}, {"batch", batch}})[0];
+  }
+  ValueId TakeOut(ValueId whole, const TensorType&, int64_t begin, int64_t count) override {
+    return target_.Emit("take_images", std::span(&whole, 1), {{"begin", begin}, {"count", count}})[0];
+  }
 
   // Which inputs of an op come in parts where the op runs in parts; empty for ops that never do.
   std::vector<bool> InParts(const Op& op) const {
@@ -120,7 +113,7 @@ class BatchSplitter {
 
   bool IsInParts(ValueId value) const { return in_parts_[value] && !whole_[value]; }
 
-  void Take(OpId id) {
+  void Take(OpId id) override {
     const Op& op = source_.ops()[id];
     const std::vector<bool> in_parts = InParts(op);
     const int64_t batch = BatchInParts(op, in_parts);
@@ -137,15 +130,6 @@ class BatchSplitter {
     } else {
       Push({id, name == "panel_conv_weight_grad" ? StepKind::kWeightGradient : StepKind::kEach}, batch, in_parts);
     }
-  }
-
-  void CopyWhole(OpId id) {
-    const Op& op = source_.ops()[id];
-    const bool reads = std::any_of(op.inputs.begin(), op.inputs.end(), [&](ValueId input) { return pending_[input]; });
-    if (reads || UpdateCount(op) > 0 || (op.condition != kNoValue && pending_[op.condition])) Flush();
-    for (ValueId input : op.inputs) Whole(input);
-    copier_.Copy(id);
-    for (ValueId output : op.outputs) whole_[output] = true;
   }
 
   // Adds a step to the run of those that go part by part together.
@@ -171,7 +155,7 @@ class BatchSplitter {
     }
   }
 
-  void Flush() {
+  void Flush() override {
     std::vector<Step> run = std::move(run_);
     run_.clear();
     run_is_heavy_ = false;
@@ -187,54 +171,13 @@ class BatchSplitter {
     }
   }
 
-  // The value as a whole, put together where it is in parts only.
-  ValueId Whole(ValueId value) {
-    if (whole_[value]) return copier_.Mapped(value);
-    const Op& maker = source_.ops()[source_.values()[value].producer];
-    copier_.SetLabels(maker);
-    const TensorType& type = source_.TypeOf(value);
-    ValueId whole = kNoValue;
-    int64_t begin = 0;
-    for (const ValueId part : parts_[value]) {
-      std::vector<ValueId> inputs = {part};
-      if (whole != kNoValue) inputs.push_back(whole);
-      whole = target_.Emit("put_images", inputs, {{"begin", begin}, {"batch", type.shape[0]}})[0];
-      if (whole == kNoValue) return whole;
-      target_.SetLayout(whole, type.layout);
-      begin += target_.TypeOf(part).shape[0];
-    }
-    target_.NameValue(whole, source_.values()[value].name);
-    copier_.Map(value, whole);
-    whole_[value] = true;
-    return whole;
-  }
-
-  // Part of a value, taken out of the whole where there is nothing else.
-  ValueId Part(ValueId value, int64_t part) {
-    std::vector<ValueId>& parts = parts_[value];
-    const int64_t batch = source_.TypeOf(value).shape[0];
-    if (parts.empty()) parts.assign(static_cast<size_t>(PartsOf(batch)), kNoValue);
-    ValueId& made = parts[static_cast<size_t>(part)];
-    if (made != kNoValue) return made;
-    const Value& v = source_.values()[value];
-    const ValueId condition = target_.condition();
-    // It is taken whenever the value is made, whoever needs it first.
-    target_.SetCondition(v.kind == ValueKind::kComputed ? copier_.Mapped(source_.ops()[v.producer].condition) : kNoValue);
-    const int64_t begin = part * ImagesOfPart(batch);
-    const ValueId inputs[] = {copier_.Mapped(value)};
-    made = target_.Emit("take_images", inputs, {{"begin", begin}, {"count", std::min(ImagesOfPart(batch), batch - begin)}})[0];
-    target_.SetCondition(condition);
-    if (made != kNoValue) target_.SetLayout(made, v.type.layout);
-    return made;
-  }
-
   void EmitPart(Step& step, int64_t part) {
     const Op& op = source_.ops()[step.op];
     const std::vector<bool> in_parts = InParts(op);
     copier_.SetLabels(op);
     std::vector<ValueId> in;
     for (size_t i = 0; i < op.inputs.size(); ++i) in.push_back(in_parts[i] ? Part(op.inputs[i], part) : copier_.Mapped(op.inputs[i]));
-    const int64_t before = part * ImagesOfPart(run_batch_), images = std::min(ImagesOfPart(run_batch_), run_batch_ - before);
+    const int64_t before = part * SizeOfPart(run_batch_), images = std::min(SizeOfPart(run_batch_), run_batch_ - before);
     const auto AddSum = [&](std::vector<ValueId> inputs) {
       if (step.sum != kNoValue) inputs.push_back(step.sum);
       return inputs;
@@ -313,33 +256,10 @@ class BatchSplitter {
     return changed;
   }
 
-  void Define(ValueId value, ValueId part) {
-    if (part == kNoValue) return;
-    target_.SetLayout(part, source_.TypeOf(value).layout);
-    target_.NameValue(part, source_.values()[value].name);
-    parts_[value].push_back(part);
-  }
-
-  void DefineWhole(ValueId value, ValueId made) {
-    if (made == kNoValue) return;
-    target_.NameValue(made, source_.values()[value].name);
-    copier_.Map(value, made);
-    whole_[value] = true;
-  }
-
-  const Program& source_;
-  Program target_;
-  ProgramCopier copier_;
-  const int part_count_;
-  const int64_t least_bytes_;
-  std::vector<std::vector<ValueId>> parts_;  // per value: its parts in the target, as far as there are any
-  std::vector<bool> whole_;                  // per value: the target has it as a whole
-  std::vector<bool> in_parts_;               // per value: it was made in parts
-  std::vector<bool> pending_;                // per value: steps of the run make it
-  std::vector<Step> run_;                    // steps that go part by part together
+  std::vector<Step> run_;  // steps that go part by part together
   int64_t run_batch_ = 0;
-  bool run_is_heavy_ = false;                // it has an op with weights, which are held for all parts
-  std::map<OpId, ValueId> sums_;             // of a normalize_grad, for its second step
+  bool run_is_heavy_ = false;     // it has an op with weights, which are held for all parts
+  std::map<OpId, ValueId> sums_;  // of a normalize_grad, for its second step
 };
 
 }  // namespace

@@ -2,15 +2,15 @@
 
 #include <algorithm>
 #include <bit>
+#include <span>
 
 #include "ops/conv_bands.h"
 #include "ops/convolution.h"
+#include "runtime/plan/part_splitter.h"
 #include "runtime/plan/split_batch.h"
 
 namespace gantry {
 namespace {
-
-constexpr int kRowAxis = 2;  // of [N, C, spatial...]
 
 int64_t Rows(const TensorType& type) { return type.shape[kRowAxis]; }
 
@@ -40,37 +40,30 @@ Types TypesOf(const Program& program, const Op& op) {
   return types;
 }
 
-class SpaceSplitter {
+class SpaceSplitter final : public PartSplitter {
  public:
-  SpaceSplitter(const Program& source, int parts, int64_t least_bytes)
-      : source_(source), copier_(source, target_), part_count_(parts), least_bytes_(least_bytes), parts_(source.values().size()),
-        whole_(source.values().size(), false), in_parts_(source.values().size(), false), pending_(source.values().size(), false) {
-    for (ValueId input : source.inputs()) whole_[input] = true;
-    for (const State& state : source.states()) whole_[state.first] = true;
-  }
-
-  absl::StatusOr<Program> Run() {
-    for (OpId id = 0; id < static_cast<OpId>(source_.ops().size()); ++id) {
-      Take(id);
-      GANTRY_RETURN_IF_ERROR(target_.status());
-    }
-    Flush();
-    for (const State& state : source_.states()) Whole(state.last);
-    for (const NamedValue& output : source_.outputs()) Whole(output.value);
-    copier_.Finish();
-    GANTRY_RETURN_IF_ERROR(target_.status());
-    return std::move(target_);
-  }
+  SpaceSplitter(const Program& source, int parts, int64_t least_bytes) : PartSplitter(source, kRowAxis, parts, least_bytes) {}
 
  private:
-  int64_t RowsOfPart(int64_t rows) const {
+  int64_t SizeOfPart(int64_t rows) const override {
     const int64_t unit = RowUnit(rows), least = (rows + part_count_ - 1) / part_count_;
     return (least + unit - 1) / unit * unit;
   }
-  int64_t PartsOf(int64_t rows) const { return (rows + RowsOfPart(rows) - 1) / RowsOfPart(rows); }
-  RowSpan SpanOf(int64_t rows, int64_t part) const { return {part * RowsOfPart(rows), std::min((part + 1) * RowsOfPart(rows), rows)}; }
+  RowSpan SpanOf(int64_t rows, int64_t part) const { return {part * SizeOfPart(rows), std::min((part + 1) * SizeOfPart(rows), rows)}; }
 
-  void Take(OpId id) {
+  ValueId Put(ValueId part, ValueId into, int64_t begin, int64_t extent) override {
+    std::vector<ValueId> inputs = {part};
+    if (into != kNoValue) inputs.push_back(into);
+    return target_.Emit("put_rows", inputs, {{"begin", begin}, {"extent", extent}})[0];
+  }
+  ValueId TakeOut(ValueId whole, const TensorType& type, int64_t begin, int64_t count) override {
+    std::vector<int64_t> counts = type.shape.dims(), starts(counts.size(), 0), steps(counts.size(), 1);
+    starts[kRowAxis] = begin;
+    counts[kRowAxis] = count;
+    return target_.Emit("slice", std::span(&whole, 1), {{"starts", starts}, {"counts", counts}, {"steps", steps}})[0];
+  }
+
+  void Take(OpId id) override {
     const Op& op = source_.ops()[id];
     if (IsConvolution(op.definition->name)) return TakeConvolution(id);
     const int64_t rows = RowsOfElementwise(op);
@@ -122,15 +115,6 @@ class SpaceSplitter {
     return bits || HasRowsOf(source_.TypeOf(input), source_.TypeOf(op.outputs[0]));
   }
 
-  void CopyWhole(OpId id) {
-    const Op& op = source_.ops()[id];
-    const bool reads = std::any_of(op.inputs.begin(), op.inputs.end(), [&](ValueId input) { return pending_[input]; });
-    if (reads || UpdateCount(op) > 0 || (op.condition != kNoValue && pending_[op.condition])) Flush();
-    for (ValueId input : op.inputs) Whole(input);
-    copier_.Copy(id);
-    for (ValueId output : op.outputs) whole_[output] = true;
-  }
-
   // Adds an op to the run of those that go part by part together: a convolution, and elementwise ops.
   void Push(OpId id, int64_t rows) {
     run_rows_ = rows;
@@ -139,7 +123,7 @@ class SpaceSplitter {
     pending_[output] = in_parts_[output] = true;
   }
 
-  void Flush() {
+  void Flush() override {
     std::vector<OpId> run = std::move(run_);
     run_.clear();
     for (int64_t part = 0; !run.empty() && part < PartsOf(run_rows_); ++part) {
@@ -159,12 +143,10 @@ class SpaceSplitter {
       made = EmitBands(op, SpanOf(run_rows_, part), {});
     } else {
       std::vector<ValueId> inputs;
-      for (ValueId input : op.inputs) inputs.push_back(ComesInParts(op, input) ? PartOf(input, part) : Whole(input));
+      for (ValueId input : op.inputs) inputs.push_back(ComesInParts(op, input) ? Part(input, part) : Whole(input));
       made = target_.Emit(op.definition->name, inputs, op.attributes)[0];
     }
-    if (made == kNoValue) return;
-    target_.NameValue(made, source_.values()[op.outputs[0]].name);
-    parts_[op.outputs[0]].push_back(made);
+    Define(op.outputs[0], made);
   }
 
   // Each part adds to what those before gave.
@@ -178,10 +160,7 @@ class SpaceSplitter {
       const RowSpan span = SpanOf(rows, part);
       sum = EmitBands(op, span, {in_parts_[g] ? parts_[g][static_cast<size_t>(part)] : copier_.Mapped(g), sum}, in_parts_[g] ? span.begin : 0);
     }
-    if (sum == kNoValue) return;
-    target_.NameValue(sum, source_.values()[op.outputs[0]].name);
-    copier_.Map(op.outputs[0], sum);
-    whole_[op.outputs[0]] = true;
+    DefineWhole(op.outputs[0], sum);
   }
 
   // Some bands of a convolution; of a weight gradient with g's rows, the first of which is `g_first`, and the sum so far.
@@ -193,9 +172,9 @@ class SpaceSplitter {
     std::vector<ValueId> inputs;
     int64_t first = 0;
     if (in_parts_[operand]) {
-      first = reads.begin / RowsOfPart(extent) * RowsOfPart(extent);
-      for (int64_t row = first; row < reads.end; row += RowsOfPart(extent)) {
-        inputs.push_back(parts_[operand][static_cast<size_t>(row / RowsOfPart(extent))]);
+      first = reads.begin / SizeOfPart(extent) * SizeOfPart(extent);
+      for (int64_t row = first; row < reads.end; row += SizeOfPart(extent)) {
+        inputs.push_back(parts_[operand][static_cast<size_t>(row / SizeOfPart(extent))]);
       }
     } else {
       inputs.push_back(copier_.Mapped(operand));
@@ -217,58 +196,7 @@ class SpaceSplitter {
     return target_.Emit(std::string(op.definition->name) + "_bands", inputs, std::move(attributes))[0];
   }
 
-  // The value as a whole, put together where it is in parts only.
-  ValueId Whole(ValueId value) {
-    if (whole_[value]) return copier_.Mapped(value);
-    const Value& v = source_.values()[value];
-    copier_.SetLabels(source_.ops()[v.producer]);
-    ValueId whole = kNoValue;
-    int64_t begin = 0;
-    for (const ValueId part : parts_[value]) {
-      std::vector<ValueId> inputs = {part};
-      if (whole != kNoValue) inputs.push_back(whole);
-      whole = target_.Emit("put_rows", inputs, {{"begin", begin}, {"extent", Rows(v.type)}})[0];
-      if (whole == kNoValue) return whole;
-      begin += Rows(target_.TypeOf(part));
-    }
-    target_.NameValue(whole, v.name);
-    copier_.Map(value, whole);
-    whole_[value] = true;
-    return whole;
-  }
-
-  // Part of a value, taken out of the whole where there is nothing else.
-  ValueId PartOf(ValueId value, int64_t part) {
-    std::vector<ValueId>& parts = parts_[value];
-    if (in_parts_[value]) return parts[static_cast<size_t>(part)];
-    const Value& v = source_.values()[value];
-    if (parts.empty()) parts.assign(static_cast<size_t>(PartsOf(Rows(v.type))), kNoValue);
-    ValueId& made = parts[static_cast<size_t>(part)];
-    if (made != kNoValue) return made;
-    const ValueId condition = target_.condition();
-    // It is taken whenever the value is made, whoever needs it first.
-    target_.SetCondition(v.kind == ValueKind::kComputed ? copier_.Mapped(source_.ops()[v.producer].condition) : kNoValue);
-    const RowSpan span = SpanOf(Rows(v.type), part);
-    const int rank = v.type.shape.rank();
-    std::vector<int64_t> starts(rank, 0), counts = v.type.shape.dims();
-    starts[kRowAxis] = span.begin;
-    counts[kRowAxis] = span.end - span.begin;
-    const ValueId inputs[] = {copier_.Mapped(value)};
-    made = target_.Emit("slice", inputs, {{"starts", starts}, {"counts", counts}, {"steps", std::vector<int64_t>(rank, 1)}})[0];
-    target_.SetCondition(condition);
-    return made;
-  }
-
-  const Program& source_;
-  Program target_;
-  ProgramCopier copier_;
-  const int part_count_;
-  const int64_t least_bytes_;
-  std::vector<std::vector<ValueId>> parts_;  // per value: its parts in the target, as far as there are any
-  std::vector<bool> whole_;                  // per value: the target has it as a whole
-  std::vector<bool> in_parts_;               // per value: it is made in parts
-  std::vector<bool> pending_;                // per value: ops of the run make it
-  std::vector<OpId> run_;                    // ops that go part by part together
+  std::vector<OpId> run_;  // ops that go part by part together
   int64_t run_rows_ = 0;
 };
 

@@ -68,17 +68,9 @@ absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& giv
   std::vector<double> weights(count, 1.0), limits(count, std::numeric_limits<double>::infinity());
   if (!parallel.speeds.empty()) weights = parallel.speeds;
   absl::StatusOr<JobPlan> best = absl::UnknownError("nothing was planned");
-  const auto Better = [&](const absl::StatusOr<JobPlan>& job) {
-    return job.ok() && (!best.ok() || job->simulation.seconds < best->simulation.seconds);
-  };
-  PlanOptions each = options;
-  each.advise = false;
   const bool without_budgets = by == ShareBy::kSpeed && HasBudget(options);
-  if (without_budgets) {
-    each.device_memory = {};
-    each.rank_memory.clear();
-    each.tiers.clear();
-  }
+  PlanOptions each = without_budgets ? WithoutBudgets(options) : options;
+  each.advise = false;
   for (int tried = 0, without_gain = 0; tried < kMostTries && without_gain < kWithoutGain; ++tried) {
     weights = Within(std::move(weights), limits);
     parallel.shares = Rounded(weights);
@@ -98,7 +90,7 @@ absl::StatusOr<JobPlan> PlanBalanced(const Program& program, const Parallel& giv
       longest = std::max(longest, seconds);
       shortest = std::min(shortest, seconds);
     }
-    const bool better = Better(job);
+    const bool better = !best.ok() || job->simulation.seconds < best->simulation.seconds;
     without_gain = better ? 0 : without_gain + 1;
     if (better) best = std::move(job);
     if (longest <= kEven * shortest) break;

@@ -63,11 +63,6 @@ std::vector<int> Representatives(const Parallel& parallel, int ranks) {
   return stands_for;
 }
 
-// What an exchange of so many bytes takes at least on a link that is held to a speed.
-double HeldTo(const Throttle& link, int64_t bytes) {
-  return link.latency_seconds + (link.bytes_per_second > 0 ? static_cast<double>(bytes) / link.bytes_per_second : 0.0);
-}
-
 absl::StatusOr<SimulatedSchedule> ScheduleOf(const Plan& plan, const PlanOptions& options, const LinkModel& links,
                                              const std::vector<std::vector<int>>& groups) {
   const CostModel costs(options);
@@ -92,7 +87,7 @@ absl::StatusOr<SimulatedSchedule> ScheduleOf(const Plan& plan, const PlanOptions
         return absl::InternalError(
             absl::StrFormat("%s is for a group that the mesh does not have", plan.program.Describe(planned.op)));
       simulated.group = static_cast<int>(found - groups.begin());
-      simulated.seconds = std::max(links.Seconds(plan.program, planned.op, *found), HeldTo(options.link, LinkBytes(plan.program, planned.op)));
+      simulated.seconds = std::max(links.Seconds(plan.program, planned.op, *found), options.link.Seconds(LinkBytes(plan.program, planned.op)));
       if (planned.done_by >= 0) simulated.compute_seconds = links.StartSeconds(*found);
       simulated.lane = planned.done_by < 0                             ? SimulatedLane::kExchange
                        : op.attributes.String("purpose") == "gradient" ? SimulatedLane::kGradients

@@ -17,8 +17,6 @@ using test::RunPartOp;
 using test::ValueAt;
 using test::Without;
 
-constexpr int kRowAxis = 2;
-
 struct BandsCase {
   std::string name;
   std::vector<int64_t> spatial = {16, 10};  // of x

@@ -6,14 +6,13 @@
 
 #include "ops/functional.h"
 #include "runtime/plan/plan.h"
+#include "tests/support/count_ops.h"
 #include "tests/support/program_runner.h"
 
 namespace gantry {
 namespace {
 
-int Count(const Program& program, std::string_view name) {
-  return static_cast<int>(std::count_if(program.ops().begin(), program.ops().end(), [&](const Op& op) { return op.definition->name == name; }));
-}
+using testing::CountOps;
 
 // x [batch, 16, 16, 16] through a convolution, a batch norm with a leaky relu, and another convolution, with the first weight's gradient.
 struct Chain {
@@ -62,19 +61,19 @@ TEST(SplitBatchTest, NoOpHasAllImages) {
   const absl::StatusOr<Program> split = SplitBatch(lowered, 8, 1);
   ASSERT_TRUE(split.ok()) << split.status();
   for (const char* name : {"batch_norm_sums", "batch_norm_apply", "batch_norm_grad_sums", "batch_norm_grad_apply", "panel_conv_weight_grad"}) {
-    EXPECT_EQ(Count(*split, name), 3) << name;
+    EXPECT_EQ(CountOps(*split, name), 3) << name;
   }
-  EXPECT_EQ(Count(*split, "panel_conv"), 6);
-  for (const char* name : {"batch_norm_statistics", "batch_norm_grad_parameters"}) EXPECT_EQ(Count(*split, name), 1) << name;
-  for (const char* name : {"normalize", "normalize_grad"}) EXPECT_EQ(Count(*split, name), 0) << name;
+  EXPECT_EQ(CountOps(*split, "panel_conv"), 6);
+  for (const char* name : {"batch_norm_statistics", "batch_norm_grad_parameters"}) EXPECT_EQ(CountOps(*split, name), 1) << name;
+  for (const char* name : {"normalize", "normalize_grad"}) EXPECT_EQ(CountOps(*split, name), 0) << name;
   for (const Op& op : split->ops()) {
     if (!op.attributes.Has("geometry") || op.definition->name == "pack_weights") continue;
     EXPECT_LE(op.attributes.Ints("geometry")[0], 32);
   }
   // Only the output and the mean over everything want all images, the one plain and the other as it is.
-  EXPECT_EQ(Count(*split, "put_images"), 6);
+  EXPECT_EQ(CountOps(*split, "put_images"), 6);
   // In fewer parts, each a multiple of the images that sums take.
-  EXPECT_EQ(Count(*SplitBatch(lowered, 4, 1), "batch_norm_apply"), 2);
+  EXPECT_EQ(CountOps(*SplitBatch(lowered, 4, 1), "batch_norm_apply"), 2);
   // Parts that are no smaller, and ops with too few bytes.
   EXPECT_EQ(SplitBatch(lowered, 1, 1)->Dump(), lowered.Dump());
   EXPECT_EQ(SplitBatch(lowered, 8, int64_t{1} << 40)->Dump(), lowered.Dump());

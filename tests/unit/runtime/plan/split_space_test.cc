@@ -4,13 +4,12 @@
 
 #include "ops/functional.h"
 #include "runtime/plan/plan.h"
+#include "tests/support/count_ops.h"
 
 namespace gantry {
 namespace {
 
-int Count(const Program& program, std::string_view name) {
-  return static_cast<int>(std::count_if(program.ops().begin(), program.ops().end(), [&](const Op& op) { return op.definition->name == name; }));
-}
+using testing::CountOps;
 
 // x [1, 16, 64, 64] through a convolution in groups, a leaky relu with a bias before it, and a convolution that halves, with the gradients of
 // the mean of what comes out.
@@ -62,14 +61,14 @@ TEST(SplitSpaceTest, NoOpHasAllRows) {
   const Program chunked = *ChunkImages(Chain().program, kBandBytes);
   const absl::StatusOr<Program> split = SplitSpace(chunked, 8, 1);
   ASSERT_TRUE(split.ok()) << split.status();
-  EXPECT_EQ(Count(*split, "conv_bands"), 16);
-  EXPECT_EQ(Count(*split, "conv_transpose_bands"), 8);
-  EXPECT_EQ(Count(*split, "conv_weight_grad_bands"), 16);
-  for (const char* name : {"add", "leaky_relu", "leaky_relu_grad"}) EXPECT_EQ(Count(*split, name), 8) << name;
-  for (const char* name : {"conv", "conv_transpose", "conv_weight_grad", "slice"}) EXPECT_EQ(Count(*split, name), 0) << name;
+  EXPECT_EQ(CountOps(*split, "conv_bands"), 16);
+  EXPECT_EQ(CountOps(*split, "conv_transpose_bands"), 8);
+  EXPECT_EQ(CountOps(*split, "conv_weight_grad_bands"), 16);
+  for (const char* name : {"add", "leaky_relu", "leaky_relu_grad"}) EXPECT_EQ(CountOps(*split, name), 8) << name;
+  for (const char* name : {"conv", "conv_transpose", "conv_weight_grad", "slice"}) EXPECT_EQ(CountOps(*split, name), 0) << name;
   // Only an output and the sum over everything want all rows.
-  EXPECT_EQ(Count(*split, "put_rows"), 16);
-  EXPECT_EQ(Count(*SplitSpace(chunked, 2, 1), "conv_bands"), 4);
+  EXPECT_EQ(CountOps(*split, "put_rows"), 16);
+  EXPECT_EQ(CountOps(*SplitSpace(chunked, 2, 1), "conv_bands"), 4);
   // Parts that are no smaller, and ops with too few bytes.
   EXPECT_EQ(SplitSpace(chunked, 1, 1)->Dump(), chunked.Dump());
   EXPECT_EQ(SplitSpace(chunked, 8, int64_t{1} << 40)->Dump(), chunked.Dump());

@@ -3,9 +3,12 @@
 #include <gtest/gtest.h>
 
 #include "ops/functional.h"
+#include "tests/support/count_ops.h"
 
 namespace gantry {
 namespace {
+
+using testing::CountOps;
 
 // x [2, 8, 16, 16] through a convolution with weights [64, 8, 4, 4] and back, with a gradient and an update by plain descent.
 struct Chain {
@@ -29,10 +32,6 @@ struct Chain {
                                                                  {"weight_decay", 0.0}, {"dampening", 0.0}})[0]);
   }
 };
-
-int Count(const Program& program, std::string_view name) {
-  return static_cast<int>(std::count_if(program.ops().begin(), program.ops().end(), [&](const Op& op) { return op.definition->name == name; }));
-}
 
 // 64 rows of 512 bytes; chunks of 16 rows.
 constexpr int64_t kChunkBytes = 1 << 13;
@@ -60,8 +59,8 @@ TEST(SplitWeightsTest, PiecesAreWholeChunksOfTheStateItsGradientAndItsUpdate) {
     EXPECT_EQ(split->TypeOf(state.first).shape, (Shape{32, 8, 4, 4}));
     EXPECT_NE(state.last, state.first);
   }
-  for (const char* op : {"conv_rows", "conv_transpose_rows", "conv_weight_grad_rows", "scale", "sgd_update"}) EXPECT_EQ(Count(*split, op), 2) << op;
-  for (const char* op : {"conv", "conv_transpose", "conv_weight_grad", "concat"}) EXPECT_EQ(Count(*split, op), 0) << op;
+  for (const char* op : {"conv_rows", "conv_transpose_rows", "conv_weight_grad_rows", "scale", "sgd_update"}) EXPECT_EQ(CountOps(*split, op), 2) << op;
+  for (const char* op : {"conv", "conv_transpose", "conv_weight_grad", "concat"}) EXPECT_EQ(CountOps(*split, op), 0) << op;
   // Pieces no smaller than the weight are the weight.
   EXPECT_EQ(SplitWeights(chunked, 1 << 20)->Dump(), chunked.Dump());
 }
@@ -71,7 +70,7 @@ TEST(SplitWeightsTest, NormsGoOverPieces) {
   const absl::StatusOr<Program> split = SplitWeights(chunked, 1);
   ASSERT_TRUE(split.ok()) << split.status();
   EXPECT_EQ(split->states().size(), 4u);
-  EXPECT_EQ(Count(*split, "sum_squares_rows"), 4);
+  EXPECT_EQ(CountOps(*split, "sum_squares_rows"), 4);
   EXPECT_EQ(split->TypeOf(split->FindOutput("norm")), (TensorType{DataType::kF32, Shape()}));
 }
 

@@ -15,18 +15,12 @@ namespace {
 using infer::Inputs;
 using infer::Outputs;
 
-enum class Kind : uint8_t { kConv, kTranspose, kWeightGrad };
+using Kind = ConvKind;
 
-constexpr std::array<std::string_view, 3> kWhole = {"conv", "conv_transpose", "conv_weight_grad"};
 constexpr std::array<std::string_view, 3> kBands = {"conv_bands", "conv_transpose_bands", "conv_weight_grad_bands"};
 constexpr std::string_view kPutRows = "put_rows";
 
-Kind KindOf(std::string_view op) {
-  for (size_t kind = 0; kind < kWhole.size(); ++kind) {
-    if (op == kWhole[kind] || op == kBands[kind]) return static_cast<Kind>(kind);
-  }
-  return Kind::kConv;
-}
+Kind KindOf(std::string_view op) { return ConvKindOf(op, kBands); }
 
 // The rows of the first operand that some rows of the result (of g) take, and the pads that the convolution has there.
 struct Reads {
@@ -62,7 +56,7 @@ struct Part {
   int64_t g_first = 0, g_rows = 0;          // the rows that are there of g
 
   size_t parts() const { return starts.size() - 1; }
-  WindowAxis axis() const { return GeometryOf(kWhole[static_cast<int>(kind)], inputs, outputs, attributes).window.spatial(0); }
+  WindowAxis axis() const { return GeometryOf(kConvs[static_cast<int>(kind)], inputs, outputs, attributes).window.spatial(0); }
 };
 
 // Of a convolution with {band}, which has passed inference.
@@ -113,7 +107,7 @@ absl::StatusOr<Part> PartOf(Kind kind, Inputs inputs, const Attributes& attribut
   } else if (rest.size() > 1) {
     part.inputs.push_back(rest[1]);
   }
-  GANTRY_ASSIGN_OR_RETURN(part.outputs, FindOp(kWhole[static_cast<int>(kind)])->infer(part.inputs, attributes));
+  GANTRY_ASSIGN_OR_RETURN(part.outputs, FindOp(kConvs[static_cast<int>(kind)])->infer(part.inputs, attributes));
   const int64_t rows = (weight_grad ? part.inputs[1] : part.outputs[0]).shape[kRowAxis];
   if (part.rows.end > rows || part.rows.begin % part.band != 0 || (count % part.band != 0 && part.rows.end != rows)) {
     return absl::InvalidArgumentError(absl::StrFormat("rows %d to %d are no bands of %d of %d rows", part.rows.begin, part.rows.end, part.band, rows));
@@ -143,7 +137,7 @@ template <Kind kKind>
 Cost CostOfBands(Inputs inputs, std::span<const TensorType>, const Attributes& attributes) {
   const auto part = PartOf(kKind, inputs, attributes);
   if (!part.ok()) return {};
-  Cost cost = FindOp(kWhole[static_cast<int>(kKind)])->cost(part->inputs, part->outputs, attributes);
+  Cost cost = FindOp(kConvs[static_cast<int>(kKind)])->cost(part->inputs, part->outputs, attributes);
   const TensorType& banded = kKind == Kind::kWeightGrad ? part->inputs[1] : part->outputs[0];
   cost.flops *= static_cast<double>(part->rows.end - part->rows.begin) / static_cast<double>(banded.shape[kRowAxis]);
   return cost;
@@ -212,7 +206,7 @@ class RowRuns {
 class BandsKernel final : public Kernel {
  public:
   static absl::StatusOr<std::unique_ptr<Kernel>> Make(const KernelRequest& request, const KernelFactory& make) {
-    const bool whole = request.op.name == kWhole[static_cast<int>(KindOf(request.op.name))];
+    const bool whole = request.op.name == kConvs[static_cast<int>(KindOf(request.op.name))];
     Part part;
     if (whole) {
       part = WholeOf(request);
@@ -272,7 +266,7 @@ class BandsKernel final : public Kernel {
   // False where a band has no kernel.
   absl::StatusOr<bool> MakeBands(const Part& part, const KernelRequest& request, const KernelFactory& make) {
     const bool weight_grad = kind_ == Kind::kWeightGrad;
-    const OpDefinition& whole = *FindOp(kWhole[static_cast<int>(kind_)]);
+    const OpDefinition& whole = *FindOp(kConvs[static_cast<int>(kind_)]);
     const WindowAxis axis = part.axis();
     std::map<std::array<int64_t, 4>, size_t> made;  // by rows, rows read and pads
     size_t kernel_scratch = 0, operand_scratch = 0, side_scratch = 0;
@@ -352,7 +346,7 @@ class PutRowsKernel final : public Kernel {
 
 bool IsByBands(const OpDefinition& op, const Attributes& attributes) {
   if (op.name == kPutRows || std::find(kBands.begin(), kBands.end(), op.name) != kBands.end()) return true;
-  return attributes.Has("band") && std::find(kWhole.begin(), kWhole.end(), op.name) != kWhole.end();
+  return attributes.Has("band") && std::find(kConvs.begin(), kConvs.end(), op.name) != kConvs.end();
 }
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakePartsKernel(const KernelRequest& request, const KernelFactory& make) {

@@ -2,11 +2,25 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstdint>
+#include <string_view>
 
 #include "memory/cpu/parallel.h"
 #include "ops/tensor_type.h"
 
 namespace gantry {
+
+// The ops that come in parts.
+enum class ConvKind : uint8_t { kConv, kTranspose, kWeightGrad };
+inline constexpr std::array<std::string_view, 3> kConvs = {"conv", "conv_transpose", "conv_weight_grad"};
+// Which of them `op` is, or is a part of; `parts` are the names of parts, in the same order.
+inline ConvKind ConvKindOf(std::string_view op, const std::array<std::string_view, 3>& parts) {
+  for (size_t kind = 0; kind < kConvs.size(); ++kind) {
+    if (op == kConvs[kind] || op == parts[kind]) return static_cast<ConvKind>(kind);
+  }
+  return ConvKind::kConv;
+}
 
 inline TensorType WithDim(TensorType type, int axis, int64_t extent) {
   type.shape[axis] = extent;

@@ -15,17 +15,11 @@ namespace {
 using infer::Inputs;
 using infer::Outputs;
 
-enum class Kind : uint8_t { kConv, kTranspose, kWeightGrad };
+using Kind = ConvKind;
 
-constexpr std::array<std::string_view, 3> kWhole = {"conv", "conv_transpose", "conv_weight_grad"};
 constexpr std::array<std::string_view, 3> kRows = {"conv_rows", "conv_transpose_rows", "conv_weight_grad_rows"};
 
-Kind KindOf(std::string_view op) {
-  for (size_t kind = 0; kind < kWhole.size(); ++kind) {
-    if (op == kWhole[kind] || op == kRows[kind]) return static_cast<Kind>(kind);
-  }
-  return Kind::kConv;
-}
+Kind KindOf(std::string_view op) { return ConvKindOf(op, kRows); }
 
 // The op as a convolution of its rows alone: what inference and cost of the whole op can take.
 struct Part {
@@ -63,7 +57,7 @@ absl::StatusOr<Part> PartOf(Kind kind, Inputs inputs, const Attributes& attribut
 template <Kind kKind>
 Outputs InferRows(Inputs inputs, const Attributes& attributes) {
   GANTRY_ASSIGN_OR_RETURN(const Part part, PartOf(kKind, inputs, attributes));
-  GANTRY_ASSIGN_OR_RETURN(std::vector<TensorType> made, FindOp(kWhole[static_cast<int>(kKind)])->infer(part.inputs, attributes));
+  GANTRY_ASSIGN_OR_RETURN(std::vector<TensorType> made, FindOp(kConvs[static_cast<int>(kKind)])->infer(part.inputs, attributes));
   if (kKind == Kind::kWeightGrad) return made;
   const TensorType whole = kKind == Kind::kConv ? WithDim(made[0], 1, inputs[0].shape[1]) : made[0];
   if (!(whole == inputs[0])) {
@@ -78,7 +72,7 @@ Cost CostOfRows(Inputs inputs, std::span<const TensorType> outputs, const Attrib
   if (!part.ok()) return {};
   std::vector<TensorType> made(outputs.begin(), outputs.end());
   if (kKind == Kind::kConv) made[0] = WithDim(made[0], 1, part->rows);
-  return FindOp(kWhole[static_cast<int>(kKind)])->cost(part->inputs, made, attributes);
+  return FindOp(kConvs[static_cast<int>(kKind)])->cost(part->inputs, made, attributes);
 }
 
 // --- the kernel -----------------------------------------------------------------------------------------------------
@@ -180,7 +174,7 @@ class RowsKernel final : public Kernel {
         has_into_(request.op.name == kRows[0] || request.op.name == kRows[1]),
         threads_(request.thread_count),
         chunk_(request.attributes.Int("chunk")),
-        begin_(request.op.name == kWhole[static_cast<int>(kind_)] ? 0 : request.attributes.Int("begin")),
+        begin_(request.op.name == kConvs[static_cast<int>(kind_)] ? 0 : request.attributes.Int("begin")),
         dtype_(request.outputs[0].dtype),
         element_bytes_(static_cast<int64_t>(SizeBytes(dtype_))),
         out_bytes_(request.outputs[0].size_bytes()),
@@ -199,7 +193,7 @@ class RowsKernel final : public Kernel {
     rows_ = weights.shape[0];
     row_bytes_ = weights.size_bytes() / rows_;
     side_ = {side.shape[0], side.shape[1], side.size_bytes() / side.shape[0] / side.shape[1]};
-    const OpDefinition& whole = *FindOp(kWhole[static_cast<int>(kind_)]);
+    const OpDefinition& whole = *FindOp(kConvs[static_cast<int>(kind_)]);
     size_t kernel_scratch = 0;
     const auto MakeOne = [&](int64_t rows, std::unique_ptr<Kernel>& kernel) -> absl::Status {
       std::vector<TensorType> inputs = {operands[0], operands[1]}, outputs = {request.outputs[0]};
@@ -256,7 +250,7 @@ class RowsKernel final : public Kernel {
 
 bool IsByRows(const OpDefinition& op, const Attributes& attributes) {
   if (std::find(kRows.begin(), kRows.end(), op.name) != kRows.end()) return true;
-  return attributes.Has("chunk") && std::find(kWhole.begin(), kWhole.end(), op.name) != kWhole.end();
+  return attributes.Has("chunk") && std::find(kConvs.begin(), kConvs.end(), op.name) != kConvs.end();
 }
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakeRowsKernel(const KernelRequest& request, const KernelFactory& make) {

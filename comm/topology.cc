@@ -2,6 +2,7 @@
 
 #include <hwloc.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -153,6 +154,11 @@ absl::StatusOr<TopologyNode> DiscoverTopology() {
     const int error = errno;
     hwloc_topology_destroy(topology);
     return absl::UnavailableError(std::string(Message(SystemError(error, "hwloc cannot read this machine's topology"))));
+  }
+  // Memory that was added to a running virtual machine may be of no node: where there is one node, all of it is its own.
+  if (const hwloc_obj_t memory = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, nullptr); memory != nullptr && memory->next_cousin == nullptr) {
+    const uint64_t physical = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    memory->attr->numanode.local_memory = std::max<uint64_t>(memory->attr->numanode.local_memory, physical);
   }
   TopologyNode machine = Convert(hwloc_get_root_obj(topology));
   hwloc_topology_destroy(topology);

@@ -67,7 +67,7 @@ std::string FamilyOf(const Op& op, const Kernel& kernel) {
   return absl::StrCat(ToAbsl(name), direction, ", ", ToAbsl(implementation));
 }
 
-CostModel::CostModel(const PlanOptions& options) : options_(options) {
+CostModel::CostModel(const PlanOptions& options) : options_(options), links_(options.machine.get(), options.ranks_of_machine) {
   if (options.machine == nullptr) return;
   for (const MeasuredKernel& kernel : options.machine->kernels) {
     std::vector<Measured>& known = measured_[kernel.family];
@@ -94,7 +94,7 @@ double CostModel::Analytic(const OpWork& work) const {
 double CostModel::Seconds(const Program& program, OpId id, const Kernel* kernel) const {
   const Op& op = program.ops()[id];
   if (op.definition->is_view || op.definition->moves) return 0.0;
-  if (op.definition->communicates) return LinkSeconds(LinkBytes(program, id));
+  if (op.definition->communicates) return ExchangeSeconds(program, id);
   const OpWork work = WorkOf(program, id);
   const double analytic = Analytic(work);
   if (kernel == nullptr || measured_.empty()) return analytic;
@@ -123,8 +123,13 @@ double CostModel::Seconds(const Program& program, OpId id, const Kernel* kernel)
   return analytic * std::exp(sum / weights);
 }
 
-double CostModel::LinkSeconds(int64_t bytes) const {
+double CostModel::ExchangeSeconds(const Program& program, OpId id) const {
   const Throttle& link = options_.link;
+  const int64_t bytes = LinkBytes(program, id);
+  if (options_.machine != nullptr && !options_.machine->links.empty()) {
+    const std::vector<int64_t> members = program.ops()[id].attributes.Ints("ranks");
+    return std::max(links_.Seconds(program, id, std::vector<int>(members.begin(), members.end())), link.Seconds(bytes));
+  }
   const double own = options_.rates.link_bytes_per_second;
   const double rate = link.bytes_per_second > 0 ? std::min(link.bytes_per_second, own) : own;
   return options_.rates.link_latency_seconds + link.latency_seconds + static_cast<double>(bytes) / rate;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "runtime/plan/link_model.h"
 #include "runtime/plan/machine.h"
 #include "runtime/plan/plan.h"
 
@@ -29,8 +30,6 @@ class CostModel {
   // (Shepard, A two-dimensional interpolation function for irregularly-spaced data, ACM 1968). Samples are of the nearest number of
   // threads; those taken with another number of ranks at work count as farther away.
   double Seconds(const Program& program, OpId op, const Kernel* kernel) const;
-  // Of an exchange once all ranks have come: the link's latency, and LinkBytes at its rate.
-  double LinkSeconds(int64_t bytes) const;
   // Of all ops of a plan's schedule, one after another.
   double Seconds(const Plan& plan) const;
   // A tier's lanes.
@@ -38,8 +37,11 @@ class CostModel {
 
  private:
   double Analytic(const OpWork& work) const;
+  // Of an exchange once all ranks have come: on the links that the machine describes, else the link's latency, and LinkBytes at its rate.
+  double ExchangeSeconds(const Program& program, OpId id) const;
 
   const PlanOptions& options_;
+  const LinkModel links_;
   struct Measured {
     const MeasuredKernel* kernel = nullptr;
     double distance = 0;  // of all its samples, at least

@@ -1,4 +1,4 @@
-#include "runtime/simulate/link_model.h"
+#include "runtime/plan/link_model.h"
 
 #include <algorithm>
 #include <cmath>

@@ -12,6 +12,8 @@ namespace {
 
 // Of the live bytes of the order as it was, so much more.
 constexpr double kMoreMemory = 1.03;
+// An order that keeps to a limit as long as something fits may end above it where nothing does: limits that are tried, of that one.
+constexpr double kLimits[] = {1.0, 0.95, 0.9, 0.85, 0.8, 0.7, 0.6};
 // An order that is not better by this share is not worth the change.
 constexpr double kLeastGain = 0.002;
 
@@ -84,8 +86,8 @@ class ListScheduler {
     return clock.End();
   }
 
-  // By the longest way to the end.
-  double ByTails(int64_t limit_bytes, std::vector<OpId>& order) {
+  // By the longest way to the end. Above `limit_bytes`, what comes first in the program, so that it may end higher.
+  double ByTails(int64_t limit_bytes, std::vector<OpId>& order, int64_t& peak_bytes) {
     Clock clock(*this);
     std::vector<int> waits = waits_for_;
     std::vector<OpId> ready;  // ascending
@@ -102,6 +104,7 @@ class ListScheduler {
         if (--waits[edge.to] == 0) ready.insert(std::lower_bound(ready.begin(), ready.end(), edge.to), edge.to);
       }
     }
+    peak_bytes = clock.peak_bytes;
     return clock.End();
   }
 
@@ -329,10 +332,15 @@ absl::StatusOr<Program> OrderForOverlap(const Program& program, const PlanOption
   ListScheduler scheduler(program, options);
   int64_t peak_bytes = 0;
   const double before = scheduler.InOrder(peak_bytes);
+  const double most = kMoreMemory * static_cast<double>(peak_bytes);
   std::vector<OpId> order;
-  const double after = scheduler.ByTails(static_cast<int64_t>(kMoreMemory * static_cast<double>(peak_bytes)), order);
+  double after = 0.0;
+  for (const double limit : kLimits) {
+    after = scheduler.ByTails(static_cast<int64_t>(limit * most), order, peak_bytes);
+    if (static_cast<double>(peak_bytes) <= most) break;
+  }
   if (order.size() != program.ops().size()) return absl::InternalError("an order for overlap leaves ops out");
-  if (after > before * (1.0 - kLeastGain)) return program;
+  if (after > before * (1.0 - kLeastGain) || static_cast<double>(peak_bytes) > most) return program;
   Program target;
   ProgramCopier copier(program, target);
   for (OpId id : order) copier.Copy(id);

@@ -14,7 +14,7 @@
 #include "runtime/plan/lending.h"
 #include "runtime/plan/memory_options.h"
 #include "runtime/plan/plan_totals.h"
-#include "runtime/simulate/link_model.h"
+#include "runtime/plan/link_model.h"
 
 namespace gantry {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "runtime/simulate/link_model.h"
+#include "runtime/plan/link_model.h"
 
 namespace gantry {
 namespace {

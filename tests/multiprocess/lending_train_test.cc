@@ -150,7 +150,7 @@ TEST(LendingTrainTest, ThreeRanksOfWhichTwoLack) {
     EXPECT_EQ(lent->lent_device_bytes > 0, ranks.rank() == 1);
     EXPECT_EQ(lent->tiers.contains("peer-1"), ranks.rank() != 1);
     // Both have some to lend.
-    const absl::StatusOr<Outcome> both = Train(ranks, Budgets(free.arena_bytes, {1.15, 0.75, 1.15}, {TierKind::kPeer}));
+    const absl::StatusOr<Outcome> both = Train(ranks, Budgets(free.arena_bytes, {1.15, 0.8, 1.15}, {TierKind::kPeer}));
     ExpectSameBits(both, free);
     if (ranks.rank() == 1) {
       EXPECT_FALSE(both->tiers.empty());

@@ -9,7 +9,7 @@
 
 #include "runtime/gan/families.h"
 #include "runtime/gan/gan_step.h"
-#include "runtime/simulate/link_model.h"
+#include "runtime/plan/link_model.h"
 
 namespace gantry {
 namespace {

@@ -187,8 +187,8 @@ ValueId Dropout(Builder& b, ValueId x, ValueId state, int64_t stream, double rat
 //   (1 - weight) * target + weight * scale * source. EMA and running statistics; updates its targets.
 // "sum_squares"(k tensors) -> scalar: the sum of all squares. Differentiable.
 // gradient_scale multiplies every gradient first (clipping, accumulation).
-// With {begin} and one tensor, moments (adam, sgd) or the target (lerp) are a piece [n] of it from element `begin` on, a multiple of
-//   16384; weights, gradients and the source stay whole, and the weights change in that piece only.
+// With {begin} and one tensor, operands with fewer elements than others are a piece of it from element `begin` on, a multiple of 16384: moments
+//   (adam, sgd), gradients or the target (lerp). The others are whole, and change in that piece only.
 // With {chunk} sums go over so many elements at a time; then "sum_squares_rows"(sum f64, piece) {chunk, last}, which only the planner
 //   emits, gives the same bits: it adds the squares of one piece after the other, whole chunks each, and the last makes the result.
 ValueId SumSquares(Builder& b, std::span<const ValueId> tensors);

@@ -1,9 +1,10 @@
-// What kernels that are put together from kernels of parts share (weight_rows.cc, conv_bands.cc).
+// What kernels of parts, and those that are put together from them, share.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 #include "memory/cpu/parallel.h"
@@ -25,6 +26,12 @@ inline ConvKind ConvKindOf(std::string_view op, const std::array<std::string_vie
 inline TensorType WithDim(TensorType type, int axis, int64_t extent) {
   type.shape[axis] = extent;
   return type;
+}
+
+// The smallest of the tensors of an update of one tensor: with {begin} the piece that it is about. Larger ones are whole.
+inline size_t PieceOf(std::span<const TensorType> tensors) {
+  const auto Fewer = [](const TensorType& a, const TensorType& b) { return a.element_count() < b.element_count(); };
+  return static_cast<size_t>(std::min_element(tensors.begin(), tensors.end(), Fewer) - tensors.begin());
 }
 
 // Scratch of parts lies aligned behind each other.

@@ -1,4 +1,6 @@
 // Definitions of the state updates, and of sum_squares, which clips gradients.
+#include <algorithm>
+
 #include "ops/functional.h"
 #include "ops/infer.h"
 
@@ -17,20 +19,18 @@ namespace {
 using infer::Inputs;
 using infer::Outputs;
 
-// The groups of one tensor: whole ones of one shape, and pieces [n] of one length, n > 0, that lie inside. Pieces begin at multiples of
+// The groups of one tensor: whole ones of one shape, and pieces with fewer elements, all with as many, that lie inside. Pieces begin at multiples of
 // 16384 elements, which is what kernels share among threads: the bits are those of the whole update.
-absl::Status CheckPiece(Inputs groups, const Attributes& attributes, int64_t count, unsigned pieces) {
+absl::Status CheckPiece(Inputs groups, const Attributes& attributes, int64_t count) {
   GANTRY_ASSIGN_OR_RETURN(const int64_t begin, infer::IntAttribute(attributes, "begin", 0, int64_t{1} << 60));
-  const TensorType *whole = nullptr, *piece = nullptr;
+  const auto Fewer = [](const TensorType& a, const TensorType& b) { return a.element_count() < b.element_count(); };
+  const TensorType& whole = *std::max_element(groups.begin(), groups.end(), Fewer);
+  const TensorType& piece = *std::min_element(groups.begin(), groups.end(), Fewer);
   for (size_t group = 0; group < groups.size(); ++group) {
-    const TensorType*& first = (pieces >> group & 1) != 0 ? piece : whole;
-    if (first == nullptr) first = &groups[group];
-    if (groups[group].shape != first->shape) {
-      return absl::InvalidArgumentError(absl::StrFormat("input %d is %s, not %s", group, groups[group].ToString(), first->ToString()));
-    }
+    const bool right = groups[group].element_count() == piece.element_count() || groups[group].shape == whole.shape;
+    if (!right) return absl::InvalidArgumentError(absl::StrFormat("input %d is %s, not %s", group, groups[group].ToString(), whole.ToString()));
   }
-  if (count != 1 || whole == nullptr || piece == nullptr || begin % 16384 != 0 || piece->shape.rank() != 1 || piece->element_count() < 1 ||
-      piece->element_count() > whole->element_count() - begin) {
+  if (count != 1 || begin % 16384 != 0 || piece.element_count() < 1 || piece.element_count() > whole.element_count() - begin) {
     return absl::InvalidArgumentError(absl::StrFormat("there is no such piece of one tensor at element %d", begin));
   }
   return absl::OkStatus();
@@ -38,8 +38,8 @@ absl::Status CheckPiece(Inputs groups, const Attributes& attributes, int64_t cou
 
 // The inputs are `groups` runs of {count} tensors, equal from run to run, then `scalars` scalars, all of one float
 // type. The outputs are the first `updated` runs.
-// With {begin}, one tensor is updated in part: groups in `pieces` (bit g) are flat pieces of it that begin there, the others are whole.
-Outputs InferBucket(Inputs inputs, const Attributes& attributes, int64_t groups, int64_t scalars, int64_t updated, unsigned pieces) {
+// With {begin}, one tensor is updated in part: groups with fewer elements than others are pieces of it that begin there.
+Outputs InferBucket(Inputs inputs, const Attributes& attributes, int64_t groups, int64_t scalars, int64_t updated) {
   GANTRY_ASSIGN_OR_RETURN(const int64_t count, infer::IntAttribute(attributes, "count", 1, 1 << 20));
   if (static_cast<int64_t>(inputs.size()) != groups * count + scalars) {
     return absl::InvalidArgumentError(absl::StrFormat("%d tensors need %d inputs (%d times %d, and %d scalars), got %d",
@@ -48,7 +48,7 @@ Outputs InferBucket(Inputs inputs, const Attributes& attributes, int64_t groups,
   }
   GANTRY_RETURN_IF_ERROR(infer::RequireSameFloat(inputs));
   if (attributes.Has("begin")) {
-    GANTRY_RETURN_IF_ERROR(CheckPiece(inputs.first(groups), attributes, count, pieces));
+    GANTRY_RETURN_IF_ERROR(CheckPiece(inputs.first(groups), attributes, count));
   }
   for (int64_t i = count; i < groups * count && !attributes.Has("begin"); ++i) {
     const int64_t first = i % count;
@@ -80,7 +80,7 @@ Outputs InferAdam(Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(RequireRange(attributes, "epsilon", 0.0, kAny));
   GANTRY_RETURN_IF_ERROR(RequireRange(attributes, "weight_decay", 0.0, kAny));
   GANTRY_RETURN_IF_ERROR(infer::IntAttribute(attributes, "decoupled", 0, 1).status());
-  return InferBucket(inputs, attributes, 4, 3, 3, 0b0110);
+  return InferBucket(inputs, attributes, 4, 3, 3);
 }
 
 bool HasMomentum(const Attributes& attributes) { return attributes.Float("momentum") != 0.0; }
@@ -94,13 +94,13 @@ Outputs InferSgd(Inputs inputs, const Attributes& attributes) {
   if (nesterov == 1 && (!momentum || attributes.Float("dampening") != 0.0)) {
     return absl::InvalidArgumentError("nesterov needs a momentum and no dampening");
   }
-  return InferBucket(inputs, attributes, momentum ? 3 : 2, 3, momentum ? 2 : 1, momentum ? 0b010 : 0);
+  return InferBucket(inputs, attributes, momentum ? 3 : 2, 3, momentum ? 2 : 1);
 }
 
 Outputs InferLerp(Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(infer::FloatAttribute(attributes, "weight").status());
   GANTRY_RETURN_IF_ERROR(infer::FloatAttribute(attributes, "scale").status());
-  return InferBucket(inputs, attributes, 2, 0, 1, 0b01);
+  return InferBucket(inputs, attributes, 2, 0, 1);
 }
 
 Outputs InferSumSquares(Inputs inputs, const Attributes&) {

@@ -248,6 +248,15 @@ class RowsKernel final : public Kernel {
 
 }  // namespace
 
+// Kernels like whole blocks of 16 channels, or at least of 8 or 4, and vectors of 16 elements must not straddle two chunks.
+int64_t WeightChunkRows(const TensorType& weight, int64_t bytes) {
+  const int64_t row_elements = weight.element_count() / weight.shape[0];
+  const int64_t wanted = bytes * weight.shape[0] / weight.size_bytes();
+  int64_t rows = wanted >= 16 ? wanted / 16 * 16 : wanted >= 8 ? 8 : 4;
+  while (rows * row_elements % 16 != 0) rows *= 2;
+  return rows;
+}
+
 bool IsByRows(const OpDefinition& op, const Attributes& attributes) {
   if (std::find(kRows.begin(), kRows.end(), op.name) != kRows.end()) return true;
   return attributes.Has("chunk") && std::find(kConvs.begin(), kConvs.end(), op.name) != kConvs.end();

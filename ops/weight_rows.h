@@ -19,6 +19,11 @@
 
 namespace gantry {
 
+// Of weights that are at least two chunks large, what a chunk has.
+inline constexpr int64_t kWeightChunkBytes = 2 << 20;
+// Rows of a chunk of about `bytes` of a weight of this type.
+int64_t WeightChunkRows(const TensorType& weight, int64_t bytes);
+
 // True for the ops above, and for convolutions with {chunk}.
 bool IsByRows(const OpDefinition& op, const Attributes& attributes);
 

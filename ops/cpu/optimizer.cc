@@ -1,11 +1,13 @@
 // Fast updates of many tensors at once, in f32: all elements of all tensors are shared between the threads in blocks.
-#include <cstring>
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstring>
 
 #include "ops/cpu/cpu_kernels.h"
 #include "ops/cpu/runs.h"
 #include "ops/cpu/vector/vector_kernels.h"
+#include "ops/kernel_parts.h"
 
 namespace gantry::cpu {
 namespace {
@@ -36,13 +38,16 @@ std::vector<Block> BlocksOf(std::span<const TensorType> tensors, int64_t chunk =
 // What the updates share: `count` tensors per group of inputs, cut into blocks.
 class BucketKernel : public Kernel {
  public:
-  // `piece`: a group that is in pieces where the update has {begin}; the groups in `whole` (bit g) are then whole tensors.
-  BucketKernel(const KernelRequest& request, int piece, unsigned whole)
+  BucketKernel(const KernelRequest& request, int groups)
       : count_(static_cast<int>(request.attributes.Int("count"))),
-        begin_(request.attributes.Has("begin") ? request.attributes.Int("begin") : 0),
-        whole_(whole),
-        blocks_(BlocksOf(request.attributes.Has("begin") ? request.inputs.subspan(piece, 1) : request.inputs.first(count_))),
-        threads_(UsefulThreads(request.thread_count, static_cast<int64_t>(blocks_.size()) * kBlockElements)) {}
+        blocks_(BlocksOf(request.attributes.Has("begin") ? request.inputs.subspan(PieceOf(request.inputs.first(groups)), 1) : request.inputs.first(count_))),
+        threads_(UsefulThreads(request.thread_count, static_cast<int64_t>(blocks_.size()) * kBlockElements)) {
+    if (!request.attributes.Has("begin")) return;
+    const int64_t piece = request.inputs[PieceOf(request.inputs.first(groups))].element_count();
+    for (int group = 0; group < groups; ++group) {
+      shifts_[group] = request.inputs[group].element_count() > piece ? request.attributes.Int("begin") : 0;
+    }
+  }
   std::string_view implementation() const override { return VectorImplementation(); }
 
  protected:
@@ -51,10 +56,10 @@ class BucketKernel : public Kernel {
     ParallelFor(threads_, static_cast<int64_t>(blocks_.size()), [&](int64_t block) { body(blocks_[block]); });
   }
   const float* In(const KernelArguments& arguments, int group, const Block& block) const {
-    return static_cast<const float*>(arguments.inputs[group * count_ + block.tensor]) + block.begin + Shift(group);
+    return static_cast<const float*>(arguments.inputs[group * count_ + block.tensor]) + block.begin + shifts_[group];
   }
   float* Out(const KernelArguments& arguments, int group, const Block& block) const {
-    return static_cast<float*>(arguments.outputs[group * count_ + block.tensor]) + block.begin + Shift(group);
+    return static_cast<float*>(arguments.outputs[group * count_ + block.tensor]) + block.begin + shifts_[group];
   }
   // The scalar behind `groups` groups of tensors.
   double Scalar(const KernelArguments& arguments, int groups, int index) const {
@@ -62,11 +67,8 @@ class BucketKernel : public Kernel {
   }
 
  private:
-  int64_t Shift(int group) const { return (whole_ >> group & 1) != 0 ? begin_ : 0; }
-
   const int count_;
-  const int64_t begin_;
-  const unsigned whole_;
+  std::array<int64_t, 4> shifts_{};  // per group: where in whole tensors the piece begins
   const std::vector<Block> blocks_;
   const int threads_;
 };
@@ -74,7 +76,7 @@ class BucketKernel : public Kernel {
 class AdamKernel final : public BucketKernel {
  public:
   explicit AdamKernel(const KernelRequest& request)
-      : BucketKernel(request, 1, 0b1001),
+      : BucketKernel(request, 4),
         beta1_(request.attributes.Float("beta1")),
         beta2_(request.attributes.Float("beta2")),
         epsilon_(request.attributes.Float("epsilon")),
@@ -110,7 +112,7 @@ class AdamKernel final : public BucketKernel {
 class SgdKernel final : public BucketKernel {
  public:
   explicit SgdKernel(const KernelRequest& request)
-      : BucketKernel(request, 1, 0b101),
+      : BucketKernel(request, request.attributes.Float("momentum") != 0.0 ? 3 : 2),
         momentum_(request.attributes.Float("momentum")),
         weight_decay_(request.attributes.Float("weight_decay")),
         dampening_(request.attributes.Float("dampening")),
@@ -143,7 +145,7 @@ class SgdKernel final : public BucketKernel {
 class LerpKernel final : public BucketKernel {
  public:
   explicit LerpKernel(const KernelRequest& request)
-      : BucketKernel(request, 0, 0b10),
+      : BucketKernel(request, 2),
         target_weight_(static_cast<float>(1.0 - request.attributes.Float("weight"))),
         source_weight_(static_cast<float>(request.attributes.Float("weight") * request.attributes.Float("scale"))) {}
   absl::Status Run(const KernelArguments& arguments) override {

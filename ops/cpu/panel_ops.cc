@@ -5,8 +5,9 @@
 //   "pack_weights"(w) {geometry, direction, algorithm, formats, floats}: w as panel_conv reads it, f32[floats].
 //   "panel_conv"(x, packed [, bias]) {geometry, direction, algorithm, formats, slope}: conv ("forward") or conv_transpose
 //     ("input_gradient"), bias and leaky_relu included.
-//   "panel_conv_weight_grad"(x, g [, into]) {geometry, algorithm, formats, images}: conv_weight_grad, added to `into`. `images`: of how
+//   "panel_conv_weight_grad"(x, g [, into]) {geometry, algorithm, formats, images, rows}: conv_weight_grad, added to `into`. `images`: of how
 //     many images the products are summed at a time, each sum added to those before (runtime/plan/split_batch.h); without it, of all.
+//     `rows`: of g with so many channels (the second number), the geometry's from the first number on, a multiple of 16.
 #include "ops/cpu/panel_ops.h"
 
 #include <cstring>
@@ -156,10 +157,11 @@ class PanelWeightGradientKernel final : public Kernel {
     const ConvOptions& options = conv_.options();
     const int64_t x_step = options.input_format == ImageFormat::kPanel ? 16 : geometry.in_channels * geometry.in_h * geometry.in_w;
     const int64_t g_step = options.output_format == ImageFormat::kPanel ? 16 : geometry.out_channels * geometry.out_h * geometry.out_w;
+    const auto* const first = g + first_row_ * batch_;  // of panels, 16 channels of all images each
     for (int64_t image = 0; image < batch_; image += geometry.batch) {
       const PanelConv& conv = batch_ - image < geometry.batch ? rest_ : conv_;
-      conv.WeightGradient(x + image * x_step, g + image * g_step, has_into_ || image > 0, sum, static_cast<float*>(arguments.scratch), threads_,
-                          batch_);
+      conv.WeightGradient(x + image * x_step, first + image * g_step, has_into_ || image > 0, sum, static_cast<float*>(arguments.scratch), threads_,
+                          batch_, channels_);
     }
     return absl::OkStatus();
   }
@@ -167,10 +169,13 @@ class PanelWeightGradientKernel final : public Kernel {
  private:
   PanelWeightGradientKernel(const PanelConv& conv, const PanelConv& rest, int64_t batch, const KernelRequest& request)
       : conv_(conv), rest_(rest), batch_(batch), has_into_(request.inputs.size() > 2), threads_(request.thread_count),
-        name_(absl::StrFormat("panel %s %s", Name(conv.options().algorithm), Name(conv.options().isa))) {}
+        name_(absl::StrFormat("panel %s %s", Name(conv.options().algorithm), Name(conv.options().isa))) {
+    if (const std::vector<int64_t> rows = request.attributes.Ints("rows"); !rows.empty()) first_row_ = rows[0], channels_ = rows[1];
+  }
 
   const PanelConv conv_, rest_;
   const int64_t batch_;
+  int64_t first_row_ = 0, channels_ = 0;  // 0: the geometry's
   const bool has_into_;
   const int threads_;
   const std::string name_;
@@ -218,6 +223,10 @@ std::vector<OpDefinition> PanelOps() {
                    const TensorType gradient{DataType::kF32, Shape{g.out_channels, g.in_channels, g.kernel_h, g.kernel_w}};
                    if (inputs.size() > 2 && !(inputs[2] == gradient)) {
                      return absl::InvalidArgumentError(absl::StrFormat("it adds to %s, not to %s", gradient.ToString(), inputs[2].ToString()));
+                   }
+                   if (const std::vector<int64_t> rows = attributes.Ints("rows");
+                       !rows.empty() && (rows.size() != 2 || rows[0] < 0 || rows[0] % 16 != 0 || rows[1] - rows[0] < g.out_channels)) {
+                     return absl::InvalidArgumentError("attribute 'rows' must be the first of the rows, a multiple of 16, and how many channels there are");
                    }
                    if (attributes.Int("images", 1) < 1) return absl::InvalidArgumentError("attribute 'images' must be at least 1");
                    return std::vector<TensorType>{gradient};

@@ -1,15 +1,27 @@
+#include <array>
 #include <cmath>
 
+#include "ops/kernel_parts.h"
 #include "ops/reference/reference_kernel.h"
 
 namespace gantry::reference {
 namespace {
 
-// Where the piece of a tensor begins that an update with {begin} is about; whole tensors are shifted by it.
-int64_t Begin(const KernelRequest& request) { return request.attributes.Has("begin") ? request.attributes.Int("begin") : 0; }
+// The group of an update's operands that says how many elements it is about, and where these begin in each group: with {begin}, in whole
+// tensors, there.
+struct Piece {
+  Piece(const KernelRequest& request, int groups) {
+    if (!request.attributes.Has("begin")) return;
+    const auto operands = request.inputs.first(static_cast<size_t>(groups));
+    group = static_cast<int>(PieceOf(operands));
+    for (int i = 0; i < groups; ++i) begins[i] = operands[i].element_count() > operands[group].element_count() ? request.attributes.Int("begin") : 0;
+  }
+  int group = 0;
+  std::array<int64_t, 4> begins{};
+};
 
 std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
-  const int64_t begin = Begin(request);
+  const Piece piece(request, 4);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double beta1 = request.attributes.Float("beta1"), beta2 = request.attributes.Float("beta2");
   const double epsilon = request.attributes.Float("epsilon"), decay = request.attributes.Float("weight_decay");
@@ -24,14 +36,14 @@ std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
     const auto shrink = static_cast<T>(decoupled ? 1.0 - learning_rate * decay : 1.0);
     const auto added_decay = static_cast<T>(decoupled ? 0.0 : decay);
     for (int tensor = 0; tensor < count; ++tensor) {
-      const T* w = Input<T>(arguments, tensor) + begin;
-      const T* m = Input<T>(arguments, count + tensor);
-      const T* v = Input<T>(arguments, 2 * count + tensor);
-      const T* g = Input<T>(arguments, 3 * count + tensor) + begin;
-      T* new_w = Output<T>(arguments, tensor) + begin;
-      T* new_m = Output<T>(arguments, count + tensor);
-      T* new_v = Output<T>(arguments, 2 * count + tensor);
-      const int64_t elements = op.inputs[count + tensor].element_count();
+      const T* w = Input<T>(arguments, tensor) + piece.begins[0];
+      const T* m = Input<T>(arguments, count + tensor) + piece.begins[1];
+      const T* v = Input<T>(arguments, 2 * count + tensor) + piece.begins[2];
+      const T* g = Input<T>(arguments, 3 * count + tensor) + piece.begins[3];
+      T* new_w = Output<T>(arguments, tensor) + piece.begins[0];
+      T* new_m = Output<T>(arguments, count + tensor) + piece.begins[1];
+      T* new_v = Output<T>(arguments, 2 * count + tensor) + piece.begins[2];
+      const int64_t elements = op.inputs[piece.group * count + tensor].element_count();
       for (int64_t i = 0; i < elements; ++i) {
         const T gradient = g[i] * gradient_scale + added_decay * w[i];
         const T first = static_cast<T>(beta1) * m[i] + static_cast<T>(1.0 - beta1) * gradient;
@@ -47,7 +59,7 @@ std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
 }
 
 std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
-  const int64_t begin = Begin(request);
+  const Piece piece(request, request.attributes.Float("momentum") != 0.0 ? 3 : 2);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double momentum = request.attributes.Float("momentum"), decay = request.attributes.Float("weight_decay");
   const double dampening = request.attributes.Float("dampening");
@@ -59,19 +71,19 @@ std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
     const bool first_step = *Input<T>(arguments, groups * count + 1) <= T{1};
     const T gradient_scale = *Input<T>(arguments, groups * count + 2);
     for (int tensor = 0; tensor < count; ++tensor) {
-      const T* w = Input<T>(arguments, tensor) + begin;
-      const T* g = Input<T>(arguments, (groups - 1) * count + tensor) + begin;
-      T* new_w = Output<T>(arguments, tensor) + begin;
-      const int64_t elements = op.inputs[(groups - 2) * count + tensor].element_count();
+      const T* w = Input<T>(arguments, tensor) + piece.begins[0];
+      const T* g = Input<T>(arguments, (groups - 1) * count + tensor) + piece.begins[groups - 1];
+      T* new_w = Output<T>(arguments, tensor) + piece.begins[0];
+      const int64_t elements = op.inputs[piece.group * count + tensor].element_count();
       for (int64_t i = 0; i < elements; ++i) {
         const T gradient = g[i] * gradient_scale + static_cast<T>(decay) * w[i];
         T direction = gradient;
         if (momentum != 0.0) {
-          const T old = Input<T>(arguments, count + tensor)[i];
+          const T old = Input<T>(arguments, count + tensor)[piece.begins[1] + i];
           const T velocity =
               first_step ? gradient : static_cast<T>(momentum) * old + static_cast<T>(1.0 - dampening) * gradient;
           direction = nesterov ? gradient + static_cast<T>(momentum) * velocity : velocity;
-          Output<T>(arguments, count + tensor)[i] = velocity;
+          Output<T>(arguments, count + tensor)[piece.begins[1] + i] = velocity;
         }
         new_w[i] = w[i] - learning_rate * direction;
       }
@@ -81,16 +93,16 @@ std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
 }
 
 std::unique_ptr<Kernel> MakeLerp(const KernelRequest& request) {
-  const int64_t begin = Begin(request);
+  const Piece piece(request, 2);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double weight = request.attributes.Float("weight"), scale = request.attributes.Float("scale");
   return MakeFloatKernel(request, [=](auto zero, const OpInstance& op, const KernelArguments& arguments) {
     using T = decltype(zero);
     for (int tensor = 0; tensor < count; ++tensor) {
-      const T* target = Input<T>(arguments, tensor);
-      const T* source = Input<T>(arguments, count + tensor) + begin;
-      T* out = Output<T>(arguments, tensor);
-      const int64_t elements = op.inputs[tensor].element_count();
+      const T* target = Input<T>(arguments, tensor) + piece.begins[0];
+      const T* source = Input<T>(arguments, count + tensor) + piece.begins[1];
+      T* out = Output<T>(arguments, tensor) + piece.begins[0];
+      const int64_t elements = op.inputs[piece.group * count + tensor].element_count();
       for (int64_t i = 0; i < elements; ++i) {
         out[i] = static_cast<T>(1.0 - weight) * target[i] + static_cast<T>(weight * scale) * source[i];
       }

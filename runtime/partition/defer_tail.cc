@@ -1,9 +1,11 @@
 #include "runtime/partition/defer_tail.h"
 
+#include <algorithm>
 #include <map>
 #include <set>
 
 #include "runtime/graph/lanes.h"
+#include "runtime/partition/gradient_ops.h"
 
 namespace gantry {
 namespace {
@@ -58,7 +60,59 @@ class TailDeferrer {
       }
       if (op.definition->communicates && op.network != network) return false;
     }
+    if (updates) {
+      const std::vector<bool> without = in_tail_;
+      const int64_t bytes = KeptBytes();
+      TakeMakers(network);
+      if (KeptBytes() > bytes) in_tail_ = without;
+    }
     return updates;
+  }
+
+  // Of what the tail reads of its step.
+  int64_t KeptBytes() const {
+    std::set<ValueId> kept;
+    for (OpId id = 0; id < static_cast<OpId>(program_.ops().size()); ++id) {
+      if (!in_tail_[id]) continue;
+      for (ValueId input : program_.ops()[id].inputs) {
+        if (program_.values()[input].kind != ValueKind::kState && !IsMadeInTail(input) && !IsConstant(input)) kept.insert(input);
+      }
+    }
+    int64_t bytes = 0;
+    for (const ValueId value : kept) bytes += program_.TypeOf(value).size_bytes();
+    return bytes;
+  }
+
+  // What only the tail needs goes with it, but for what its first exchange waits for: the rest of the backward pass has exchanges to run beside
+  // then, where its operands are no larger than the gradients that it makes.
+  void TakeMakers(int network) {
+    const auto count = static_cast<OpId>(program_.ops().size());
+    const std::vector<bool> for_updates = NeededByUpdatesOnly(program_);
+    const OpId first = static_cast<OpId>(std::find(in_tail_.begin(), in_tail_.end(), true) - in_tail_.begin());
+    std::vector<bool> awaited(program_.values().size(), false), otherwise(program_.values().size(), false);
+    std::vector<bool> stays(program_.values().size(), false);  // of states that change within the step
+    for (ValueId input : program_.ops()[first].inputs) {
+      const OpId maker = MakerOf(input);
+      if (maker < 0) continue;
+      for (ValueId operand : program_.ops()[maker].inputs) awaited[operand] = true;
+    }
+    for (const State& state : program_.states()) stays[state.first] = state.last != state.first && !IsMadeInTail(state.last);
+    for (const NamedValue& output : program_.outputs()) otherwise[output.value] = true;
+    for (OpId id = count - 1; id >= 0; --id) {
+      const Op& op = program_.ops()[id];
+      bool needed = false, away = for_updates[id] && op.network == network && op.condition == kNoValue;
+      for (ValueId output : op.outputs) {
+        needed = needed || awaited[output];
+        away = away && !otherwise[output];
+      }
+      for (ValueId input : op.inputs) {
+        awaited[input] = awaited[input] || needed;
+        away = away && !stays[input];
+      }
+      in_tail_[id] = in_tail_[id] || (away && !needed);
+      if (in_tail_[id]) continue;
+      for (ValueId input : op.inputs) otherwise[input] = true;
+    }
   }
 
   // A constant that the tail can make by itself.

@@ -3,6 +3,7 @@
 
 #include <vector>
 
+#include "ops/weight_rows.h"
 #include "runtime/graph/program.h"
 
 namespace gantry {
@@ -21,6 +22,8 @@ struct ExchangePlaces {
 struct ExchangeOrder {
   // Sums of gradients of one network are put together until they have so many bytes; larger ones go alone. 0: every one goes alone.
   int64_t bucket_bytes = 1 << 20;
+  // Larger sums come in pieces of about so many bytes (split_gradients.h): chunks of weights as planning makes them (PlanOptions::chunk_bytes).
+  int64_t piece_bytes = kWeightChunkBytes;
 };
 
 // Moves exchanges to where they can begin, and numbers all of them ({sequence}): decisions depend on `places` and on sizes that all

@@ -8,8 +8,10 @@
 #include "absl/strings/str_join.h"
 #include "runtime/graph/rewrite.h"
 #include "runtime/partition/defer_tail.h"
+#include "runtime/partition/gradient_ops.h"
 #include "runtime/partition/pipeline.h"
 #include "runtime/partition/roles.h"
+#include "runtime/partition/split_gradients.h"
 
 namespace gantry {
 namespace {
@@ -60,16 +62,7 @@ absl::StatusOr<Program> HoldNorms(const Program& program) {
 // while it goes on, whatever order was best for memory alone.
 absl::StatusOr<Program> GradientsFirst(const Program& program) {
   const auto count = static_cast<OpId>(program.ops().size());
-  std::vector<bool> wanted(program.values().size(), false), otherwise(program.values().size(), false), hastens(count, false);
-  for (const NamedValue& output : program.outputs()) otherwise[output.value] = true;
-  for (OpId id = count - 1; id >= 0; --id) {
-    const Op& op = program.ops()[id];
-    const bool ends = UpdateCount(op) > 0 || op.definition->name == "sum_squares";
-    hastens[id] = !ends && op.condition == kNoValue;
-    for (ValueId output : op.outputs) hastens[id] = hastens[id] && !otherwise[output];
-    hastens[id] = hastens[id] && std::any_of(op.outputs.begin(), op.outputs.end(), [&](ValueId output) { return wanted[output]; });
-    for (ValueId input : op.inputs) (ends || hastens[id] ? wanted : otherwise)[input] = true;
-  }
+  const std::vector<bool> hastens = NeededByUpdatesOnly(program);
   std::vector<std::vector<OpId>> readers(program.values().size());
   std::vector<int> missing(count, 0);
   for (OpId id = 0; id < count; ++id) {
@@ -91,7 +84,7 @@ absl::StatusOr<Program> GradientsFirst(const Program& program) {
       copier.Copy(next);
       for (ValueId output : program.ops()[next].outputs) {
         for (OpId reader : readers[output]) {
-          if (--missing[reader] == 0 && hastens[reader] && reader > next) ready.push_back(reader);
+          if (--missing[reader] == 0 && hastens[reader] && program.ops()[reader].condition == kNoValue && reader > next) ready.push_back(reader);
         }
       }
     }
@@ -391,6 +384,9 @@ absl::StatusOr<RankProgram> PartitionFor(const Program& program, const Parallel&
   whole = std::move(result.program);
   GANTRY_ASSIGN_OR_RETURN(result, PartitionMesh(whole, parallel, mesh, place));
   GANTRY_RETURN_IF_ERROR(CheckRows(whole, parallel, mesh, place, result));
+  if (parallel.gradients_first && outermost == 1) {
+    GANTRY_ASSIGN_OR_RETURN(result.program, SplitGradients(result.program, parallel.exchanges.piece_bytes));
+  }
   if (parallel.across_steps) {
     GANTRY_ASSIGN_OR_RETURN(result.program, DeferTail(result.program));
   }

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "ops/functional.h"
+#include "runtime/partition/gradient_ops.h"
 
 namespace gantry {
 
@@ -51,10 +52,9 @@ Attributes Partitioner::GroupAttributes() {
           {"sequence", sequence_++}};
 }
 
-std::vector<ValueId> Partitioner::EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready) {
+std::vector<ValueId> Partitioner::EmitGroupOp(std::string_view op, std::span<const ValueId> locals, Attributes attributes, std::string_view purpose, int ready) {
   attributes.Set("purpose", std::string(purpose));
   places_.exchanges.push_back({.ready = ready, .needed = at_});
-  const ValueId locals[] = {local};
   return EmitLocal(op, locals, std::move(attributes));
 }
 
@@ -66,7 +66,7 @@ std::vector<ValueId> Partitioner::EmitExchange(std::string_view op, const WholeV
   attributes.Set("from_ends", from.ends);
   attributes.Set("to_begins", to.begins);
   attributes.Set("to_ends", to.ends);
-  return EmitGroupOp(op, value.local, std::move(attributes), purpose, value.made_at);
+  return EmitGroupOp(op, {&value.local, 1}, std::move(attributes), purpose, value.made_at);
 }
 
 ValueId Partitioner::LocalSlice(ValueId local, int axis, int64_t begin, int64_t end) {
@@ -137,11 +137,11 @@ void Partitioner::Resolve(ValueId id) {
     Attributes attributes = GroupAttributes();
     attributes.Set("begins", ranges.begins);
     attributes.Set("ends", ranges.ends);
-    value.local = EmitGroupOp("reduce_scatter", LocalReshape(value.local, Shape{elements}), std::move(attributes), purpose, ready)[0];
+    value.local = EmitGroupOp("reduce_scatter", std::vector{LocalReshape(value.local, Shape{elements})}, std::move(attributes), purpose, ready)[0];
     value.placement = Placement::Flat(cuts);
     return;
   }
-  value.local = EmitGroupOp("all_reduce", value.local, GroupAttributes(), purpose, ready)[0];
+  value.local = EmitGroupOp("all_reduce", {&value.local, 1}, GroupAttributes(), purpose, ready)[0];
   value.placement = Placement::Whole();
 }
 
@@ -156,7 +156,7 @@ ValueId Partitioner::ReduceScatter(const WholeValue& value, int dim, const std::
   Attributes attributes = GroupAttributes();
   attributes.Set("begins", ranges.begins);
   attributes.Set("ends", ranges.ends);
-  local = EmitGroupOp("reduce_scatter", LocalReshape(local, Shape{shape[dim], before, after}), std::move(attributes), purpose, ready)[0];
+  local = EmitGroupOp("reduce_scatter", std::vector{LocalReshape(local, Shape{shape[dim], before, after})}, std::move(attributes), purpose, ready)[0];
   if (before > 1) local = ops::Transpose(target_, local, {1, 0, 2});
   return LocalReshape(local, LocalShape(shape, Placement::Split(dim, cuts)));
 }
@@ -274,7 +274,7 @@ std::vector<ValueId> Partitioner::Emit(std::string_view name, std::span<const Va
   std::vector<TensorType> outputs;
   if (definition->communicates) {
     // Its parts are those of the axis before; along this axis it passes values on as they are.
-    outputs.resize(name == "halo" ? 2 : 1);
+    outputs.resize(name == "halo" ? 2 : inputs.size());
   } else {
     absl::StatusOr<std::vector<TensorType>> inferred = definition->infer(types, attributes);
     if (!inferred.ok()) {
@@ -323,6 +323,7 @@ Placement Partitioner::PlaceOf(const State& state) const {
 absl::StatusOr<RankProgram> Partitioner::Run() {
   GANTRY_RETURN_IF_ERROR(source_.status());
   if (over_channels()) FindChannelStates();
+  gradients_only_ = NeededByUpdatesOnly(source_);
   std::vector<ValueId> map(source_.values().size(), kNoValue);
   for (ValueId input : source_.inputs()) {
     const Value& value = source_.values()[input];

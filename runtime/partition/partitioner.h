@@ -84,8 +84,8 @@ class Partitioner final : public Builder {
   // Ops of this rank's program.
   ValueId EmitLocal(std::string_view op, std::initializer_list<ValueId> inputs, Attributes attributes);
   std::vector<ValueId> EmitLocal(std::string_view op, std::span<const ValueId> inputs, Attributes attributes);
-  // `ready`: the op of the source after which its operand is there.
-  std::vector<ValueId> EmitGroupOp(std::string_view op, ValueId local, Attributes attributes, std::string_view purpose, int ready);
+  // `ready`: the op of the source after which its operands are there.
+  std::vector<ValueId> EmitGroupOp(std::string_view op, std::span<const ValueId> locals, Attributes attributes, std::string_view purpose, int ready);
   // "exchange" or "halo".
   std::vector<ValueId> EmitExchange(std::string_view op, const WholeValue& value, int axis, const Ranges& from, const Ranges& to,
                                     std::string_view purpose);
@@ -118,6 +118,8 @@ class Partitioner final : public Builder {
   Locals EverythingWhole(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes);
   Locals Elementwise(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals LinearOfPartial(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
+  // Of a gradient on its way to its parameter, and what every rank has.
+  Locals LinearInOnePartial(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes);
   Locals Reduction(std::string_view op, ValueId x, const Attributes& attributes, const TensorType& output);
   Locals SumSquares(std::span<const ValueId> inputs);
   Locals BroadcastTo(ValueId x, const Attributes& attributes, const TensorType& output);
@@ -153,7 +155,7 @@ class Partitioner final : public Builder {
                                 std::span<const TensorType> outputs, const Placement& placement);
   Locals GatherRows(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, const TensorType& output);
   Locals Update(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes, std::span<const TensorType> outputs);
-  Locals Communication(std::string_view op, ValueId x, const Attributes& attributes);
+  Locals Communication(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes);
 
   const Program& source_;
   const PartitionAxis& axis_;
@@ -169,6 +171,7 @@ class Partitioner final : public Builder {
   std::map<std::vector<int64_t>, Placement> channel_states_;
   std::vector<int> choices_;
   int64_t sequence_ = 0;  // of exchanges
+  std::vector<bool> gradients_only_;  // per op of the source: nothing but updates needs its results
   int at_ = -1;           // op of the source that is being carried out
   bool is_update_ = false;  // it changes states, or takes the norm of what does: sums that it wants are gradients
   ExchangePlaces places_;

@@ -1,5 +1,6 @@
 // One rule a kind of op: from where the inputs are, where the outputs are and what this rank computes of them.
 #include <algorithm>
+#include <limits>
 
 #include "absl/strings/str_join.h"
 #include "ops/functional.h"
@@ -25,6 +26,9 @@ bool IsLinear(std::string_view op, const Attributes& attributes) {
                                           "reduce_sum", "reduce_mean", "slice", "slice_grad",    "add_if"};
   return IsOneOf(op, kLinear) || (op == "scale" && attributes.Float("beta") == 0.0);
 }
+
+// Linear in each operand. Of a gradient on its way to its parameter, a factor over all ranks need not wait for the sum: a weight over its spectral norm.
+constexpr std::string_view kLinearInOne[] = {"mul", "div", "matmul", "broadcast"};
 
 // The axis of the result of a reshape that holds what `dim` held, with places in the same order, and what one place there is worth: result
 // places = source places * multiply / divide. -1 where there is none.
@@ -63,7 +67,7 @@ Partitioner::Locals Partitioner::EverythingWhole(std::string_view op, std::span<
 Partitioner::Locals Partitioner::Rule(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                                       std::span<const TensorType> outputs) {
   const OpDefinition* definition = FindOp(op);
-  if (definition->communicates) return Communication(op, inputs[0], attributes);
+  if (definition->communicates) return Communication(op, inputs, attributes);
   if (definition->updates != nullptr) return Update(op, inputs, attributes, outputs);
   if (op == "sum_squares") return SumSquares(inputs);
   if (Locals partial = LinearOfPartial(op, inputs, attributes, outputs[0]); !partial.empty()) return partial;
@@ -84,6 +88,7 @@ Partitioner::Locals Partitioner::Rule(std::string_view op, std::span<const Value
 
 Partitioner::Locals Partitioner::LinearOfPartial(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                                                  const TensorType& output) {
+  if (gradients_only_[at_] && IsOneOf(op, kLinearInOne)) return LinearInOnePartial(op, inputs, attributes);
   const size_t operands = op == "add_if" ? 2 : inputs.size();
   if (!IsLinear(op, attributes) || operands == 0) return {};
   for (size_t i = 0; i < operands; ++i) {
@@ -93,6 +98,19 @@ Partitioner::Locals Partitioner::LinearOfPartial(std::string_view op, std::span<
   for (size_t i = 0; i < operands; ++i) locals.push_back(values_[inputs[i]].local);
   if (op == "add_if") locals.push_back(AsWhole(inputs[2]));
   if (op == "reshape") return {{Placement::Partial(), LocalReshape(locals[0], output.shape)}};
+  return {{Placement::Partial(), EmitLocal(op, locals, attributes)[0]}};
+}
+
+Partitioner::Locals Partitioner::LinearInOnePartial(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes) {
+  std::vector<ValueId> locals;
+  size_t partial = 0;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Placement& placement = values_[inputs[i]].placement;
+    if (placement.split() || (placement.partial() && op == "div" && i > 0)) return {};
+    partial += placement.partial();
+  }
+  if (partial != 1) return {};
+  for (const ValueId input : inputs) locals.push_back(values_[input].placement.partial() ? values_[input].local : AsWhole(input));
   return {{Placement::Partial(), EmitLocal(op, locals, attributes)[0]}};
 }
 
@@ -162,7 +180,7 @@ Partitioner::Locals Partitioner::SumSquares(std::span<const ValueId> inputs) {
   // Each addend once: what every rank has counts on one of them.
   const ValueId of_parts = EmitLocal("sum_squares", shared, {})[0];
   if (whole.empty()) return {{Placement::Partial(), of_parts}};
-  const ValueId reduced = EmitGroupOp("all_reduce", of_parts, GroupAttributes(), "sum", at_)[0];
+  const ValueId reduced = EmitGroupOp("all_reduce", {&of_parts, 1}, GroupAttributes(), "sum", at_)[0];
   return {{Placement::Whole(), ops::Add(target_, reduced, EmitLocal("sum_squares", whole, {})[0])}};
 }
 
@@ -325,7 +343,8 @@ Partitioner::Locals Partitioner::Normalization(std::string_view op, std::span<co
   return placed;
 }
 
-// Statistics over all ranks: each rank's own, then what they are together (Chan, Golub and LeVeque 1979, eq. 2.1), then the rest.
+// Statistics over all ranks: each rank's own, then what they are together, then the rest. One exchange has both moments, the second about 0 rather than
+// about the mean, which nobody knows yet: in f64, where their difference loses nothing that f32 would have (Chan, Golub and LeVeque 1983, section 2).
 Partitioner::Locals Partitioner::NormalizationOverRanks(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes,
                                                         std::span<const TensorType> outputs, const Placement& placement) {
   const bool gradient = op == "normalize_grad";
@@ -349,19 +368,23 @@ Partitioner::Locals Partitioner::NormalizationOverRanks(std::string_view op, std
     return locals;
   }
   const double eps = attributes.Float("eps");
-  const auto Reduced = [&](ValueId local) {
+  const auto Reduced = [&](const std::vector<ValueId>& locals) {
     Attributes group = GroupAttributes();
     if (gradient) group.Set("backward", int64_t{1});
-    return EmitGroupOp("all_reduce", local, std::move(group), "statistics", at_)[0];
+    return EmitGroupOp("all_reduce", locals, std::move(group), "statistics", at_);
   };
   const ValueId part = AsSplit(x, placement.dim, placement.cuts);
   const double mine = count * static_cast<double>(placement.cuts[index_ + 1] - placement.cuts[index_]) / static_cast<double>(placement.cuts.back());
   if (!gradient) {
     const ValueId own[] = {part};
     const std::vector<ValueId> moments = EmitLocal("moments", own, {{"axes", attributes.Ints("axes")}});
-    const ValueId mean = Reduced(ops::Scale(target_, moments[0], mine / count));
-    const ValueId apart = ops::Square(target_, ops::Sub(target_, moments[0], mean));
-    const ValueId variance = Reduced(ops::Scale(target_, ops::Add(target_, moments[1], apart), mine / count));
+    const DataType dtype = TypeOf(x).dtype;
+    const ValueId own_mean = ops::Cast(target_, moments[0], DataType::kF64), own_variance = ops::Cast(target_, moments[1], DataType::kF64);
+    const ValueId own_squares = ops::Add(target_, own_variance, ops::Square(target_, own_mean));
+    const std::vector<ValueId> both = Reduced({ops::Scale(target_, own_mean, mine / count), ops::Scale(target_, own_squares, mine / count)});
+    const ValueId mean = ops::Cast(target_, both[0], dtype);
+    const ValueId apart = ops::Sub(target_, both[1], ops::Square(target_, both[0]));
+    const ValueId variance = ops::Cast(target_, ops::Clip(target_, apart, 0.0, std::numeric_limits<double>::max()), dtype);
     const ValueId bias = AsWhole(inputs[2]);
     const ValueId y = EmitLocal("normalize_apply", {part, AsWhole(scale), bias, mean, variance}, {{"eps", eps}});
     return {{placement, y}, {Placement::Whole(), mean}, {Placement::Whole(), variance}};
@@ -369,7 +392,8 @@ Partitioner::Locals Partitioner::NormalizationOverRanks(std::string_view op, std
   const ValueId g = AsSplit(inputs[0], placement.dim, placement.cuts), mean = AsWhole(inputs[3]), variance = AsWhole(inputs[4]);
   const ValueId operands[] = {g, part, mean, variance};
   const std::vector<ValueId> sums = EmitLocal("normalize_grad_sums", operands, {{"eps", eps}});
-  const ValueId sum = Reduced(sums[0]), product = Reduced(sums[1]);
+  const std::vector<ValueId> reduced = Reduced({sums[0], sums[1]});
+  const ValueId sum = reduced[0], product = reduced[1];
   const ValueId dx = EmitLocal("normalize_grad_apply", {g, part, AsWhole(scale), mean, variance, sum, product}, {{"eps", eps}, {"count", count}});
   const Shape parameter = outputs[1].shape;
   return {{placement, dx},
@@ -413,16 +437,25 @@ Partitioner::Locals Partitioner::Update(std::string_view op, std::span<const Val
 }
 
 // What another axis of the mesh does: along this one it is linear, and moves nothing where it works along another axis of the tensor.
-Partitioner::Locals Partitioner::Communication(std::string_view op, ValueId x, const Attributes& attributes) {
-  Placement placement = values_[x].placement;
-  const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "reduce_scatter" ? 0 : attributes.Int("axis"));
-  const bool whole = moves_along || placement.flat();
-  if (whole) placement = Placement::Whole();
-  crossings_.push_back(absl::StrCat(ToAbsl(op), " ", sequence_, placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
-  if (placement.split()) absl::StrAppend(&crossings_.back(), placement.dim, " at ", absl::StrJoin(placement.cuts, ","));
-  const ValueId local = whole ? AsWhole(x) : values_[x].local;
+Partitioner::Locals Partitioner::Communication(std::string_view op, std::span<const ValueId> inputs, const Attributes& attributes) {
+  std::vector<Placement> placements;
+  std::vector<ValueId> locals;
+  int ready = -1;
+  for (const ValueId x : inputs) {
+    Placement placement = values_[x].placement;
+    const bool moves_along = placement.split() && op != "all_reduce" && placement.dim == (op == "reduce_scatter" ? 0 : attributes.Int("axis"));
+    const bool whole = moves_along || placement.flat();
+    if (whole) placement = Placement::Whole();
+    crossings_.push_back(absl::StrCat(ToAbsl(op), " ", sequence_, placement.whole() ? " whole" : placement.partial() ? " partial" : " split "));
+    if (placement.split()) absl::StrAppend(&crossings_.back(), placement.dim, " at ", absl::StrJoin(placement.cuts, ","));
+    locals.push_back(whole ? AsWhole(x) : values_[x].local);
+    placements.push_back(std::move(placement));
+    ready = std::max(ready, values_[x].made_at);
+  }
   Locals results;
-  for (ValueId result : EmitGroupOp(op, local, attributes, attributes.String("purpose"), values_[x].made_at)) results.push_back({placement, result});
+  for (ValueId result : EmitGroupOp(op, locals, attributes, attributes.String("purpose"), ready)) {
+    results.push_back({placements[std::min(results.size(), placements.size() - 1)], result});
+  }
   return results;
 }
 

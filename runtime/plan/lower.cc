@@ -13,9 +13,17 @@ class Lowering {
  public:
   Lowering(const Program& source, const PlanOptions& options)
       : source_(source), options_(options), copier_(source, target_), plain_(source.values().size(), kNoValue),
-        panel_(source.values().size(), kNoValue) {
+        panel_(source.values().size(), kNoValue), only_under_(source.values().size(), kNoValue) {
     for (ValueId input : source.inputs()) plain_[input] = copier_.Mapped(input);
     for (const State& state : source.states()) plain_[state.first] = copier_.Mapped(state.first);
+    std::vector<bool> is_read(source.values().size(), false);
+    for (const Op& op : source.ops()) {
+      for (size_t i = static_cast<size_t>(UpdateCount(op)); i < op.inputs.size(); ++i) {
+        const ValueId input = op.inputs[i];
+        only_under_[input] = is_read[input] && only_under_[input] != op.condition ? kNoValue : op.condition;
+        is_read[input] = true;
+      }
+    }
   }
 
   absl::StatusOr<Program> Run() {
@@ -34,19 +42,19 @@ class Lowering {
  private:
   // The value in one layout, reordered once where it exists in the other only.
   ValueId Plain(ValueId value) {
-    if (plain_[value] == kNoValue) plain_[value] = Reorder(panel_[value], TensorLayout::kPlain);
+    if (plain_[value] == kNoValue) plain_[value] = Reorder(value, panel_[value], TensorLayout::kPlain);
     return plain_[value];
   }
   ValueId Panel(ValueId value) {
-    if (panel_[value] == kNoValue) panel_[value] = Reorder(plain_[value], TensorLayout::kPanel);
+    if (panel_[value] == kNoValue) panel_[value] = Reorder(value, plain_[value], TensorLayout::kPanel);
     return panel_[value];
   }
-  // The reorder runs whenever the value is made, whoever needs it first.
-  ValueId Reorder(ValueId value, TensorLayout layout) {
-    const ValueId inputs[] = {value};
-    const Value& made = target_.values()[value];
+  // The reorder runs whenever the value is made, whoever needs it first; of an input or a state, when all who read it do.
+  ValueId Reorder(ValueId value, ValueId lowered, TensorLayout layout) {
+    const ValueId inputs[] = {lowered};
+    const Value& made = target_.values()[lowered];
     const ValueId condition = target_.condition();
-    target_.SetCondition(made.kind == ValueKind::kComputed ? target_.ops()[made.producer].condition : kNoValue);
+    target_.SetCondition(made.kind == ValueKind::kComputed ? target_.ops()[made.producer].condition : copier_.Mapped(only_under_[value]));
     const ValueId result = target_.Emit("reorder", inputs, {{"layout", std::string(Name(layout))}})[0];
     target_.SetLayout(result, layout);
     target_.SetCondition(condition);
@@ -123,7 +131,7 @@ class Lowering {
     const std::string_view name = op.definition->name;
     if (name == "conv") return LowerConv(op, cpu::Direction::kForward);
     if (name == "conv_transpose") return LowerConv(op, cpu::Direction::kInputGradient);
-    if (name == "conv_weight_grad") return LowerConv(op, cpu::Direction::kWeightGradient);
+    if (name == "conv_weight_grad" || name == "conv_weight_grad_rows") return LowerConv(op, cpu::Direction::kWeightGradient);
     return false;
   }
 
@@ -158,6 +166,15 @@ class Lowering {
     if (!Choose(geometry, direction, conv)) return false;
     Attributes attributes = ConvAttributesOf(geometry, direction, conv);
     if (weight_gradient) {
+      if (op.attributes.Has("rows")) {
+        // The algorithm is that of all rows.
+        const int64_t begin = op.attributes.Int("begin");
+        if (begin % 16 != 0 || conv.output_format != cpu::ImageFormat::kPanel) return false;
+        cpu::ConvGeometry of_rows = geometry;
+        of_rows.out_channels = op.attributes.Int("rows");
+        attributes = ConvAttributesOf(of_rows, direction, conv);
+        attributes.Set("rows", std::vector<int64_t>{begin, geometry.out_channels});
+      }
       const ValueId inputs[] = {In(op.inputs[0], conv.input_format), In(op.inputs[1], conv.output_format)};
       Define(op.outputs[0], target_.Emit("panel_conv_weight_grad", inputs, std::move(attributes))[0], TensorLayout::kPlain);
       return true;
@@ -198,6 +215,7 @@ class Lowering {
   Program target_;
   ProgramCopier copier_;
   std::vector<ValueId> plain_, panel_;  // per value of the source: where the target has it in either layout
+  std::vector<ValueId> only_under_;     // likewise: the condition of all ops that read it, if they have the same
 };
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "memory/residency/residency_problem.h"
 #include "memory/tier/tier.h"
 #include "ops/kernel.h"
+#include "ops/weight_rows.h"
 #include "runtime/graph/lanes.h"
 #include "runtime/graph/program.h"
 
@@ -62,7 +63,7 @@ struct PlanOptions {
   bool winograd = true;    // allow Winograd forms of convolutions (ops/cpu/panel/panel_conv.h states their accuracy)
   // Weights from two of these on are used so many bytes at a time, with a budget and without (split_weights.h), sums over batches whose images
   // take as much are over parts of the batch (split_batch.h), large images by bands (split_space.h): it decides the order of sums, and how small a budget may be.
-  int64_t chunk_bytes = 2 << 20;
+  int64_t chunk_bytes = kWeightChunkBytes;
   MemoryBudget device_memory;
   // Budgets of the ranks, one a rank, where they differ: TakeRankMemory (memory_options.h) makes one of them device_memory.
   std::vector<MemoryBudget> rank_memory;

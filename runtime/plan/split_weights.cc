@@ -3,18 +3,10 @@
 #include <algorithm>
 #include <numeric>
 
+#include "ops/weight_rows.h"
+
 namespace gantry {
 namespace {
-
-// Rows of a chunk of about `bytes`: kernels like whole blocks of 16 channels, or at least of 8 or 4, and vectors of 16 elements must not
-// straddle two chunks.
-int64_t ChunkRows(const TensorType& weight, int64_t bytes) {
-  const int64_t row_elements = weight.element_count() / weight.shape[0];
-  const int64_t wanted = bytes * weight.shape[0] / weight.size_bytes();
-  int64_t rows = wanted >= 16 ? wanted / 16 * 16 : wanted >= 8 ? 8 : 4;
-  while (rows * row_elements % 16 != 0) rows *= 2;
-  return rows;
-}
 
 enum class WeightUse : uint8_t { kNone, kReads, kMakes };
 
@@ -132,7 +124,7 @@ absl::StatusOr<Program> ChunkWeights(const Program& program, int64_t chunk_bytes
     if (WeightUseOf(op.definition->name) == WeightUse::kNone || op.attributes.Int("groups", 1) != 1) continue;
     const TensorType& type = program.TypeOf(WeightOf(op));
     if (!IsFloat(type.dtype) || type.layout != TensorLayout::kPlain || type.size_bytes() < 2 * chunk_bytes) continue;
-    const int64_t rows = ChunkRows(type, chunk_bytes);
+    const int64_t rows = WeightChunkRows(type, chunk_bytes);
     if (rows < type.shape[0]) target.SetAttribute(id, "chunk", rows);
   }
   copier.Finish();

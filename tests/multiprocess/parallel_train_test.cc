@@ -22,6 +22,7 @@ struct Case {
   std::string family;
   GanStepConfig step;
   OptimizerConfig optimizer;
+  int64_t width = 8, batch = 6;
 };
 
 std::vector<Case> Cases() {
@@ -37,6 +38,7 @@ struct Outcome {
   int beside = 0;  // exchanges that run beside compute
   int64_t arena_bytes = 0;
   bool has_tail = false;  // for the next step
+  int pieces = 0;         // of gradients that come in pieces
 };
 
 // GANTRY_TEST_STEPS runs longer: 12 steps show more of what differs.
@@ -47,11 +49,10 @@ int Steps() {
 
 absl::StatusOr<Outcome> Train(const Case& setup, DataType dtype, KernelChoice kernels, JobRanks* ranks, const Parallel& parallel,
                               PlanOptions plan = {}) {
-  constexpr int64_t kBatch = 6;
   GanStepConfig step = setup.step;
   step.dtype = dtype;
-  GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(setup.family, {.image_size = 16, .channels = 3, .width = 8, .latent_size = 8,
-                                                                    .batch = kBatch, .dtype = dtype}));
+  GANTRY_ASSIGN_OR_RETURN(Family family, BuildFamily(setup.family, {.image_size = 16, .channels = 3, .width = setup.width, .latent_size = 8,
+                                                                    .batch = setup.batch, .dtype = dtype}));
   std::vector<GanRole> generators, discriminators;
   generators.push_back({.name = "generator", .model = std::move(family.generator), .optimizer = setup.optimizer});
   discriminators.push_back({.name = "discriminator", .model = std::move(family.discriminator), .optimizer = setup.optimizer});
@@ -75,6 +76,8 @@ absl::StatusOr<Outcome> Train(const Case& setup, DataType dtype, KernelChoice ke
   outcome.arena_bytes = session->plan().arena_bytes;
   outcome.has_tail = session->plan().program.FindInput(kTailFlag) != kNoValue;
   for (const PlannedOp& step : session->plan().schedule) {
+    const Op& op = session->plan().program.ops()[step.op];
+    outcome.pieces += op.attributes.Has("rows") && op.definition->name.find("weight_grad") != std::string_view::npos;
     outcome.beside += step.done_by >= 0 && session->plan().program.ops()[step.op].definition->communicates;
   }
   for (const std::string& name : session->StateNames()) {
@@ -248,6 +251,63 @@ INSTANTIATE_TEST_SUITE_P(Channels, OverlapTest,
                          testing::Values(std::tuple(0, "channel", 2), std::tuple(1, "channel", 3), std::tuple(2, "batch+channel", 4),
                                          std::tuple(3, "batch+channel", 4)),
                          NameOf);
+
+class GradientPiecesTest : public testing::TestWithParam<std::tuple<int, const char*, int64_t>> {};
+
+// Large gradients come in pieces where their exchange runs beside compute: on plain images (3 a rank) and on panels (6), first and second order, sums of
+// several passes.
+TEST_P(GradientPiecesTest, ChangeNoBit) {
+  const auto [number, split, batch] = GetParam();
+  Case setup = Cases()[number];
+  setup.width = 64;
+  setup.batch = batch;
+  constexpr int64_t kPiece = 1 << 17;
+  Parallel parallel = *Parallel::Parse(split);
+  parallel.exchanges = {.bucket_bytes = kPiece, .piece_bytes = kPiece};
+  RunRanksUnconnected(2, [&](Job job) {
+    const absl::StatusOr<std::unique_ptr<JobRanks>> ranks = JobRanks::Join(std::move(job));
+    ASSERT_TRUE(ranks.ok()) << ranks.status();
+    std::vector<Outcome> outcomes;
+    for (const std::string_view overlap : {"off", "on", "across"}) {
+      parallel.across_steps = overlap == "across";
+      absl::StatusOr<Outcome> outcome = Train(setup, DataType::kF32, KernelChoice::kFast, ranks->get(), parallel, {.chunk_bytes = kPiece, .overlap = overlap != "off"});
+      ASSERT_TRUE(outcome.ok()) << outcome.status();
+      outcomes.push_back(*std::move(outcome));
+    }
+    EXPECT_EQ(outcomes[0].pieces, 0);
+    for (size_t i = 1; i < outcomes.size(); ++i) {
+      EXPECT_GE(outcomes[i].pieces, 8);
+      EXPECT_TRUE(outcomes[i].scalars == outcomes[0].scalars) << "losses of run " << i;
+      EXPECT_TRUE(outcomes[i].states == outcomes[0].states) << "states of run " << i;
+    }
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, GradientPiecesTest,
+                         testing::Values(std::tuple(0, "batch", int64_t{6}), std::tuple(0, "batch", int64_t{12}), std::tuple(0, "space", int64_t{6}),
+                                         std::tuple(2, "batch", int64_t{6}), std::tuple(3, "batch", int64_t{12}), std::tuple(3, "space", int64_t{6})),
+                         [](const testing::TestParamInfo<GradientPiecesTest::ParamType>& param) {
+                           return absl::StrFormat("%s_%s_%d", Cases()[std::get<0>(param.param)].name, std::get<1>(param.param), std::get<2>(param.param));
+                         });
+
+TEST(ParallelTrainTest, LargeGradientsInPiecesAreThoseOfOneRank) {
+  Case setup = Cases()[0];
+  setup.width = 64;
+  RunRanksUnconnected(2, [&](Job job) {
+    const absl::StatusOr<std::unique_ptr<JobRanks>> ranks = JobRanks::Join(std::move(job));
+    ASSERT_TRUE(ranks.ok()) << ranks.status();
+    Parallel parallel = *Parallel::Parse("batch");
+    parallel.exchanges = {.bucket_bytes = 1 << 18, .piece_bytes = 1 << 18};  // of f64
+    parallel.across_steps = true;
+    const absl::StatusOr<Outcome> together =
+        Train(setup, DataType::kF64, KernelChoice::kReference, ranks->get(), parallel, {.chunk_bytes = 1 << 18});
+    ASSERT_TRUE(together.ok()) << together.status();
+    EXPECT_GT(together->pieces, 0);
+    const absl::StatusOr<Outcome> alone = Train(setup, DataType::kF64, KernelChoice::kReference, nullptr, {});
+    ASSERT_TRUE(alone.ok()) << alone.status();
+    ExpectNear(*alone, *together, 1e-9);
+  });
+}
 
 TEST(ParallelTrainTest, FastKernelsAgree) {
   const Case setup = Cases()[0];

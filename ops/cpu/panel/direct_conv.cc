@@ -271,13 +271,13 @@ void StoreWeightGradient(const ConvGeometry& g, const PanelKernels& kernels, con
 
 int64_t WeightGradientScratchFloats(const ConvGeometry& g) { return ForwardWeightFloats(g); }
 
-void WeightGradient(const ConvGeometry& g, const ImageCounts& images, const PanelKernels& kernels, const float* input,
+void WeightGradient(const ConvGeometry& g, const GradientOperands& operands, const PanelKernels& kernels, const float* input,
                     const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                     int thread_count) {
   const Axis vertical = Vertical(g), horizontal = Horizontal(g);
   const int64_t in_panels = PanelCount(g.in_channels);
   const int64_t out_panels = PanelCount(g.out_channels);
-  const int64_t input_floats = images.input * 16, output_floats = images.output * 16;  // of a panel
+  const int64_t input_floats = operands.input_images * 16, output_floats = operands.output_images * 16;  // of a panel
   const int64_t chunk_pixels = std::clamp<int64_t>(256 / g.batch, 1, kChunkPanels);
   const int64_t groups = Groups(g.taps(), out_panels, thread_count);
 
@@ -327,7 +327,7 @@ void WeightGradient(const ConvGeometry& g, const ImageCounts& images, const Pane
         const int64_t in_x = horizontal.Input(x, kx);
         if (in_x < 0) continue;
         inputs[count] = input + (in_y * g.in_w + in_x) * in_panels * input_floats;
-        outputs[count] = output_gradient + (y * g.out_w + x) * out_panels * output_floats;
+        outputs[count] = output_gradient + (y * g.out_w + x) * operands.output_panels * output_floats;
         if (++count == chunk_pixels) flush();
       }
     }

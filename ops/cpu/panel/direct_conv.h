@@ -25,7 +25,7 @@ void InputGradient(const ConvGeometry& geometry, const PanelKernels& kernels, co
                    const float* packed, const Epilogue& epilogue, float* input_gradient, int thread_count);
 
 int64_t WeightGradientScratchFloats(const ConvGeometry& geometry);
-void WeightGradient(const ConvGeometry& geometry, const ImageCounts& images, const PanelKernels& kernels, const float* input,
+void WeightGradient(const ConvGeometry& geometry, const GradientOperands& operands, const PanelKernels& kernels, const float* input,
                     const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                     int thread_count);
 
@@ -51,7 +51,7 @@ void PlainInputGradient(const ConvGeometry& geometry, const PanelKernels& kernel
                         int thread_count);
 
 int64_t PlainWeightGradientScratchFloats(const ConvGeometry& geometry);
-void PlainWeightGradient(const ConvGeometry& geometry, const ImageCounts& images, const PanelKernels& kernels,
+void PlainWeightGradient(const ConvGeometry& geometry, const GradientOperands& operands, const PanelKernels& kernels,
                          const float* input_nchw, const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                          int thread_count);
 

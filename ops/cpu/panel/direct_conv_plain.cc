@@ -273,7 +273,7 @@ int64_t PlainWeightGradientScratchFloats(const ConvGeometry& g) {
   return kSlices * (PanelCount(g.out_channels) * TapPanels(g) * 256 + kBlockPixels * TapFloats(g));
 }
 
-void PlainWeightGradient(const ConvGeometry& g, const ImageCounts& images, const PanelKernels& kernels,
+void PlainWeightGradient(const ConvGeometry& g, const GradientOperands& operands, const PanelKernels& kernels,
                          const float* input_nchw, const float* output_gradient, bool accumulate, float* weight_gradient, float* scratch,
                          int thread_count) {
   const int64_t tap_panels = TapPanels(g), out_panels = PanelCount(g.out_channels), pixels = g.out_h * g.out_w;
@@ -295,7 +295,7 @@ void PlainWeightGradient(const ConvGeometry& g, const ImageCounts& images, const
             const float* gradients[kChunkPanels];
             const float* sources[kChunkPanels];
             for (int64_t i = 0; i < count; ++i) {
-              gradients[i] = output_gradient + ((first + chunk + i) * out_panels + o) * images.output * 16;
+              gradients[i] = output_gradient + ((first + chunk + i) * operands.output_panels + o) * operands.output_images * 16;
               sources[i] = taps + (chunk + i) * TapFloats(g) + k * g.batch * 16;
             }
             const int64_t rows = std::min<int64_t>(16, g.out_channels - o * 16);
@@ -307,7 +307,7 @@ void PlainWeightGradient(const ConvGeometry& g, const ImageCounts& images, const
               // The gradients are what comes from afar: the next ones are fetched.
               const float* next[kChunkPanels];
               for (int64_t i = 0; i < count; ++i) {
-                next[i] = gradients[i] + (o + 1 < out_panels ? 1 : (count - 1) * out_panels + 1) * images.output * 16;
+                next[i] = gradients[i] + (o + 1 < out_panels ? 1 : (count - 1) * operands.output_panels + 1) * operands.output_images * 16;
               }
               kernels.gemm_transposed(rows, count, gradients, sources, g.batch, sum, more, k + 1 == tap_panels ? next : nullptr);
             }

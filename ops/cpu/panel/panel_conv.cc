@@ -286,11 +286,11 @@ void PanelConv::InputGradient(const float* output_gradient, const float* packed_
 }
 
 void PanelConv::WeightGradient(const float* input, const float* output_gradient, bool accumulate,
-                               float* weight_gradient, float* scratch, int thread_count, int64_t images) const {
+                               float* weight_gradient, float* scratch, int thread_count, int64_t images, int64_t out_channels) const {
   assert(direction_ == Direction::kWeightGradient);
   const ConvGeometry& g = geometry_;
   const int64_t part_of = images == 0 ? g.batch : images;
-  ImageCounts counts{part_of, part_of};
+  GradientOperands operands{part_of, part_of, PanelCount(out_channels == 0 ? g.out_channels : out_channels)};
   const PanelKernels& kernels = KernelsFor(options_.isa);
   Scratch parts(scratch);
   const bool plain = plain_input();
@@ -298,23 +298,23 @@ void PanelConv::WeightGradient(const float* input, const float* output_gradient,
     float* panels = parts.Take(InputFloats(g));
     PlainToPanel(input, g.batch, g.in_channels, g.in_h, g.in_w, panels, thread_count);
     input = panels;
-    counts.input = g.batch;
+    operands.input_images = g.batch;
   }
   if (options_.output_format == ImageFormat::kPlain) {
     float* panels = parts.Take(OutputFloats(g));
     PlainToPanel(output_gradient, g.batch, g.out_channels, g.out_h, g.out_w, panels, thread_count);
     output_gradient = panels;
-    counts.output = g.batch;
+    operands.output_images = g.batch;
   }
   if (plain) {
-    direct::PlainWeightGradient(g, counts, kernels, input, output_gradient, accumulate, weight_gradient,
+    direct::PlainWeightGradient(g, operands, kernels, input, output_gradient, accumulate, weight_gradient,
                                 parts.Take(direct::PlainWeightGradientScratchFloats(g)), thread_count);
   } else if (options_.algorithm != Algorithm::kDirect) {
-    winograd::WeightGradient(g, counts, kernels, transforms(), input, output_gradient, accumulate, weight_gradient,
+    winograd::WeightGradient(g, operands, kernels, transforms(), input, output_gradient, accumulate, weight_gradient,
                              parts.Take(winograd::WeightGradientScratchFloats(g, transforms(), thread_count)),
                              thread_count);
   } else {
-    direct::WeightGradient(g, counts, kernels, input, output_gradient, accumulate, weight_gradient,
+    direct::WeightGradient(g, operands, kernels, input, output_gradient, accumulate, weight_gradient,
                            parts.Take(direct::WeightGradientScratchFloats(g)), thread_count);
   }
 }

@@ -36,9 +36,11 @@ struct ConvGeometry {
   }
 };
 
-// Images that the panel operands of a weight gradient have in memory: at least the geometry's batch, which is a part of them.
-struct ImageCounts {
-  int64_t input, output;
+// What the panel operands of a weight gradient have in memory: images, and panels of channels of the output gradient; at least the
+// geometry's, which are a part of them.
+struct GradientOperands {
+  int64_t input_images, output_images;
+  int64_t output_panels;
 };
 
 enum class Direction : uint8_t { kForward, kInputGradient, kWeightGradient };
@@ -88,9 +90,10 @@ class PanelConv {
                      float* input_gradient, float* scratch, int thread_count) const;
   // weight_gradient[out_channels, in_channels, kernel_h, kernel_w] = (accumulate ? itself : 0) + gradient. `images`: of a larger batch of
   // so many images (0: no more than the geometry's), only those from the two pointers on are summed. A panel operand's next image is 16
-  // floats on, a plain one's a whole image.
+  // floats on, a plain one's a whole image. `out_channels`: likewise, of an output gradient in panels with so many channels, the geometry's from the pointer on,
+  // which stands at a panel.
   void WeightGradient(const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
-                      float* scratch, int thread_count, int64_t images = 0) const;
+                      float* scratch, int thread_count, int64_t images = 0, int64_t out_channels = 0) const;
 
   const ConvGeometry& geometry() const { return geometry_; }
   const ConvOptions& options() const { return options_; }

@@ -32,6 +32,7 @@ struct Tiling {
   int64_t panel_floats = g.batch * 16;
   // Of the images, which may be part of a larger batch.
   int64_t input_floats = panel_floats, output_floats = panel_floats;
+  int64_t pixel_panels = out_panels;  // of the output, which may have more channels
   int64_t tiles_y = (g.out_h + m - 1) / m;
   int64_t tiles_x = (g.out_w + m - 1) / m;
   int64_t tiles = tiles_y * tiles_x;
@@ -88,7 +89,7 @@ void OutputPatch(const Tiling& t, Pointer image, int64_t tile, int64_t panel, Po
       const int64_t y = tile / t.tiles_x * t.m + i;
       const int64_t x = tile % t.tiles_x * t.m + j;
       const bool inside = y < t.g.out_h && x < t.g.out_w;
-      patch[i * t.m + j] = inside ? image + ((y * t.g.out_w + x) * t.out_panels + panel) * t.output_floats : nullptr;
+      patch[i * t.m + j] = inside ? image + ((y * t.g.out_w + x) * t.pixel_panels + panel) * t.output_floats : nullptr;
     }
   }
 }
@@ -497,12 +498,13 @@ int64_t WeightGradientScratchFloats(const ConvGeometry& g, const WinogradKernels
          std::max(thread_count, 1) * blocking.share_floats(t) + direct::WeightGradientScratchFloats(g);
 }
 
-void WeightGradient(const ConvGeometry& g, const ImageCounts& images, const PanelKernels& kernels, const WinogradKernels& transforms,
+void WeightGradient(const ConvGeometry& g, const GradientOperands& operands, const PanelKernels& kernels, const WinogradKernels& transforms,
                     const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
                     float* scratch, int thread_count) {
   Tiling t{g, transforms};
-  t.input_floats = images.input * 16;
-  t.output_floats = images.output * 16;
+  t.input_floats = operands.input_images * 16;
+  t.output_floats = operands.output_images * 16;
+  t.pixel_panels = operands.output_panels;
   const int64_t shares = std::max(thread_count, 1);
   const GradientBlocking blocking(t, static_cast<int>(shares));
   const int64_t gradient_stride = t.point_stride(t.tiles, t.out_panels);

@@ -49,7 +49,7 @@ void InputGradient(const ConvGeometry& geometry, const PanelKernels& kernels, co
                    float* scratch, int thread_count);
 
 int64_t WeightGradientScratchFloats(const ConvGeometry& geometry, const WinogradKernels& transforms, int thread_count);
-void WeightGradient(const ConvGeometry& geometry, const ImageCounts& images, const PanelKernels& kernels, const WinogradKernels& transforms,
+void WeightGradient(const ConvGeometry& geometry, const GradientOperands& operands, const PanelKernels& kernels, const WinogradKernels& transforms,
                     const float* input, const float* output_gradient, bool accumulate, float* weight_gradient,
                     float* scratch, int thread_count);
 

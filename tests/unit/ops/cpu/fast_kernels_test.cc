@@ -293,6 +293,50 @@ TEST_F(FastOptimizerTest, Sgd) {
   }
 }
 
+// Any of the tensors may be the piece alone: where memory is short moments and averages, where gradients come in pieces those.
+TEST_F(FastOptimizerTest, APieceOfOneTensorHasTheBitsOfTheWhole) {
+  constexpr int64_t kPlaces = 16384;
+  const auto IsPart = [](const Tensor& part, const Tensor& whole, int64_t begin, int64_t count) {
+    const int64_t first = std::ssize(part.values) == count ? 0 : begin;
+    return std::equal(part.values.begin() + first, part.values.begin() + first + count, whole.values.begin() + begin);
+  };
+  const std::vector<std::tuple<std::string, int, Attributes>> updates = {
+      {"adam_update", 4, {{"beta1", 0.9}, {"beta2", 0.999}, {"epsilon", 1e-8}, {"weight_decay", 0.02}, {"decoupled", int64_t{0}}}},
+      {"sgd_update", 3, {{"momentum", 0.9}, {"nesterov", int64_t{0}}, {"weight_decay", 0.02}, {"dampening", 0.25}}},
+      {"sgd_update", 2, {{"momentum", 0.0}, {"nesterov", int64_t{0}}, {"weight_decay", 0.02}, {"dampening", 0.0}}},
+      {"lerp_update", 2, {{"weight", 0.1}, {"scale", 1.25}}}};
+  for (auto [name, groups, attributes] : updates) {
+    attributes.Set("count", int64_t{1});
+    std::vector<Tensor> inputs;
+    for (int group = 0; group < groups; ++group) inputs.push_back(Drawn({3, kPlaces}, random_, group == 2 ? 0.0 : -1.0, 1.0));
+    if (name != "lerp_update") {
+      for (double value : {0.01, 7.0, 0.5}) inputs.push_back(MakeTensor({}, {static_cast<float>(value)}, DataType::kF32));
+    }
+    const auto whole = RunFast(name, inputs, attributes);
+    const auto truth = RunOp(name, inputs, attributes);
+    ASSERT_TRUE(whole.ok() && truth.ok());
+    for (const auto& [begin, count] : {std::pair(kPlaces, kPlaces), std::pair(2 * kPlaces, kPlaces / 2), std::pair(int64_t{0}, 2 * kPlaces)}) {
+      for (unsigned pieces = 1; pieces + 1 < 1u << groups; ++pieces) {
+        std::vector<Tensor> parts = inputs;
+        for (int group = 0; group < groups; ++group) {
+          if ((pieces >> group & 1) == 0) continue;
+          const auto first = inputs[group].values.begin() + begin;
+          parts[group] = MakeTensor({count}, {first, first + count}, DataType::kF32);
+        }
+        Attributes part = attributes;
+        part.Set("begin", begin);
+        const auto fast = RunFast(name, parts, part, {.thread_count = 2});
+        const auto plain = RunOp(name, parts, part);
+        ASSERT_TRUE(fast.ok() && plain.ok()) << fast.status() << plain.status();
+        for (size_t o = 0; o < fast->size(); ++o) {
+          EXPECT_TRUE(IsPart((*fast)[o], (*whole)[o], begin, count)) << name << " output " << o << " pieces " << pieces;
+          EXPECT_TRUE(IsPart((*plain)[o], (*truth)[o], begin, count)) << name << " output " << o << " pieces " << pieces;
+        }
+      }
+    }
+  }
+}
+
 TEST_F(FastOptimizerTest, LerpAndSumSquares) {
   ExpectFast("lerp_update", Inputs(2, {}, 1.0, false), {{"count", count()}, {"weight", 0.1}, {"scale", 1.25}},
              {.in_place = InPlace(1)});

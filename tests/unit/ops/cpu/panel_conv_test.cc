@@ -595,6 +595,42 @@ TEST(PanelConvTest, AWeightGradientOfImagesAmongOthers) {
   }
 }
 
+// Large gradients come in pieces: runtime/partition/split_gradients.h.
+TEST(PanelConvTest, RowsOfAWeightGradientHaveTheBitsOfTheWhole) {
+  std::mt19937 random(12);
+  constexpr int64_t kRows = 72, kBatch = 16, kHeight = 24, kWidth = 20;
+  for (const Isa isa : AvailableIsas()) {
+    for (const Algorithm algorithm : {Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd3, Algorithm::kWinograd4}) {
+      for (const int64_t in_channels : {3, 20}) {
+        const Problem whole({.batch = kBatch, .in_channels = in_channels, .out_channels = kRows, .in_h = kHeight, .in_w = kWidth, .out_h = kHeight / 2, .out_w = kWidth / 2,
+                             .kernel_h = 4, .kernel_w = 4, .stride_h = 2, .stride_w = 2, .pad_top = 1, .pad_left = 1},
+                            random);
+        for (const ImageFormat input_format : {ImageFormat::kPanel, ImageFormat::kPlain}) {
+          if (input_format == ImageFormat::kPlain && in_channels > 3) continue;
+          const ConvOptions options{.algorithm = algorithm, .input_format = input_format, .isa = isa};
+          const std::vector<float> all = Compute(whole, Direction::kWeightGradient, options, {}, 1.0f, 2);
+          Floats input(PanelFloats(kBatch, in_channels, kHeight, kWidth)), output(PanelFloats(kBatch, kRows, kHeight / 2, kWidth / 2));
+          if (input_format == ImageFormat::kPanel) PlainToPanel(whole.input.data(), kBatch, in_channels, kHeight, kWidth, input.data(), 1);
+          else std::copy(whole.input.begin(), whole.input.end(), input.data());
+          PlainToPanel(whole.output.data(), kBatch, kRows, kHeight / 2, kWidth / 2, output.data(), 1);
+          for (const int64_t rows : {16, 32}) {
+            std::vector<float> pieces;
+            for (int64_t begin = 0; begin < kRows; begin += rows) {
+              ConvGeometry piece = whole.g;
+              piece.out_channels = std::min(rows, kRows - begin);
+              const PanelConv conv = *PanelConv::Create(piece, Direction::kWeightGradient, options);
+              Floats scratch(conv.ScratchFloats(2)), sum(piece.weight_count());
+              conv.WeightGradient(input.data(), output.data() + begin * kBatch, false, sum.data(), scratch.data(), 2, 0, kRows);
+              pieces.insert(pieces.end(), sum.data(), sum.data() + sum.count());
+            }
+            EXPECT_EQ(all, pieces) << Name(algorithm) << " " << Name(isa) << " " << in_channels << " channels, " << rows << " rows";
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(PanelConvTest, RejectsImpossibleSizes) {
   EXPECT_EQ(PanelConv::Create({.batch = 0}, Direction::kForward, {}).status().code(),
             absl::StatusCode::kInvalidArgument);

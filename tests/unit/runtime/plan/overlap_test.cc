@@ -320,6 +320,67 @@ TEST(OverlapTest, BucketsHoldEveryGradientOnce) {
   EXPECT_EQ(large, 2);  // one a network
 }
 
+// What is summed in place is wanted at once: losses, norms. Gradients through a spectral norm are summed behind it, where nothing waits.
+TEST(OverlapTest, GradientsThroughSpectralNormsRunBesideCompute) {
+  const Ranks ranks = PlanRanks(Small("sngan"), "batch", 2);
+  for (const Plan& plan : ranks.plans) {
+    int gradients = 0;
+    for (const Op& op : plan.program.ops()) {
+      if (op.definition->name != "all_reduce") continue;
+      gradients += op.attributes.String("purpose") == "gradient";
+      if (op.attributes.String("purpose") != "sum" || plan.program.labels()[op.phase] == "report") continue;
+      EXPECT_EQ(plan.program.TypeOf(op.inputs[0]).element_count(), 1) << plan.program.labels()[op.phase];
+    }
+    EXPECT_GT(gradients, 1);
+  }
+}
+
+// A gradient of several pieces is on its way before all of it is made, and what is kept for the next step is no larger for it.
+TEST(OverlapTest, PiecesOfGradientsLeaveLessExposed) {
+  GanCase setup = Small("dcgan");
+  setup.width = 64;
+  setup.plan.chunk_bytes = 1 << 17;
+  setup.plan.link = {.bytes_per_second = 5e7, .latency_seconds = 20e-6};
+  const absl::StatusOr<Program> program = test::StepProgramOf(setup);
+  ASSERT_TRUE(program.ok()) << program.status();
+  for (const bool across : {false, true}) {
+    OverlapEstimate estimates[2];
+    int64_t states[2] = {};
+    int exchanges[2] = {};
+    for (const bool pieces : {false, true}) {
+      Parallel parallel = *Parallel::Parse("batch");
+      parallel.exchanges = {.bucket_bytes = 1 << 17, .piece_bytes = pieces ? int64_t{1} << 17 : int64_t{1} << 40};
+      parallel.across_steps = across;
+      const absl::StatusOr<RankProgram> mine = PartitionFor(*program, parallel, 0, 2);
+      ASSERT_TRUE(mine.ok()) << mine.status();
+      ExchangeKernels kernels;
+      setup.plan.exchanges = &kernels;
+      const absl::StatusOr<Plan> plan = MakePlan(mine->program, setup.plan);
+      ASSERT_TRUE(plan.ok()) << plan.status();
+      estimates[pieces] = EstimateOverlap(*plan);
+      exchanges[pieces] = CountBeside(*plan);
+      for (const State& state : plan->program.states()) states[pieces] += plan->program.TypeOf(state.first).size_bytes();
+    }
+    EXPECT_GT(exchanges[1], exchanges[0] + 3);
+    EXPECT_LT(estimates[1].exposed_seconds, 0.95 * estimates[0].exposed_seconds) << "across " << across;
+    EXPECT_LE(states[1], states[0]);
+  }
+}
+
+// Whatever order leaves exchanges time, memory is what it was.
+TEST(OverlapTest, OrdersTakeHardlyMoreMemory) {
+  for (const char* const family : {"dcgan", "wgan-gp", "sngan", "r3gan"}) {
+    GanCase setup = Small(family);
+    setup.size = 32;
+    setup.width = 16;
+    setup.plan.link = {.bytes_per_second = 1e8, .latency_seconds = 20e-6};
+    const int64_t with = PlanRanks(setup, "batch", 2).plans[0].arena_bytes;
+    setup.plan.overlap = false;
+    const int64_t without = PlanRanks(setup, "batch", 2).plans[0].arena_bytes;
+    EXPECT_LE(static_cast<double>(with), 1.06 * static_cast<double>(without)) << family;
+  }
+}
+
 // Weights that are gathered: at most those of two ops at a time that nobody reads yet.
 TEST(OverlapTest, GathersAreOneOpAhead) {
   const Ranks ranks = PlanRanks(Small("dcgan"), "batch+shard", 2);

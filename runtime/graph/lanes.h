@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "runtime/graph/program.h"
 
@@ -19,6 +20,9 @@ inline constexpr PlanLane kExchangeLanes[] = {PlanLane::kGradients, PlanLane::kU
 
 // "compute", "copy", "gradients", "urgent", "activations".
 std::string_view Name(PlanLane lane);
+
+// An input, 1 where a step before has left something to do behind. What runs under this condition is its tail (runtime/partition/defer_tail.h).
+inline constexpr std::string_view kTailFlag = "tail";
 
 // The lane of an exchange that may run beside compute, by its purpose, {urgent} and {backward} (ops/exchange.cc); kCompute for the others, which something waits
 // for at once.

@@ -1,14 +1,9 @@
 // The last exchanges of a step beside the begin of the next one.
 #pragma once
 
-#include <string_view>
-
-#include "runtime/graph/program.h"
+#include "runtime/graph/lanes.h"
 
 namespace gantry {
-
-// An input, 1 where a step before has left a tail behind. What runs under this condition is the tail.
-inline constexpr std::string_view kTailFlag = "tail";
 
 // What of a step can wait for the next one, since nothing in the step depends on it: the exchanges of gradients of the network that is updated
 // last, from the first large one on, its updates and averages, and what only they are for. This tail moves to the begin of the program, under the condition kTailFlag, and

@@ -269,6 +269,26 @@ class AddIfKernel final : public Kernel {
   const int threads_;
 };
 
+// Between f32 and f64.
+template <typename From, typename To>
+class CastKernel final : public Kernel {
+ public:
+  explicit CastKernel(const KernelRequest& request) : count_(request.outputs[0].element_count()), threads_(request.thread_count) {}
+  std::string_view implementation() const override { return "loop"; }
+  absl::Status Run(const KernelArguments& arguments) override {
+    const auto* x = static_cast<const From*>(arguments.inputs[0]);
+    auto* out = static_cast<To*>(arguments.outputs[0]);
+    ParallelPieces(threads_, count_, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) out[i] = static_cast<To>(x[i]);
+    });
+    return absl::OkStatus();
+  }
+
+ private:
+  const int64_t count_;
+  const int threads_;
+};
+
 bool AllPlain(const KernelRequest& request) {
   return !IsPanel(request.outputs[0]) && std::none_of(request.inputs.begin(), request.inputs.end(),
                                                       [](const TensorType& type) { return IsPanel(type); });
@@ -304,6 +324,11 @@ bool AllF32(const KernelRequest& request) {
 }
 
 absl::StatusOr<std::unique_ptr<Kernel>> MakeFastElementwise(const KernelRequest& request) {
+  if (request.op.name == "cast" && AllPlain(request)) {
+    const DataType from = request.inputs[0].dtype, to = request.outputs[0].dtype;
+    if (from == DataType::kF32 && to == DataType::kF64) return std::make_unique<CastKernel<float, double>>(request);
+    if (from == DataType::kF64 && to == DataType::kF32) return std::make_unique<CastKernel<double, float>>(request);
+  }
   if (!AllF32(request)) return nullptr;
   const std::string_view name = request.op.name;
   for (const UnaryEntry& entry : kUnaries) {

@@ -240,6 +240,19 @@ TEST(FastReductionTest, ThreadsDoNotChangeABit) {
   EXPECT_EQ((*one)[0].values, (*five)[0].values);
 }
 
+TEST(FastCastTest, BetweenF32AndF64) {
+  std::mt19937_64 random(15);
+  for (const auto& [from, to] : {std::pair(DataType::kF32, DataType::kF64), std::pair(DataType::kF64, DataType::kF32)}) {
+    const Tensor x = RandomTensor({3, 1000}, random, from);
+    const Attributes attributes = {{"dtype", std::string(Name(to))}};
+    const auto fast = RunOp("cast", {x}, attributes, {.library = &CpuKernels(), .thread_count = 2});
+    const auto plain = RunOp("cast", {x}, attributes);
+    ASSERT_TRUE(fast.ok() && plain.ok()) << fast.status() << plain.status();
+    EXPECT_EQ((*fast)[0].type.dtype, to);
+    EXPECT_EQ((*fast)[0].values, (*plain)[0].values);
+  }
+}
+
 class FastOptimizerTest : public ::testing::Test {
  protected:
   // `groups` tensors of each shape, the groups at `positive` not negative, and the three scalars.

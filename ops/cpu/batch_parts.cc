@@ -170,17 +170,17 @@ class GradParametersKernel final : public Kernel {
 
 class GradApplyKernel final : public BatchNormPart {
  public:
-  explicit GradApplyKernel(const KernelRequest& request) : BatchNormPart(request, request.inputs[1]), batch_(request.attributes.Int("batch")) {}
+  explicit GradApplyKernel(const KernelRequest& request) : BatchNormPart(request, request.inputs[1]), count_(static_cast<double>(request.attributes.Int("batch") * shape_.height * shape_.width)) {}
   absl::Status Run(const KernelArguments& arguments) override {
     const BatchNormGradient gradient{.dy = In(arguments, 0), .x = In(arguments, 1), .y = activates_ ? In(arguments, 6) : nullptr,
                                      .gamma = In(arguments, 2), .mean = In(arguments, 3), .variance = In(arguments, 4),
                                      .epsilon = epsilon_, .slope = slope_, .dx = Out(arguments, 0)};
-    BatchNormInputGradient(shape_, gradient, batch_, static_cast<const double*>(arguments.inputs[5]), Scratch(arguments), threads_);
+    BatchNormInputGradient(shape_, gradient, count_, static_cast<const double*>(arguments.inputs[5]), Scratch(arguments), threads_);
     return absl::OkStatus();
   }
 
  private:
-  const int64_t batch_;
+  const double count_;
 };
 
 absl::Status RequireImages(const TensorType& x, std::string_view what) {

@@ -86,7 +86,8 @@ class Fuser {
   bool FuseActivation(OpId id) {
     const Op& op = program_.ops()[id];
     const std::string_view name = op.definition->name;
-    if ((name != "conv" && name != "conv_transpose" && name != "normalize") || op.attributes.Has("slope")) return false;
+    constexpr std::string_view kNames[] = {"conv", "conv_transpose", "normalize", "normalize_apply"};
+    if (std::find(std::begin(kNames), std::end(kNames), name) == std::end(kNames) || op.attributes.Has("slope")) return false;
     const OpId reader = OnlyReader(op.outputs[0], id);
     if (reader < 0 || program_.ops()[reader].definition->name != "leaky_relu") return false;
     const Op& activation = program_.ops()[reader];
@@ -101,21 +102,32 @@ class Fuser {
     return true;
   }
 
-  // leaky_relu_grad(g, y) that feeds a normalize_grad alone: normalize_grad(g, x, scale, mean, variance, y) {slope}.
+  static bool IsNormalizeGrad(const Op& op) {
+    constexpr std::string_view kNames[] = {"normalize_grad", "normalize_grad_sums", "normalize_grad_apply"};
+    return std::find(std::begin(kNames), std::end(kNames), op.definition->name) != std::end(kNames) && !op.attributes.Has("slope");
+  }
+
+  // leaky_relu_grad(g, y) that feeds a normalize_grad, or its halves, alone: normalize_grad(g, x, scale, mean, variance, y) {slope}.
   bool FuseActivationGradient(OpId id) {
     const Op& op = program_.ops()[id];
-    if (op.definition->name != "normalize_grad" || op.attributes.Has("slope")) return false;
+    if (!IsNormalizeGrad(op)) return false;
     const Value& gradient = program_.values()[op.inputs[0]];
-    if (gradient.kind != ValueKind::kComputed || uses_[op.inputs[0]] != 1) return false;
+    if (gradient.kind != ValueKind::kComputed) return false;
     const Op& activation = program_.ops()[gradient.producer];
     if (activation.definition->name != "leaky_relu_grad") return false;
+    int readers = 0;
+    for (OpId other = gradient.producer + 1; other < static_cast<OpId>(program_.ops().size()); ++other) {
+      const Op& reader = program_.ops()[other];
+      readers += IsNormalizeGrad(reader) && reader.inputs[0] == op.inputs[0];
+    }
+    if (uses_[op.inputs[0]] != readers) return false;
     Attributes attributes = op.attributes;
     attributes.Set("slope", activation.attributes.Float("slope"));
     std::vector<ValueId> inputs = Inputs(op);
     inputs[0] = copier_->Mapped(activation.inputs[0]);
     inputs.push_back(copier_->Mapped(activation.inputs[1]));
     copier_->SetLabels(op);
-    const std::vector<ValueId> outputs = target_->Emit("normalize_grad", inputs, std::move(attributes));
+    const std::vector<ValueId> outputs = target_->Emit(op.definition->name, inputs, std::move(attributes));
     for (size_t i = 0; i < op.outputs.size(); ++i) copier_->Map(op.outputs[i], outputs[i]);
     return true;  // the activation's own copy is dead now and goes with the next Simplify
   }

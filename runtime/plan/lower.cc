@@ -1,5 +1,9 @@
 #include "runtime/plan/lower.h"
 
+#include <algorithm>
+#include <iterator>
+#include <utility>
+
 #include "ops/cpu/panel_ops.h"
 
 namespace gantry {
@@ -79,7 +83,7 @@ class Lowering {
   // An op between convolutions: if some operand is at hand in panels only, and there is a kernel that takes all operands of
   // that shape in panels, it stays there; so does an op that gives images of another size in panels.
   bool KeepPanels(const Op& op) {
-    ValueId leader = kNoValue;
+    ValueId leader = LargeSum(op);
     const bool adds_part = op.definition->name == "add_part";  // rows follow the image that they are added to
     for (ValueId input : op.inputs) {
       if (InPanelsOnly(input) && (!adds_part || input == op.inputs[0])) leader = input;
@@ -114,6 +118,21 @@ class Lowering {
     const std::vector<ValueId> results = target_.Emit(op.definition->name, lowered, op.attributes);
     for (size_t i = 0; i < op.outputs.size(); ++i) Define(op.outputs[i], results[i], outputs[i].layout);
     return true;
+  }
+
+  // The images that the op sums over, where that is done in panels whatever they are in at this place of the program: the order of the sums is then the
+  // same in all orders of ops, and in a step that is carried over into the next one.
+  ValueId LargeSum(const Op& op) const {
+    constexpr std::pair<std::string_view, size_t> kNorms[] = {{"normalize", 0}, {"normalize_grad", 1}, {"moments", 0}, {"normalize_apply", 0},
+                                                              {"normalize_grad_sums", 1}, {"normalize_grad_apply", 1}};
+    const std::string_view name = op.definition->name;
+    const auto norm = std::find_if(std::begin(kNorms), std::end(kNorms), [&](const auto& entry) { return entry.first == name; });
+    if (norm == std::end(kNorms) && name != "reduce_sum") return kNoValue;
+    const ValueId x = op.inputs[norm == std::end(kNorms) ? 0 : norm->second];
+    const TensorType& type = source_.TypeOf(x);
+    const bool wide = type.shape.rank() == 4 && type.shape[0] >= kSmallestPanelBatch && type.shape[1] >= kFewestPanelChannels;
+    const bool is_panel = panel_[x] != kNoValue || source_.values()[x].kind == ValueKind::kState;
+    return type.dtype == DataType::kF32 && wide && (norm != std::end(kNorms) || is_panel) ? x : kNoValue;
   }
 
   bool InPanelsOnly(ValueId value) const { return plain_[value] == kNoValue && panel_[value] != kNoValue; }

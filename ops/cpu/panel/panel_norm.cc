@@ -216,14 +216,13 @@ void FinishGradientSums(int64_t channels, const double* sums, const float* varia
   }
 }
 
-void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& a, int64_t batch, const double* sums,
+void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& a, double count, const double* sums,
                             float* scratch, int thread_count, Isa isa) {
   const Panels p{shape};
   const PanelKernels& kernels = KernelsFor(isa);
   float* scales = scratch + SliceFloats(p);
   float* x_scales = scales + p.panels * 16;
   float* shifts = x_scales + p.panels * 16;
-  const double count = static_cast<double>(p.pixels * batch);
   for (int64_t channel = 0; channel < p.panels * 16; ++channel) {
     scales[channel] = x_scales[channel] = shifts[channel] = 0.0f;
     if (channel >= shape.channels) continue;
@@ -243,12 +242,28 @@ void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& a,
   });
 }
 
-void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, float* scratch, int thread_count, Isa isa,
-                       int64_t part) {
+void BatchNormParameterGradients(const PanelShape& shape, const BatchNormGradient& a, float* scratch, int thread_count, Isa isa,
+                                 int64_t part) {
   double* const sums = TotalsIn(shape, scratch);
   AddGradientSums(shape, a, 0, sums, scratch, thread_count, isa, part);
   FinishGradientSums(shape.channels, sums, a.variance, a.epsilon, a.dgamma, a.dbeta);
-  BatchNormInputGradient(shape, a, shape.batch, sums, scratch, thread_count, isa);
+}
+
+void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& a, double count, const float* dgamma, const float* dbeta,
+                            float* scratch, int thread_count, Isa isa) {
+  double* const sums = TotalsIn(shape, scratch);
+  for (int64_t channel = 0; channel < shape.channels; ++channel) {
+    sums[channel] = dbeta[channel];
+    sums[shape.channels + channel] = dgamma[channel] * std::sqrt(static_cast<double>(a.variance[channel]) + a.epsilon);
+  }
+  BatchNormInputGradient(shape, a, count, sums, scratch, thread_count, isa);
+}
+
+void BatchNormBackward(const PanelShape& shape, const BatchNormGradient& a, float* scratch, int thread_count, Isa isa,
+                       int64_t part) {
+  BatchNormParameterGradients(shape, a, scratch, thread_count, isa, part);
+  const auto count = static_cast<double>(shape.batch * shape.height * shape.width);
+  BatchNormInputGradient(shape, a, count, TotalsIn(shape, scratch), scratch, thread_count, isa);
 }
 
 void ChannelSums(const PanelShape& shape, const float* x, float* sums, float* scratch, int thread_count, Isa isa) {

@@ -64,8 +64,14 @@ void AddGradientSums(const PanelShape& shape, const BatchNormGradient& arguments
                      int thread_count, Isa isa = BestIsa(), int64_t part = 0);
 // dgamma and dbeta from the sums of all images.
 void FinishGradientSums(int64_t channels, const double* sums, const float* variance, float epsilon, float* dgamma, float* dbeta);
-// dx of the shape's images; `batch`: how many the sums are of.
-void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& arguments, int64_t batch, const double* sums,
+// dx of the shape's images; `count`: how many elements of a channel the sums are of.
+void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& arguments, double count, const double* sums,
+                            float* scratch, int thread_count, Isa isa = BestIsa());
+
+// The two halves of BatchNormBackward, for sums that several ranks make together: dgamma and dbeta of the shape's images, and dx from those of all.
+void BatchNormParameterGradients(const PanelShape& shape, const BatchNormGradient& arguments, float* scratch, int thread_count,
+                                 Isa isa = BestIsa(), int64_t part = 0);
+void BatchNormInputGradient(const PanelShape& shape, const BatchNormGradient& arguments, double count, const float* dgamma, const float* dbeta,
                             float* scratch, int thread_count, Isa isa = BestIsa());
 
 // sums[c] = sum of x over N, H and W: the gradient of a bias.

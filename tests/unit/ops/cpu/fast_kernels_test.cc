@@ -453,6 +453,49 @@ TEST(FastNormalizationTest, HalvesOfANorm) {
   }
 }
 
+TEST(FastNormalizationTest, HalvesOfABatchNormOnPanels) {
+  std::mt19937_64 random(34);
+  const auto AsF32 = [](const Tensor& tensor) {
+    Tensor rounded = MakeTensor(tensor.type.shape, tensor.values, DataType::kF32);
+    for (double& value : rounded.values) value = static_cast<float>(value);
+    return rounded;
+  };
+  for (const Shape& shape : {Shape{6, 20, 5, 7}, Shape{16, 3, 9, 4}, Shape{130, 33, 1, 1}}) {
+    const Shape parameter{1, shape[1], 1, 1};
+    for (const bool activation : {false, true}) {
+      Attributes eps = {{"eps", 1e-5}};
+      if (activation) eps.Set("slope", 0.2);
+      const Attributes axes = {{"axes", Ints{0, 2, 3}}};
+      const Tensor x = Drawn(shape, random, 1.0, 5.0), g = Drawn(shape, random), scale = Drawn(parameter, random, 0.5, 1.5);
+      ExpectFast("moments", {x}, axes, {.panels = {true}}, 2e-6, 1.0);
+      const std::vector<Tensor> moments = RunTruth("moments", {x}, axes);
+      const Tensor mean = AsF32(moments[0]), variance = AsF32(moments[1]);
+      ExpectFast("normalize_apply", {x, scale, Drawn(parameter, random), mean, variance}, eps,
+                 {.panels = {true, false, false, false, false}, .panel_output = true}, 2e-6, 1.0);
+      std::vector<Tensor> sums = {g, x, mean, variance};
+      std::vector<bool> panels = {true, true, false, false};
+      if (activation) {
+        sums.push_back(Drawn(shape, random));
+        panels.push_back(true);
+      }
+      ExpectFast("normalize_grad_sums", sums, eps, {.panels = panels}, 1e-6, std::sqrt(static_cast<double>(shape.element_count())));
+      const std::vector<Tensor> own = RunTruth("normalize_grad_sums", sums, eps);
+      // As of two and a half times the elements: those of other ranks, which may have other numbers of them.
+      std::vector<Tensor> apply = {g, x, scale, mean, variance, AsF32(own[0]), AsF32(own[1])};
+      panels = {true, true, false, false, false, false, false};
+      if (activation) {
+        apply.push_back(sums.back());
+        panels.push_back(true);
+      }
+      Attributes with_count = eps;
+      with_count.Set("count", 2.5 * static_cast<double>(shape.element_count()) / static_cast<double>(shape[1]));
+      for (const std::vector<int>& in_place : {std::vector<int>{}, {0}, {1}}) {
+        ExpectFast("normalize_grad_apply", apply, with_count, {.panels = panels, .panel_output = true, .in_place = in_place}, 2e-6, 1.0);
+      }
+    }
+  }
+}
+
 TEST(FastNormalizationTest, ResultsOverInputs) {
   std::mt19937_64 random(32);
   const Shape shape{2, 3, 5, 7}, parameter{1, 3, 1, 1};

@@ -234,7 +234,7 @@ TEST_P(PanelNormTest, StepsOverPartsHaveTheBitsOfTheWhole) {
         if (pass == 0) AddMoments(part, x_part.data(), begin, moments.data(), scratch.data(), 2, GetParam(), kPart);
         if (pass == 1) AddGradientSums(part, of_part, begin, sums.data(), scratch.data(), 2, GetParam(), kPart);
         if (pass < 2) continue;
-        BatchNormInputGradient(part, of_part, 27, sums.data(), scratch.data(), 2, GetParam());
+        BatchNormInputGradient(part, of_part, 27.0 * part.height * part.width, sums.data(), scratch.data(), 2, GetParam());
         const std::vector<float> dx_part = dy_part.Plain(part);
         dx_again.insert(dx_again.end(), dx_part.begin(), dx_part.end());
       }

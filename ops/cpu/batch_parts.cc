@@ -9,7 +9,7 @@
 // The same bits as normalize and normalize_grad with that {images} (panel_normalization.cc).
 //   "batch_norm_sums"(x [, sums]) {before, images}: per channel mean and sum of squared deviations.
 //   "batch_norm_statistics"(sums) {count}: mean and variance [1, C, 1, 1] of `count` elements a channel.
-//   "batch_norm_apply"(x, scale, bias, mean, variance) {eps [, slope]}: normalize's first result.
+//   "normalize_apply" (ops/functional.h) makes normalize's first result of them.
 //   "batch_norm_grad_sums"(g, x, mean [, y] [, sums]) {before, images [, slope]}: per channel the sum of g and of g * (x - mean), g before the
 //     activation; y and slope as of normalize_grad.
 //   "batch_norm_grad_parameters"(sums, variance) {eps, dims}: normalize_grad's second and third result, of shape `dims`.
@@ -130,17 +130,6 @@ class StatisticsKernel final : public Kernel {
   const int64_t channels_, count_;
 };
 
-class ApplyKernel final : public BatchNormPart {
- public:
-  explicit ApplyKernel(const KernelRequest& request) : BatchNormPart(request, request.inputs[0]) {}
-  size_t scratch_bytes() const override { return 0; }
-  absl::Status Run(const KernelArguments& arguments) override {
-    BatchNormalize(shape_, In(arguments, 0), In(arguments, 3), In(arguments, 4), In(arguments, 1), In(arguments, 2), epsilon_, slope_,
-                   Out(arguments, 0), threads_);
-    return absl::OkStatus();
-  }
-};
-
 class GradSumsKernel final : public BatchNormPart {
  public:
   explicit GradSumsKernel(const KernelRequest& request) : BatchNormPart(request, request.inputs[1]) {}
@@ -247,13 +236,6 @@ Outputs InferStatistics(Inputs inputs, const Attributes& attributes) {
   return std::vector<TensorType>{statistics, statistics};
 }
 
-Outputs InferApply(Inputs inputs, const Attributes& attributes) {
-  GANTRY_RETURN_IF_ERROR(RequireImages(inputs[0], "x"));
-  GANTRY_RETURN_IF_ERROR(RequirePerChannel(inputs.subspan(1), inputs[0].shape[1]));
-  GANTRY_RETURN_IF_ERROR(infer::FloatAttribute(attributes, "eps").status());
-  return infer::One(DataType::kF32, inputs[0].shape);
-}
-
 Outputs InferGradSums(Inputs inputs, const Attributes& attributes) {
   GANTRY_RETURN_IF_ERROR(RequireImages(inputs[1], "x"));
   GANTRY_ASSIGN_OR_RETURN(const int64_t before, infer::IntAttribute(attributes, "before", 0));
@@ -318,7 +300,6 @@ absl::StatusOr<std::unique_ptr<Kernel>> MakeBatchParts(const KernelRequest& requ
   }
   if (op == "batch_norm_sums") return OnPanels<SumsKernel>(request, request.inputs[0]);
   if (op == "batch_norm_statistics") return std::make_unique<StatisticsKernel>(request);
-  if (op == "batch_norm_apply") return OnPanels<ApplyKernel>(request, request.inputs[0]);
   if (op == "batch_norm_grad_sums") return OnPanels<GradSumsKernel>(request, request.inputs[1]);
   if (op == "batch_norm_grad_parameters") return std::make_unique<GradParametersKernel>(request);
   if (op == "batch_norm_grad_apply") return OnPanels<GradApplyKernel>(request, request.inputs[1]);
@@ -337,8 +318,6 @@ std::vector<OpDefinition> BatchPartsOps() {
       {.name = "batch_norm_sums", .min_inputs = 1, .max_inputs = 2, .infer = InferSums, .cost = CostOf<4>, .in_place = {{0, 1}},
        .planner_only = true},
       {.name = "batch_norm_statistics", .infer = InferStatistics, .planner_only = true},
-      {.name = "batch_norm_apply", .min_inputs = 5, .max_inputs = 5, .infer = InferApply, .cost = CostOf<4>, .in_place = {{0, 0}},
-       .planner_only = true},
       {.name = "batch_norm_grad_sums", .min_inputs = 3, .max_inputs = 5, .infer = InferGradSums, .cost = CostOf<6>,
        .planner_only = true},
       {.name = "batch_norm_grad_parameters", .min_inputs = 2, .max_inputs = 2, .infer = InferGradParameters, .planner_only = true},

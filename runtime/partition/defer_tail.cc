@@ -6,6 +6,7 @@
 
 #include "runtime/graph/lanes.h"
 #include "runtime/partition/gradient_ops.h"
+#include "runtime/partition/order_exchanges.h"
 
 namespace gantry {
 namespace {
@@ -23,10 +24,7 @@ class TailDeferrer {
       if (!saved_.contains(value)) Save(value);
     }
     GANTRY_RETURN_IF_ERROR(target_.status());
-    int64_t sequence = 0;
-    for (OpId id = 0; id < static_cast<OpId>(target_.ops().size()); ++id) {
-      if (target_.ops()[id].definition->communicates) target_.SetAttribute(id, "sequence", sequence++);
-    }
+    NumberExchanges(target_);
     return std::move(target_);
   }
 

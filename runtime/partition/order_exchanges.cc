@@ -235,4 +235,11 @@ absl::StatusOr<Program> OrderExchanges(const Program& program, const ExchangePla
   return Orderer(program, places, order).Run();
 }
 
+void NumberExchanges(Program& program) {
+  int64_t sequence = 0;
+  for (OpId id = 0; id < static_cast<OpId>(program.ops().size()); ++id) {
+    if (program.ops()[id].definition->communicates) program.SetAttribute(id, "sequence", sequence++);
+  }
+}
+
 }  // namespace gantry

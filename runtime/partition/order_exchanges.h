@@ -35,4 +35,7 @@ struct ExchangeOrder {
 //   others     stay where they are: something waits for them at once, or as soon as an op beside them is done
 absl::StatusOr<Program> OrderExchanges(const Program& program, const ExchangePlaces& places, const ExchangeOrder& order);
 
+// {sequence} anew, in the order of the program.
+void NumberExchanges(Program& program);
+
 }  // namespace gantry

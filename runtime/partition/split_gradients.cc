@@ -6,16 +6,21 @@
 #include "ops/functional.h"
 #include "ops/weight_rows.h"
 #include "runtime/graph/lanes.h"
+#include "runtime/partition/order_exchanges.h"
 
 namespace gantry {
 namespace {
 
 constexpr int64_t kUpdateElements = 16384;  // pieces of updates begin at multiples of it (ops/functional.h)
 
-bool IsOneOf(std::string_view name, std::initializer_list<std::string_view> names) { return std::find(names.begin(), names.end(), name) != names.end(); }
+bool IsOneOf(std::string_view name, std::initializer_list<std::string_view> names) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
-// Gradients of one tensor, the last of its tensors.
-bool IsUpdateByGradient(const Op& op) { return IsOneOf(op.definition->name, {"adam_update", "sgd_update"}) && op.attributes.Int("count") == 1 && !op.attributes.Has("begin"); }
+// An update of one whole tensor by its gradient.
+bool IsUpdateByGradient(const Op& op) {
+  return IsOneOf(op.definition->name, {"adam_update", "sgd_update"}) && op.attributes.Int("count") == 1 && !op.attributes.Has("begin");
+}
 
 class GradientSplitter {
  public:
@@ -31,7 +36,8 @@ class GradientSplitter {
     bool any = false;
     for (OpId id = static_cast<OpId>(program_.ops().size()) - 1; id >= 0; --id) {
       const Op& op = program_.ops()[id];
-      if (op.definition->name == "all_reduce" && op.inputs.size() == 1 && LaneOf(*op.definition, op.attributes) == PlanLane::kGradients) any = Take(op) || any;
+      const bool is_large = op.definition->name == "all_reduce" && op.inputs.size() == 1 && LaneOf(*op.definition, op.attributes) == PlanLane::kGradients;
+      any = (is_large && Take(op)) || any;
     }
     if (!any) return program_;
     for (OpId id = 0; id < static_cast<OpId>(program_.ops().size()); ++id) {
@@ -40,10 +46,7 @@ class GradientSplitter {
     }
     copier_.Finish();
     GANTRY_RETURN_IF_ERROR(target_.status());
-    int64_t sequence = 0;
-    for (OpId id = 0; id < static_cast<OpId>(target_.ops().size()); ++id) {
-      if (target_.ops()[id].definition->communicates) target_.SetAttribute(id, "sequence", sequence++);
-    }
+    NumberExchanges(target_);
     return std::move(target_);
   }
 

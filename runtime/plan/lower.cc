@@ -83,7 +83,7 @@ class Lowering {
   // An op between convolutions: if some operand is at hand in panels only, and there is a kernel that takes all operands of
   // that shape in panels, it stays there; so does an op that gives images of another size in panels.
   bool KeepPanels(const Op& op) {
-    ValueId leader = LargeSum(op);
+    ValueId leader = SumInPanels(op);
     const bool adds_part = op.definition->name == "add_part";  // rows follow the image that they are added to
     for (ValueId input : op.inputs) {
       if (InPanelsOnly(input) && (!adds_part || input == op.inputs[0])) leader = input;
@@ -120,19 +120,19 @@ class Lowering {
     return true;
   }
 
-  // The images that the op sums over, where that is done in panels whatever they are in at this place of the program: the order of the sums is then the
-  // same in all orders of ops, and in a step that is carried over into the next one.
-  ValueId LargeSum(const Op& op) const {
-    constexpr std::pair<std::string_view, size_t> kNorms[] = {{"normalize", 0}, {"normalize_grad", 1}, {"moments", 0}, {"normalize_apply", 0},
-                                                              {"normalize_grad_sums", 1}, {"normalize_grad_apply", 1}};
+  // The images that an op of several ranks sums over, where it does so in panels whatever they are in at this place of the program: the sums are then
+  // taken alike in all orders of ops, and in a part of a step that is carried over into the next one.
+  ValueId SumInPanels(const Op& op) const {
+    constexpr std::pair<std::string_view, size_t> kHalves[] = {{"moments", 0}, {"normalize_apply", 0}, {"normalize_grad_sums", 1}, {"normalize_grad_apply", 1}};
     const std::string_view name = op.definition->name;
-    const auto norm = std::find_if(std::begin(kNorms), std::end(kNorms), [&](const auto& entry) { return entry.first == name; });
-    if (norm == std::end(kNorms) && name != "reduce_sum") return kNoValue;
-    const ValueId x = op.inputs[norm == std::end(kNorms) ? 0 : norm->second];
+    const auto half = std::find_if(std::begin(kHalves), std::end(kHalves), [&](const auto& entry) { return entry.first == name; });
+    const bool sums = name == "reduce_sum";
+    if (half == std::end(kHalves) && !sums) return kNoValue;
+    const ValueId x = op.inputs[sums ? 0 : half->second];
     const TensorType& type = source_.TypeOf(x);
     const bool wide = type.shape.rank() == 4 && type.shape[0] >= kSmallestPanelBatch && type.shape[1] >= kFewestPanelChannels;
-    const bool is_panel = panel_[x] != kNoValue || source_.values()[x].kind == ValueKind::kState;
-    return type.dtype == DataType::kF32 && wide && (norm != std::end(kNorms) || is_panel) ? x : kNoValue;
+    const bool at_hand = panel_[x] != kNoValue || source_.values()[x].kind == ValueKind::kState;
+    return type.dtype == DataType::kF32 && wide && (!sums || at_hand) ? x : kNoValue;
   }
 
   bool InPanelsOnly(ValueId value) const { return plain_[value] == kNoValue && panel_[value] != kNoValue; }

@@ -205,7 +205,7 @@ class BatchSplitter final : public PartSplitter {
       case StepKind::kNormApply:
         in.push_back(copier_.Mapped(op.outputs[1]));
         in.push_back(copier_.Mapped(op.outputs[2]));
-        Define(op.outputs[0], target_.Emit("batch_norm_apply", in, std::move(attributes))[0]);
+        Define(op.outputs[0], target_.Emit("normalize_apply", in, std::move(attributes))[0]);
         break;
       case StepKind::kNormGradSums: {
         std::vector<ValueId> inputs = {in[0], in[1], in[3]};

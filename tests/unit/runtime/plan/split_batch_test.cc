@@ -60,7 +60,7 @@ TEST(SplitBatchTest, NoOpHasAllImages) {
   const Program lowered = *Lowered(80);
   const absl::StatusOr<Program> split = SplitBatch(lowered, 8, 1);
   ASSERT_TRUE(split.ok()) << split.status();
-  for (const char* name : {"batch_norm_sums", "batch_norm_apply", "batch_norm_grad_sums", "batch_norm_grad_apply", "panel_conv_weight_grad"}) {
+  for (const char* name : {"batch_norm_sums", "normalize_apply", "batch_norm_grad_sums", "batch_norm_grad_apply", "panel_conv_weight_grad"}) {
     EXPECT_EQ(CountOps(*split, name), 3) << name;
   }
   EXPECT_EQ(CountOps(*split, "panel_conv"), 6);
@@ -73,7 +73,7 @@ TEST(SplitBatchTest, NoOpHasAllImages) {
   // Only the output and the mean over everything want all images, the one plain and the other as it is.
   EXPECT_EQ(CountOps(*split, "put_images"), 6);
   // In fewer parts, each a multiple of the images that sums take.
-  EXPECT_EQ(CountOps(*SplitBatch(lowered, 4, 1), "batch_norm_apply"), 2);
+  EXPECT_EQ(CountOps(*SplitBatch(lowered, 4, 1), "normalize_apply"), 2);
   // Parts that are no smaller, and ops with too few bytes.
   EXPECT_EQ(SplitBatch(lowered, 1, 1)->Dump(), lowered.Dump());
   EXPECT_EQ(SplitBatch(lowered, 8, int64_t{1} << 40)->Dump(), lowered.Dump());

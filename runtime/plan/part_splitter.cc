@@ -51,11 +51,12 @@ ValueId PartSplitter::Whole(ValueId value) {
 
 ValueId PartSplitter::Part(ValueId value, int64_t part) {
   std::vector<ValueId>& parts = parts_[value];
+  // What is made in parts may have no such axis: bits.
+  if (!parts.empty() && parts[static_cast<size_t>(part)] != kNoValue) return parts[static_cast<size_t>(part)];
   const Value& v = source_.values()[value];
   const int64_t extent = Extent(v.type);
   if (parts.empty()) parts.assign(static_cast<size_t>(PartsOf(extent)), kNoValue);
   ValueId& made = parts[static_cast<size_t>(part)];
-  if (made != kNoValue) return made;
   const ValueId condition = target_.condition();
   // It is taken whenever the value is made, whoever needs it first.
   target_.SetCondition(v.kind == ValueKind::kComputed ? copier_.Mapped(source_.ops()[v.producer].condition) : kNoValue);

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "memory/cpu/parallel.h"
+#include "ops/attributes.h"
 #include "ops/tensor_type.h"
 
 namespace gantry {
@@ -28,11 +29,19 @@ inline TensorType WithDim(TensorType type, int axis, int64_t extent) {
   return type;
 }
 
-// The smallest of the tensors of an update of one tensor: with {begin} the piece that it is about. Larger ones are whole.
-inline size_t PieceOf(std::span<const TensorType> tensors) {
-  const auto Fewer = [](const TensorType& a, const TensorType& b) { return a.element_count() < b.element_count(); };
-  return static_cast<size_t>(std::min_element(tensors.begin(), tensors.end(), Fewer) - tensors.begin());
-}
+// What an update is about: with {begin} a piece of one tensor, which is the smallest of its operands; larger ones are whole.
+struct UpdatePiece {
+  // `groups`: runs of operands, at most 4; with {begin} of one tensor each.
+  UpdatePiece(std::span<const TensorType> inputs, const Attributes& attributes, int groups) {
+    if (!attributes.Has("begin")) return;
+    const auto operands = inputs.first(static_cast<size_t>(groups));
+    const auto Fewer = [](const TensorType& a, const TensorType& b) { return a.element_count() < b.element_count(); };
+    group = static_cast<int>(std::min_element(operands.begin(), operands.end(), Fewer) - operands.begin());
+    for (int i = 0; i < groups; ++i) begins[i] = operands[i].element_count() > operands[group].element_count() ? attributes.Int("begin") : 0;
+  }
+  int group = 0;                    // whose operands say how many elements it is about
+  std::array<int64_t, 4> begins{};  // per group: where they begin in its operands
+};
 
 // Scratch of parts lies aligned behind each other.
 inline size_t AlignedBytes(size_t bytes) { return (bytes + 63) / 64 * 64; }

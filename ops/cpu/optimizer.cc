@@ -1,6 +1,5 @@
 // Fast updates of many tensors at once, in f32: all elements of all tensors are shared between the threads in blocks.
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 
@@ -40,14 +39,9 @@ class BucketKernel : public Kernel {
  public:
   BucketKernel(const KernelRequest& request, int groups)
       : count_(static_cast<int>(request.attributes.Int("count"))),
-        blocks_(BlocksOf(request.attributes.Has("begin") ? request.inputs.subspan(PieceOf(request.inputs.first(groups)), 1) : request.inputs.first(count_))),
-        threads_(UsefulThreads(request.thread_count, static_cast<int64_t>(blocks_.size()) * kBlockElements)) {
-    if (!request.attributes.Has("begin")) return;
-    const int64_t piece = request.inputs[PieceOf(request.inputs.first(groups))].element_count();
-    for (int group = 0; group < groups; ++group) {
-      shifts_[group] = request.inputs[group].element_count() > piece ? request.attributes.Int("begin") : 0;
-    }
-  }
+        piece_(request.inputs, request.attributes, groups),
+        blocks_(BlocksOf(request.inputs.subspan(static_cast<size_t>(piece_.group * count_), static_cast<size_t>(count_)))),
+        threads_(UsefulThreads(request.thread_count, static_cast<int64_t>(blocks_.size()) * kBlockElements)) {}
   std::string_view implementation() const override { return VectorImplementation(); }
 
  protected:
@@ -56,10 +50,10 @@ class BucketKernel : public Kernel {
     ParallelFor(threads_, static_cast<int64_t>(blocks_.size()), [&](int64_t block) { body(blocks_[block]); });
   }
   const float* In(const KernelArguments& arguments, int group, const Block& block) const {
-    return static_cast<const float*>(arguments.inputs[group * count_ + block.tensor]) + block.begin + shifts_[group];
+    return static_cast<const float*>(arguments.inputs[group * count_ + block.tensor]) + block.begin + piece_.begins[group];
   }
   float* Out(const KernelArguments& arguments, int group, const Block& block) const {
-    return static_cast<float*>(arguments.outputs[group * count_ + block.tensor]) + block.begin + shifts_[group];
+    return static_cast<float*>(arguments.outputs[group * count_ + block.tensor]) + block.begin + piece_.begins[group];
   }
   // The scalar behind `groups` groups of tensors.
   double Scalar(const KernelArguments& arguments, int groups, int index) const {
@@ -68,7 +62,7 @@ class BucketKernel : public Kernel {
 
  private:
   const int count_;
-  std::array<int64_t, 4> shifts_{};  // per group: where in whole tensors the piece begins
+  const UpdatePiece piece_;
   const std::vector<Block> blocks_;
   const int threads_;
 };

@@ -1,4 +1,3 @@
-#include <array>
 #include <cmath>
 
 #include "ops/kernel_parts.h"
@@ -7,21 +6,8 @@
 namespace gantry::reference {
 namespace {
 
-// The group of an update's operands that says how many elements it is about, and where these begin in each group: with {begin}, in whole
-// tensors, there.
-struct Piece {
-  Piece(const KernelRequest& request, int groups) {
-    if (!request.attributes.Has("begin")) return;
-    const auto operands = request.inputs.first(static_cast<size_t>(groups));
-    group = static_cast<int>(PieceOf(operands));
-    for (int i = 0; i < groups; ++i) begins[i] = operands[i].element_count() > operands[group].element_count() ? request.attributes.Int("begin") : 0;
-  }
-  int group = 0;
-  std::array<int64_t, 4> begins{};
-};
-
 std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
-  const Piece piece(request, 4);
+  const UpdatePiece piece(request.inputs, request.attributes, 4);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double beta1 = request.attributes.Float("beta1"), beta2 = request.attributes.Float("beta2");
   const double epsilon = request.attributes.Float("epsilon"), decay = request.attributes.Float("weight_decay");
@@ -59,7 +45,7 @@ std::unique_ptr<Kernel> MakeAdam(const KernelRequest& request) {
 }
 
 std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
-  const Piece piece(request, request.attributes.Float("momentum") != 0.0 ? 3 : 2);
+  const UpdatePiece piece(request.inputs, request.attributes, request.attributes.Float("momentum") != 0.0 ? 3 : 2);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double momentum = request.attributes.Float("momentum"), decay = request.attributes.Float("weight_decay");
   const double dampening = request.attributes.Float("dampening");
@@ -93,7 +79,7 @@ std::unique_ptr<Kernel> MakeSgd(const KernelRequest& request) {
 }
 
 std::unique_ptr<Kernel> MakeLerp(const KernelRequest& request) {
-  const Piece piece(request, 2);
+  const UpdatePiece piece(request.inputs, request.attributes, 2);
   const auto count = static_cast<int>(request.attributes.Int("count"));
   const double weight = request.attributes.Float("weight"), scale = request.attributes.Float("scale");
   return MakeFloatKernel(request, [=](auto zero, const OpInstance& op, const KernelArguments& arguments) {

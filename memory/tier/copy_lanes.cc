@@ -51,6 +51,10 @@ absl::Status CheckThrottle(std::string_view tier, std::string_view direction, co
   return absl::OkStatus();
 }
 
+uint32_t Crc(std::span<const std::byte> bytes, uint32_t before = 0) {
+  return static_cast<uint32_t>(crc32_z(before, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
+}
+
 bool Throttled(const Throttle& throttle) {
   return throttle.bytes_per_second > 0 || throttle.latency_seconds > 0 || throttle.jitter_seconds > 0;
 }
@@ -87,6 +91,8 @@ class CopyLanes::Lane {
     const std::lock_guard lock(mutex_);
     return started_;
   }
+  // Keeps the sum of what a copy out took; compares that of what a copy in brought.
+  absl::Status CheckSums(const LaneCopy& copy, uint32_t sum);
   int64_t bytes_moved() const { return bytes_moved_.load(std::memory_order_relaxed); }
   double busy_seconds() const { return 1e-9 * static_cast<double>(busy_ns_.load(std::memory_order_relaxed)); }
 
@@ -101,7 +107,6 @@ class CopyLanes::Lane {
   absl::Status CheckCopy(const LaneCopy& copy) const;
   // Moves the piece at `position` of the copy's device bytes: what the tier got or gave, which is in staging_ where it is encoded.
   absl::StatusOr<std::span<const std::byte>> MovePiece(const LaneCopy& copy, int64_t position, int64_t piece_bytes);
-  absl::Status CheckSums(const LaneCopy& copy, uint32_t sum);
   // Sleeps until then; false where the lane is to stop.
   bool SleepUntil(Clock::time_point time);
   absl::Status FirstError() const {
@@ -237,7 +242,7 @@ absl::Status CopyLanes::Lane::Copy(const Queued& queued) {
     GANTRY_ASSIGN_OR_RETURN(const std::span<const std::byte> piece,
                             MovePiece(copy, position, std::min(piece_bytes, copy.bytes - position)));
     moved += static_cast<int64_t>(piece.size());
-    if (summed) sum = static_cast<uint32_t>(crc32_z(sum, reinterpret_cast<const Bytef*>(piece.data()), piece.size()));
+    if (summed) sum = Crc(piece, sum);
   }
   if (summed) GANTRY_RETURN_IF_ERROR(CheckSums(copy, sum));
   if (throttled) {
@@ -379,6 +384,17 @@ absl::Status CopyLanes::Drain() {
   absl::Status status;
   for (const std::unique_ptr<Lane>& lane : lanes_) status.Update(lane->Wait(lane->started(), waited_ns_));
   return status;
+}
+
+absl::Status CopyLanes::CheckRead(int tier, int64_t tier_offset, int slot, std::span<const std::byte> content) {
+  if (slot < 0 || slot >= checksum_slots_) return absl::OkStatus();
+  const LaneCopy read{.tier = tier, .out = false, .tier_offset = tier_offset, .bytes = std::ssize(content), .checksum_slot = slot};
+  return lanes_[lane(tier, false)]->CheckSums(read, Crc(content));
+}
+
+void CopyLanes::NoteWrite(int slot, std::span<const std::byte> content) {
+  if (slot < 0 || slot >= checksum_slots_) return;
+  checksums_[static_cast<size_t>(slot)].store(Crc(content) | kChecksumSet, std::memory_order_relaxed);
 }
 
 void CopyLanes::ForgetChecksum(int slot) {

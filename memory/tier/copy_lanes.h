@@ -69,9 +69,14 @@ class CopyLanes {
   // Until all lanes have finished all that they have been given; the first error in the order of lanes.
   absl::Status Drain();
 
-  // What is in the tier has been written past the lanes: copies in are not compared until the next copy out. No copy of that slot
-  // may be under way.
+  // For who reads and writes a tier past the lanes. No copy of that slot may be under way; all do nothing without checksums.
+  // Whether `content`, read from `tier_offset` of the tier, is what went there last with that slot. kDataLoss as Wait.
+  absl::Status CheckRead(int tier, int64_t tier_offset, int slot, std::span<const std::byte> content);
+  // `content` has been written: that is what has to come back.
+  void NoteWrite(int slot, std::span<const std::byte> content);
+  // Something unknown has been written: copies in are not compared until the next copy out.
   void ForgetChecksum(int slot);
+  bool has_checksums() const { return checksum_slots_ > 0; }
 
   // Sums since Create. Any thread, any time.
   double waited_seconds() const;      // spent in Wait and Drain, and in Start for room in a queue

@@ -31,6 +31,11 @@ bool IsZero(const void* scalar, DataType type) {
   return type == DataType::kF64 ? *static_cast<const double*>(scalar) == 0.0 : *static_cast<const float*>(scalar) == 0.0f;
 }
 
+// kDataLoss is left to losses: what a tier or a link lost is its failure.
+absl::Status NotOfALoss(absl::Status status) {
+  return absl::IsDataLoss(status) ? absl::UnavailableError(status.message()) : status;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Executor>> Executor::Create(Plan plan, Device& device, const TierReserver& reserve_tier) {
@@ -240,19 +245,31 @@ std::span<std::byte> Executor::Data(std::string_view name) {
 
 absl::Status Executor::ReadState(const State& state, std::span<std::byte> to) {
   const int tier = plan_.program.values()[state.last].tier;
-  if (tier != kDeviceTier) GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
-  if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Read(plan_.offsets[state.last], to);
-  const std::span<std::byte> data = Memory(state.last);
-  std::copy(data.begin(), data.end(), to.begin());
-  return absl::OkStatus();
+  const int64_t offset = plan_.offsets[state.last];
+  if (tier == kDeviceTier) {
+    std::copy_n(arena_->data() + offset, to.size(), to.begin());
+    return absl::OkStatus();
+  }
+  GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
+  absl::Status read = slabs_[tier]->Read(offset, to);
+  // What was copied is compared, and not what lies there: that may change in between.
+  if (read.ok() && lanes_ != nullptr) read = lanes_->CheckRead(tier, offset, checksum_slot_[state.last], to);
+  return NotOfALoss(std::move(read));
+}
+
+std::span<const std::byte> Executor::Borrow(const State& state) {
+  const bool compared = lanes_ != nullptr && lanes_->has_checksums() && plan_.program.values()[state.last].tier != kDeviceTier;
+  return compared ? std::span<const std::byte>() : Memory(state.last);
 }
 
 absl::Status Executor::WriteState(const State& state, std::span<const std::byte> from) {
   const int tier = plan_.program.values()[state.last].tier;
   if (tier != kDeviceTier) GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
-  if (lanes_ != nullptr) lanes_->ForgetChecksum(checksum_slot_[state.last]);
-  if (tier != kDeviceTier && slabs_[tier]->data() == nullptr) return slabs_[tier]->Write(plan_.offsets[state.last], from);
-  std::copy(from.begin(), from.end(), Data(state.last).begin());
+  if (tier != kDeviceTier) {
+    if (lanes_ != nullptr) lanes_->NoteWrite(checksum_slot_[state.last], from);
+    return NotOfALoss(slabs_[tier]->Write(plan_.offsets[state.last], from));
+  }
+  std::copy(from.begin(), from.end(), Memory(state.last).begin());
   return absl::OkStatus();
 }
 
@@ -276,7 +293,7 @@ absl::Status Executor::WaitForOne(int transfer) {
     if (!status.ok()) status = Annotate(status, absl::StrCat("waiting for ", plan_.program.Describe(exchange.op)));
   }
   exposed_[kind].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  return status;
+  return NotOfALoss(std::move(status));
 }
 
 void Executor::EndCopies() {
@@ -295,7 +312,7 @@ absl::Status Executor::RunExchange(BoundExchange& exchange) {
     return absl::OkStatus();
   }
   const auto begin = std::chrono::steady_clock::now();
-  absl::Status status = exchange_lanes_->Run(exchange.exchange);
+  absl::Status status = NotOfALoss(exchange_lanes_->Run(exchange.exchange));
   exposed_[exchange.kind].seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   return status;
 }
@@ -320,7 +337,6 @@ absl::Status Executor::RunOne(BoundOp& op) {
 }
 
 absl::Status Executor::Run() {
-  stopped_on_loss_ = false;
   for (const ValueId input : plan_.program.inputs()) {
     const int tier = plan_.program.values()[input].tier;
     if (plan_.offsets[input] == kNoOffset) continue;
@@ -347,7 +363,6 @@ absl::Status Executor::Run() {
                                                          : AllFinite<float>(op.watched_scalar, 1);
     if (!finite) {
       stopped_at_ = index;
-      stopped_on_loss_ = true;
       return Stop(absl::DataLossError(absl::StrFormat("%s made a value that is not finite", plan_.program.Describe(op.op))));
     }
   }

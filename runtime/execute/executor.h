@@ -43,19 +43,21 @@ class Executor {
   // with addresses. Empty where there is none, or nobody reads the input; and of a state in a file.
   std::span<std::byte> Data(std::string_view name);
   std::span<std::byte> Data(ValueId value);
-  // Copies a state, wherever it is between steps. Sizes must be the state's. kDataLoss, kUnavailable where a file fails.
+  // Copies a state, wherever it is between steps. Sizes must be the state's. kUnavailable where a tier fails: a file, or, with the plan's
+  // checksums, what was read is not what was written.
   absl::Status ReadState(const State& state, std::span<std::byte> to);
   absl::Status WriteState(const State& state, std::span<const std::byte> from);
 
+  // A state's memory, to read it between steps where it is; empty where it has no addresses, or has to be compared with a checksum.
+  std::span<const std::byte> Borrow(const State& state);
+
   // One step. A scalar output (a loss) is checked as soon as it is made: where it is not finite, the step stops there with
-  // kDataLoss before any later op of it runs. Errors of a tier (kUnavailable, kDataLoss) stop it likewise: what it held is then lost,
+  // kDataLoss before any later op of it runs. Errors of a tier (kUnavailable) stop it likewise: what it held is then lost,
   // states are partly of this step and partly of the one before, and every later Run fails too.
   absl::Status Run();
   // The ops under the condition `input` alone, in their order: what a step has left for the next one (runtime/partition/defer_tail.h). States and
   // outputs apart from theirs are as before. The caller has set the input to 1. Errors as Run.
   absl::Status RunTail(ValueId input);
-  // Whether the last Run ended because of a loss that was not finite.
-  bool stopped_on_loss() const { return stopped_on_loss_; }
 
   // After Run returned kDataLoss and the inputs have been filled again: runs the step up to the same place, looking at every
   // value, and returns what first held a NaN or infinity: "input real", "state discriminator.0.weight" or an op.
@@ -141,7 +143,6 @@ class Executor {
   int64_t high_water_ = 0;
   std::vector<int64_t> tier_high_water_;
   size_t stopped_at_ = 0;
-  bool stopped_on_loss_ = false;
   bool profiling_ = false;
   std::vector<double> op_seconds_, op_wait_seconds_;
 };

@@ -446,13 +446,11 @@ absl::Status GanSession::Step(const GanBatch& batch) {
   whole_ = false;
   absl::Status status = executor_->Run();
   has_tail_ = false;  // it has run, and must not run again where the step is looked at once more
-  if (absl::IsDataLoss(status) && executor_->stopped_on_loss()) {
+  if (absl::IsDataLoss(status)) {
     FillInputs(batch);
     return absl::DataLossError(absl::StrFormat("step %d: %s; the first NaN or infinity is in %s", progress_.steps + 1,
                                                Message(status), executor_->FindFirstNonFinite()));
   }
-  // kDataLoss is left to losses: what a tier lost is a failure of the tier.
-  if (absl::IsDataLoss(status)) status = absl::UnavailableError(ToAbsl(Message(status)));
   if (status.ok() && loans_ != nullptr) status = loans_->Measure(*executor_);
   if (!status.ok()) return Annotate(status, absl::StrFormat("step %d", progress_.steps + 1));
   whole_ = true;

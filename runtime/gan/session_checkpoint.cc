@@ -23,19 +23,19 @@ HostType ToHostType(DataType type) {
 
 }  // namespace
 
-// A state is always laid out plainly: lowering reorders at its use. States without addresses (in a file), or in pieces, get a buffer.
+// A state is always laid out plainly: lowering reorders at its use. One in pieces, or that cannot be borrowed, gets a buffer.
 absl::StatusOr<SessionMemory> SessionTensors(GanSession& session) {
   GANTRY_RETURN_IF_ERROR(session.EndTail());
   SessionMemory memory;
-  for (const std::string& name : session.StateNames()) {
-    const TensorType type = *session.StateType(name);
-    std::span<std::byte> bytes = session.executor().Data(name);
-    if (static_cast<int64_t>(bytes.size()) != type.size_bytes()) {
-      memory.buffers.emplace_back(name, std::vector<std::byte>(type.size_bytes()));
-      bytes = memory.buffers.back().second;
-      GANTRY_RETURN_IF_ERROR(session.CopyStateOut(name, bytes));
+  for (const GanSession::SessionState& state : session.states()) {
+    std::span<const std::byte> bytes;
+    if (state.pieces.size() == 1) bytes = session.executor().Borrow(*state.pieces[0]);
+    if (std::ssize(bytes) != state.type.size_bytes()) {
+      std::vector<std::byte>& buffer = memory.buffers.emplace_back(state.type.size_bytes());
+      GANTRY_RETURN_IF_ERROR(session.CopyStateOut(state.name, buffer));
+      bytes = buffer;
     }
-    memory.tensors.push_back({name, ToHostType(type.dtype), type.shape.dims(), bytes});
+    memory.tensors.push_back({state.name, ToHostType(state.type.dtype), state.type.shape.dims(), bytes});
   }
   return memory;
 }

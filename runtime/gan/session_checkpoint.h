@@ -9,10 +9,10 @@
 
 namespace gantry {
 
-// Tensors borrowed from a session, and buffers for those of its states that have no address.
+// Tensors borrowed from a session, and buffers for those of its states that cannot be (Executor::Borrow).
 struct SessionMemory {
   std::vector<CheckpointTensor> tensors;
-  std::vector<std::pair<std::string, std::vector<std::byte>>> buffers;
+  std::vector<std::vector<std::byte>> buffers;
 };
 // Every state of the session, for writing, as the last step leaves it: GanSession::EndTail, a call of all ranks, goes before.
 absl::StatusOr<SessionMemory> SessionTensors(GanSession& session);

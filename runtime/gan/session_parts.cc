@@ -125,7 +125,7 @@ absl::Status PartReader::Read(std::span<std::byte> to) {
                  skip = static_cast<size_t>(first - piece->begin) * element_bytes;
       if (last - first == piece_end - piece->begin) {
         GANTRY_RETURN_IF_ERROR(session_->executor().ReadState(*piece, to.first(count)));
-      } else if (const std::span<std::byte> data = session_->executor().Data(piece->last); !data.empty()) {
+      } else if (const std::span<const std::byte> data = session_->executor().Borrow(*piece); !data.empty()) {
         std::memcpy(to.data(), data.data() + skip, count);
       } else {
         const auto whole = std::span(piece_).first(static_cast<size_t>(program.TypeOf(piece->first).size_bytes()));

@@ -426,6 +426,15 @@ absl::Status Trainer::CheckUsable() const {
                    last_checkpoint_.empty() ? "an earlier checkpoint" : last_checkpoint_));
 }
 
+absl::Status Trainer::StatesAreLost(const absl::Status& error) {
+  failed_ = true;
+  return absl::Status(error.code(), absl::StrCat(error.message(), "; ", LastCheckpoint()));
+}
+
+std::string Trainer::LastCheckpoint() const {
+  return last_checkpoint_.empty() ? "no checkpoint was written before it" : absl::StrCat("the last good checkpoint is ", last_checkpoint_);
+}
+
 absl::StatusOr<StepReport> Trainer::Step() {
   GANTRY_RETURN_IF_ERROR(CheckUsable());
   const double begin = Now();
@@ -436,12 +445,7 @@ absl::StatusOr<StepReport> Trainer::Step() {
   GANTRY_RETURN_IF_ERROR(SetLearningRates());
   draws_read_ = 0;
   if (const absl::Status stepped = session_->Step({.real = batch_}); !stepped.ok()) {
-    // It broke off in the middle: some states are of this step, some of the one before.
-    failed_ = true;
-    return absl::Status(stepped.code(), absl::StrFormat("%s; %s", Message(stepped),
-                                                        last_checkpoint_.empty()
-                                                            ? "no checkpoint was written before it"
-                                                            : absl::StrCat("the last good checkpoint is ", last_checkpoint_)));
+    return StatesAreLost(stepped);  // it broke off in the middle: some are of this step, some of the one before
   }
   samples_drawn_ = static_cast<int64_t>(stream_->samples_drawn());
   ReadExposed();
@@ -553,8 +557,7 @@ absl::StatusOr<std::string> Trainer::SaveParts(const SafetensorsMetadata& metada
   const std::string path = absl::StrCat(config_.output.directory, "/", CheckpointFileName(progress().steps));
   const absl::Status written = WriteSessionParts(*session_, path, metadata);
   if (!written.ok()) {
-    const std::string last = last_checkpoint_.empty() ? "there is no earlier checkpoint" : absl::StrCat("the last good checkpoint is ", last_checkpoint_);
-    const absl::Status explained(written.code(), absl::StrCat(written.message(), "; ", last));
+    const absl::Status explained(written.code(), absl::StrCat(written.message(), "; ", LastCheckpoint()));
     return absl::IsUnavailable(written) ? explained : Output(explained);
   }
   if (writes()) GANTRY_RETURN_IF_ERROR(Output(folder_->Prune(progress().steps, config_.output.keep_checkpoints)));
@@ -572,8 +575,9 @@ absl::StatusOr<std::string> Trainer::Save() {
     last_checkpoint_ = "the file of rank 0";
   } else {
     GANTRY_RETURN_IF_ERROR(Output(metrics_->Sync()));
-    GANTRY_ASSIGN_OR_RETURN(const SessionMemory memory, SessionTensors(*session_));
-    GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory.tensors, CheckpointMetadata(),
+    const absl::StatusOr<SessionMemory> memory = SessionTensors(*session_);
+    if (!memory.ok()) return StatesAreLost(Annotate(memory.status(), absl::StrFormat("saving step %d", progress().steps)));
+    GANTRY_ASSIGN_OR_RETURN(last_checkpoint_, Output(folder_->Save(progress().steps, memory->tensors, CheckpointMetadata(),
                                                                    config_.output.keep_checkpoints)));
   }
   checkpoint_step_ = progress().steps;

@@ -130,6 +130,9 @@ class Trainer {
   absl::Status Build(Device& device);
   absl::Status ResumeOwn(const std::string& given);  // without asking the other ranks
   absl::Status CheckUsable() const;
+  // Ends the use of the states; `error`, and what to go on from.
+  absl::Status StatesAreLost(const absl::Status& error);
+  std::string LastCheckpoint() const;
   bool writes() const { return session_->rank() == 0; }
   absl::Status OpenFolder();  // of a new run, once; a call of all ranks
   absl::Status MakeFolder();
@@ -171,7 +174,7 @@ class Trainer {
   std::vector<ExposedWait> exposed_;                      // of the last step
   std::vector<double> exposed_sums_, logged_exposed_;     // since the session was made, and up to the last log line
   int64_t low_diversity_steps_ = 0;
-  bool failed_ = false;                             // a loss was not finite
+  bool failed_ = false;                             // StatesAreLost
   bool opened_ = false;                             // rank 0 has the folder and its files
   int64_t samples_drawn_ = 0;                       // by the steps that are done
   int64_t first_step_ = 0;                          // steps that an earlier process did

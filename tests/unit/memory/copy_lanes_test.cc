@@ -399,6 +399,31 @@ TEST(EncodedCopyTest, WrongCopiesAreErrorsOfTheLane) {
   EXPECT_EQ(CopyLanes::Create({host.get()}, {}, {}, {.max_pending = 1, .encoded_chunks = -1}).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
+TEST(CopyLanesTest, ReadsAndWritesPastTheLanesAreCompared) {
+  auto host = Host(8192);
+  std::vector<std::byte> device(4096, std::byte{5});
+  auto lanes = Lanes({host.get()}, {.max_pending = 2, .checksum_slots = 1});
+  EXPECT_TRUE(lanes->has_checksums());
+  LaneCopy copy{.device = device.data(), .tier_offset = 4096, .bytes = 4096, .checksum_slot = 0};
+  const std::span<std::byte> there(host->data() + 4096, 4096);
+  EXPECT_TRUE(lanes->CheckRead(0, 4096, 0, there).ok()) << "nothing has gone out";
+  ASSERT_TRUE(lanes->Wait(0, lanes->Start(copy)).ok());
+  EXPECT_TRUE(lanes->CheckRead(0, 4096, 0, there).ok());
+  there[17] = std::byte{6};
+  const absl::Status changed = lanes->CheckRead(0, 4096, 0, there);
+  EXPECT_EQ(changed.code(), absl::StatusCode::kDataLoss);
+  EXPECT_THAT(std::string(changed.message()), ::testing::HasSubstr("4096 bytes at offset 4096 came back changed"));
+  EXPECT_TRUE(lanes->CheckRead(0, 4096, 1, there).ok()) << "there is no such slot";
+
+  lanes->NoteWrite(0, there);
+  lanes->NoteWrite(1, there);
+  EXPECT_TRUE(lanes->CheckRead(0, 4096, 0, there).ok());
+  copy.out = false;
+  EXPECT_TRUE(lanes->Wait(1, lanes->Start(copy)).ok());
+  there[17] = std::byte{5};
+  EXPECT_EQ(lanes->Wait(1, lanes->Start(copy)).code(), absl::StatusCode::kDataLoss);
+}
+
 TEST(CopyLanesTest, AForgottenChecksumIsNotCompared) {
   auto host = Host(4096);
   std::vector<std::byte> device(4096, std::byte{5});

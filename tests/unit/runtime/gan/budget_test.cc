@@ -1,8 +1,10 @@
 // Budgets change where things are and when, never a bit of what comes out.
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <map>
 
+#include "runtime/gan/session_checkpoint.h"
 #include "runtime/plan/plan_file.h"
 #include "tests/support/gan_case.h"
 
@@ -341,6 +343,36 @@ TEST(BudgetCaseTest, CopiesOfStatesGoOnIntoTheNextStep) {
   }
   EXPECT_GT(going_on, 0);
   EXPECT_TRUE(VerifyPlan(*plan).ok());
+}
+
+// A checkpoint must not take for good what has changed in a tier since the step.
+TEST(BudgetCaseTest, StatesThatChangedInATierAreNotSaved) {
+  Case setup = CaseOf("dcgan");
+  setup.plan.device_memory.fraction = 0.5;
+  setup.plan.tiers = {Host()};
+  setup.plan.checksums = true;
+  const std::unique_ptr<Device> device = MakeCpuDevice({.thread_count = 2});
+  const auto session = MakeSession(setup, *device);
+  ASSERT_TRUE(session.ok()) << session.status();
+  GanSession& gan = **session;
+  const Program& program = gan.plan().program;
+  const auto in_tier = std::find_if(program.states().begin(), program.states().end(), [&](const State& state) {
+    return state.whole.empty() && program.values()[state.last].tier != kDeviceTier;
+  });
+  ASSERT_NE(in_tier, program.states().end()) << "no state is in a tier";
+  const std::span<std::byte> there = gan.executor().Data(in_tier->last);  // before the step that writes it
+  const std::vector<float> real(gan.real_elements() * gan.draws_per_step(), 0.5F);
+  ASSERT_TRUE(gan.Step({.real = real}).ok());
+  const std::string path = ::testing::TempDir() + "/changed.safetensors";
+  EXPECT_TRUE(SaveSession(gan, path).ok());
+  EXPECT_TRUE(gan.executor().Borrow(*in_tier).empty());
+
+  there[5] ^= std::byte{1};
+  std::vector<std::byte> copy(there.size());
+  for (const absl::Status& status : {gan.CopyStateOut(in_tier->name, copy), SaveSession(gan, path), gan.Step({.real = real})}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("came back changed"));
+  }
 }
 
 TEST(BudgetCaseTest, SlowLinksChangeTheTimeOnly) {

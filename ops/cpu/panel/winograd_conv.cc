@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
 
 #include "memory/cpu/parallel.h"
 #include "ops/cpu/panel/direct_conv.h"
@@ -15,6 +18,15 @@ constexpr int64_t kPointGap = 5 * 16;
 constexpr int64_t kBlockFloats = int64_t{2} << 20;
 // Transformed input panels of a weight-gradient task should stay near the second-level cache.
 constexpr int64_t kGroupFloats = 640 << 10;
+
+// Packed weights of so many bytes and more leave a core's caches before they are read.
+constexpr int64_t kPastCachesBytes = int64_t{1} << 20;
+
+void StoreFence() {
+#if defined(__SSE__)
+  _mm_sfence();
+#endif
+}
 
 // Where everything lies for one geometry and tile size.
 struct Tiling {
@@ -207,6 +219,9 @@ void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKern
           bool rows_are_inputs, const Offset& offset, float* packed, int thread_count) {
   const Tiling t{g, transforms};
   const int64_t point_floats = t.out_panels * t.phase_panels * 256;
+  const bool past_caches = t.all_points * point_floats * static_cast<int64_t>(sizeof(float)) >= kPastCachesBytes &&
+                           reinterpret_cast<uintptr_t>(packed) % 64 == 0;
+  const WinogradKernels::Function transform = past_caches ? transforms.weight_past_caches : transforms.weight;
   ParallelFor(thread_count, t.out_panels * t.in_panels, [&](int64_t task) {
     alignas(64) float blocks[kMostPoints * 256];
     // Neighbouring tasks write neighbouring blocks.
@@ -225,8 +240,9 @@ void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKern
       for (int64_t p = 0; p < t.all_points; ++p) {
         results[p] = packed + p * point_floats + offset(out_panel, phase * t.in_panels + in_panel);
       }
-      transforms.weight(256, sources, results, nullptr);
+      transform(256, sources, results, nullptr);
     }
+    if (past_caches) StoreFence();
   });
 }
 

@@ -122,7 +122,10 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
   // product reads again, a float of packed weights. The weight gradient reduces as many floats as the others pack.
   constexpr double kStepNs = 0.35, kTransformNs = 0.45, kPackNs = 0.5;
   const double channel_steps = static_cast<double>(PanelCount(g.in_channels) * PanelCount(g.out_channels)) * 16.0;
-  const double packings = direction == Direction::kWeightGradient ? 0.5 : 1.0 / std::max(calls_per_packing, 1);
+  const bool weight_gradient = direction == Direction::kWeightGradient;
+  // Packed weights lie beside the activations of a step: what each float of them has to save.
+  constexpr double kHeldNs = 1.0;
+  const double packed_ns = weight_gradient ? 0.5 * kPackNs : kPackNs / std::max(calls_per_packing, 1) + kHeldNs;
   const auto taps_inside = [](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
     double count = 0;
     for (int64_t tap = 0; tap < kernel; ++tap) {
@@ -138,19 +141,19 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
                         taps_inside(g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_left, g.dilation_w);
   const double batch = static_cast<double>(g.batch);
   // The errors of images add up from layer to layer, and decide at the kinks of activations; a weight gradient's go no further.
-  constexpr double kMostAmplification = 2.01;
+  constexpr double kMostAmplification = 2.81;
   Algorithm best = Algorithm::kDirect;
   double best_ns = pixels * batch * channel_steps * kStepNs +
-                   packings * static_cast<double>(g.taps()) * channel_steps * 16.0 * kPackNs;
+                   static_cast<double>(g.taps()) * channel_steps * 16.0 * packed_ns;
   for (Algorithm algorithm : {Algorithm::kWinograd2, Algorithm::kWinograd3, Algorithm::kWinograd4}) {
     const int64_t outputs = FormOf(algorithm) + 2;
     const WinogradKernels& transforms = TransformsFor(Isa::kPortable, g, algorithm);
     if (!winograd::Supports(g, transforms)) continue;
-    if (direction != Direction::kWeightGradient && transforms.amplification > kMostAmplification) continue;
+    if (!weight_gradient && transforms.amplification > kMostAmplification) continue;
     // Per dimension: a last tile that is not full needs no product of the last point, one of a single output and two taps needs two.
     const auto positions = [&](int64_t size) {
       const int64_t rest = size % outputs;
-      const int64_t last = rest == 0 ? 0 : rest == 1 && transforms.taps == 2 ? 2 : transforms.points() - 1;
+      const int64_t last = rest == 0 ? 0 : rest == 1 && transforms.has_singles() ? 2 : transforms.points() - 1;
       return static_cast<double>(size / outputs * transforms.points() + last);
     };
     const double products = positions(g.out_h) * positions(g.out_w);
@@ -159,7 +162,7 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
     const double panels =
         phases * static_cast<double>(PanelCount(g.in_channels)) + static_cast<double>(PanelCount(g.out_channels));
     const double ns = products * batch * (phases * channel_steps * kStepNs + panels * 16.0 * kTransformNs) +
-                      packings * points * phases * channel_steps * 16.0 * kPackNs;
+                      points * phases * channel_steps * 16.0 * packed_ns;
     if (ns < best_ns) {
       best = algorithm;
       best_ns = ns;

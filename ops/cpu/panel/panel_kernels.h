@@ -53,6 +53,7 @@ struct WinogradKernels {
   Function weight_adjoint;        // n x n -> taps x taps
 
   int points() const { return outputs + taps - 1; }
+  bool has_singles() const { return input[1][1] != nullptr; }
 };
 
 // Most sources or results that a transform has.

@@ -49,8 +49,8 @@ struct Tiling {
   int64_t tiles_x = (g.out_w + m - 1) / m;
   int64_t tiles = tiles_y * tiles_x;
   // Whether the last tile has one output in a dimension, and the input ends with what that output sees.
-  bool single_y = taps == 2 && g.out_h % m == 1 && stride * (g.out_h + 1) - g.pad_top >= g.in_h;
-  bool single_x = taps == 2 && g.out_w % m == 1 && stride * (g.out_w + 1) - g.pad_left >= g.in_w;
+  bool single_y = transforms.has_singles() && g.out_h % m == 1 && stride * (g.out_h + 1) - g.pad_top >= g.in_h;
+  bool single_x = transforms.has_singles() && g.out_w % m == 1 && stride * (g.out_w + 1) - g.pad_left >= g.in_w;
 
   int64_t block_tiles() const {
     const int64_t tile_floats = all_points * panel_floats * (phase_panels + out_panels);

@@ -112,7 +112,8 @@ class PanelConv {
 };
 
 // The fastest algorithm by a model of its products and memory traffic (constants measured on Zen 3, AVX2), among those that round
-// little: for images, forms whose amplification (WinogradKernels) is at most 2.
+// little: for images, forms whose amplification (WinogradKernels) is below 3. Packed weights, which lie beside a step's activations, have a
+// price by the float.
 // `calls_per_packing`: how often packed weights are used before they change; it does not matter to the weight gradient.
 // The model is of panel images; with a plain image of few channels on the input's side kDirect is best.
 Algorithm ChooseAlgorithm(const ConvGeometry& geometry, Direction direction, int calls_per_packing = 2);

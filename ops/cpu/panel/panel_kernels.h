@@ -41,8 +41,8 @@ struct WinogradKernels {
   // How much larger a result's rounding error is than that of the products and sums in the transformed domain: with
   // random data and products off by e of their own size each, a result is off by `amplification` x e of its size.
   double amplification;
-  // [rows][columns]: 1 for a tile of one output in that dimension where taps == 2. y = d0 w0 + d1 w1 needs no
-  // transform: the weights of the first point are w0, those of the last one w1, so only these two points and the first
+  // [rows][columns]: 1 for a tile of one output in that dimension, where taps == 2 and the first point is 0; otherwise null. y = d0 w0 +
+  // d1 w1 needs no transform: the weights of the first point are w0, those of the last one w1, so only these two points and the first
   // two inputs take part, and the pointers to others are not looked at.
   Function input[2][2];           // n x n -> n x n
   Function input_adjoint[2][2];   // n x n -> n x n

@@ -367,8 +367,12 @@ TEST(PanelConvTest, AccuracyAgainstDouble) {
         const std::string what =
             absl::StrFormat("%dx%d %s %s", g.kernel_h, g.kernel_w, Name(direction), Name(algorithm));
         std::printf("%-32s RMS error %.1e, largest %.1e\n", what.c_str(), rms, largest / size);
-        const bool coarse = algorithm == Algorithm::kWinograd4 || (algorithm == Algorithm::kWinograd3 && g.kernel_h == 3);
-        const double most = algorithm == Algorithm::kDirect ? 1.8e-7 : coarse ? 8e-7 : 3.5e-7;
+        // What a product rounds, by what the transforms make of it (WinogradKernels::amplification).
+        const double factor = algorithm == Algorithm::kDirect      ? 1
+                              : algorithm == Algorithm::kWinograd2 ? (g.kernel_h == 4 ? 1.2 : 1.7)
+                              : algorithm == Algorithm::kWinograd3 ? (g.kernel_h == 4 ? 1.7 : 2.7)
+                                                                   : (g.kernel_h == 4 ? 2.9 : 4.8);
+        const double most = 1.6e-7 * factor;
         EXPECT_LT(rms, most) << what;
         EXPECT_LT(largest / size, 12 * most) << what;
       }
@@ -394,7 +398,7 @@ TEST(PanelConvTest, ChosenAlgorithmIsSupportedAndUsesWinogradWhereItPays) {
   };
   for (Direction direction : kDirections) {
     const bool image = direction != Direction::kWeightGradient;
-    EXPECT_EQ(ChooseAlgorithm(halving(64, 64, 128, 16), direction), image ? Algorithm::kWinograd3 : Algorithm::kWinograd4);
+    EXPECT_EQ(ChooseAlgorithm(halving(64, 64, 128, 16), direction), Algorithm::kWinograd4);
     EXPECT_EQ(ChooseAlgorithm(halving(64, 128, 256, 8), direction), image ? Algorithm::kWinograd2 : Algorithm::kWinograd4);
     EXPECT_EQ(ChooseAlgorithm({.batch = 64,
                                .in_channels = 64,
@@ -408,7 +412,7 @@ TEST(PanelConvTest, ChosenAlgorithmIsSupportedAndUsesWinogradWhereItPays) {
                                .pad_top = 1,
                                .pad_left = 1},
                               direction),
-              image ? Algorithm::kWinograd2 : Algorithm::kWinograd4);
+              image ? Algorithm::kWinograd3 : Algorithm::kWinograd4);
     EXPECT_EQ(ChooseAlgorithm(
                   {.batch = 64, .in_channels = 64, .out_channels = 64, .in_h = 8, .in_w = 8, .out_h = 8, .out_w = 8},
                   direction),

@@ -26,12 +26,10 @@ absl::Status MemoryError(std::string_view owner, std::string_view call, int64_t 
 // Faults in what the file has already, so that no first touch falls into a step.
 void Touch(void* data, size_t bytes, Access access) {
   madvise(data, bytes, MADV_HUGEPAGE);
+  // Where the owner has huge pages, they are mapped as such here, too.
+  PutPagesTogether(data, bytes);
 #if defined(MADV_POPULATE_WRITE)
-  if (madvise(data, bytes, access == Access::kReadWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0) {
-    // Where the owner has huge pages, they are mapped as such here, too.
-    PutPagesTogether(data, bytes);
-    return;
-  }
+  if (madvise(data, bytes, access == Access::kReadWrite ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) == 0) return;
 #else
   (void)access;
 #endif
@@ -44,14 +42,17 @@ absl::StatusOr<SharedRegion> SharedRegion::Create(std::string_view owner, int64_
   if (bytes <= 0) return absl::InvalidArgumentError(absl::StrFormat("%s: cannot share %d bytes", owner, bytes));
   Descriptor file(memfd_create("gantry-shared", MFD_CLOEXEC | MFD_ALLOW_SEALING));
   if (!file.valid()) return MemoryError(owner, "memfd_create", bytes, errno);
-  int error = 0;
-  do {
-    error = posix_fallocate(file.get(), 0, static_cast<off_t>(bytes));
-  } while (error == EINTR);
-  if (error != 0) return MemoryError(owner, "posix_fallocate", bytes, error);
+  if (ftruncate(file.get(), static_cast<off_t>(bytes)) != 0) return MemoryError(owner, "ftruncate", bytes, errno);
   if (fcntl(file.get(), F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW) != 0)
     return MemoryError(owner, "sealing", bytes, errno);
-  return Map(owner, std::move(file), bytes, Access::kReadWrite);
+  // Mapping faults in what it can, in huge pages; only then is made sure that nothing is missing.
+  GANTRY_ASSIGN_OR_RETURN(SharedRegion region, Map(owner, std::move(file), bytes, Access::kReadWrite));
+  int error = 0;
+  do {
+    error = posix_fallocate(region.descriptor(), 0, static_cast<off_t>(bytes));
+  } while (error == EINTR);
+  if (error != 0) return MemoryError(owner, "posix_fallocate", bytes, error);
+  return region;
 }
 
 absl::StatusOr<SharedRegion> SharedRegion::Map(std::string_view owner, Descriptor descriptor, int64_t bytes,

@@ -44,10 +44,8 @@ int Populate(int file, void* data, size_t bytes) {
 #if defined(MADV_POPULATE_WRITE)
   // Only faults make huge pages, and only where asked for; a lack of memory is an error here too, not a signal.
   madvise(data, bytes, MADV_HUGEPAGE);
-  if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) {
-    if (file >= 0) PutPagesTogether(data, bytes);
-    return 0;
-  }
+  if (file >= 0) PutPagesTogether(data, bytes);
+  if (madvise(data, bytes, MADV_POPULATE_WRITE) == 0) return 0;
   if (errno != EINVAL) return errno == EFAULT ? ENOMEM : errno;
 #endif
   if (file < 0) {  // kernels before 5.14

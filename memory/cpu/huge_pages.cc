@@ -8,6 +8,9 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25
 #endif
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#endif
 
 namespace gantry {
 
@@ -35,7 +38,11 @@ void PutPagesTogether(void* data, size_t bytes) {
   const auto begin = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = (begin + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   const uintptr_t last = (begin + bytes) / kHugePageBytes * kHugePageBytes;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);
+  if (first >= last) return;
+  // The kernel leaves alone where there is no page at all.
+  constexpr size_t kAny = 4096;
+  for (uintptr_t page = first; page < last; page += kHugePageBytes) madvise(reinterpret_cast<void*>(page), kAny, MADV_POPULATE_READ);
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);
 }
 
 }  // namespace gantry

@@ -123,9 +123,11 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
   constexpr double kStepNs = 0.35, kTransformNs = 0.45, kPackNs = 0.5;
   const double channel_steps = static_cast<double>(PanelCount(g.in_channels) * PanelCount(g.out_channels)) * 16.0;
   const bool weight_gradient = direction == Direction::kWeightGradient;
-  // Packed weights lie beside the activations of a step: what each float of them has to save.
-  constexpr double kHeldNs = 1.0;
-  const double packed_ns = weight_gradient ? 0.5 * kPackNs : kPackNs / std::max(calls_per_packing, 1) + kHeldNs;
+  // Packed weights lie beside the activations of a step: what each float of them has to save. A share of a step, so by the image, and something
+  // more, because they are most of the memory where images are few.
+  constexpr double kHeldNs = 0.01, kHeldImages = 40;
+  const double batch = static_cast<double>(g.batch);
+  const double packed_ns = weight_gradient ? 0.5 * kPackNs : kPackNs / std::max(calls_per_packing, 1) + kHeldNs * (batch + kHeldImages);
   const auto taps_inside = [](int64_t in, int64_t out, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
     double count = 0;
     for (int64_t tap = 0; tap < kernel; ++tap) {
@@ -139,7 +141,6 @@ Algorithm ChooseAlgorithm(const ConvGeometry& g, Direction direction, int calls_
   };
   const double pixels = taps_inside(g.in_h, g.out_h, g.kernel_h, g.stride_h, g.pad_top, g.dilation_h) *
                         taps_inside(g.in_w, g.out_w, g.kernel_w, g.stride_w, g.pad_left, g.dilation_w);
-  const double batch = static_cast<double>(g.batch);
   // The errors of images add up from layer to layer, and decide at the kinks of activations; a weight gradient's go no further.
   constexpr double kMostAmplification = 2.81;
   Algorithm best = Algorithm::kDirect;

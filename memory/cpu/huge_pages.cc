@@ -39,9 +39,8 @@ void PutPagesTogether(void* data, size_t bytes) {
   const uintptr_t first = (begin + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
   const uintptr_t last = (begin + bytes) / kHugePageBytes * kHugePageBytes;
   if (first >= last) return;
-  // The kernel leaves alone where there is no page at all.
-  constexpr size_t kAny = 4096;
-  for (uintptr_t page = first; page < last; page += kHugePageBytes) madvise(reinterpret_cast<void*>(page), kAny, MADV_POPULATE_READ);
+  // The kernel leaves alone what has no page at all.
+  for (uintptr_t page = first; page < last; page += kHugePageBytes) madvise(reinterpret_cast<void*>(page), 1, MADV_POPULATE_READ);
   madvise(reinterpret_cast<void*>(first), last - first, MADV_COLLAPSE);
 }
 

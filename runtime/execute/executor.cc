@@ -245,12 +245,13 @@ std::span<std::byte> Executor::Data(std::string_view name) {
 
 absl::Status Executor::ReadState(const State& state, std::span<std::byte> to) {
   const int tier = plan_.program.values()[state.last].tier;
-  const int64_t offset = plan_.offsets[state.last];
   if (tier == kDeviceTier) {
-    std::copy_n(arena_->data() + offset, to.size(), to.begin());
+    const std::span<std::byte> data = Memory(state.last);
+    std::copy(data.begin(), data.end(), to.begin());
     return absl::OkStatus();
   }
   GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
+  const int64_t offset = plan_.offsets[state.last];
   absl::Status read = slabs_[tier]->Read(offset, to);
   // What was copied is compared, and not what lies there: that may change in between.
   if (read.ok() && lanes_ != nullptr) read = lanes_->CheckRead(tier, offset, checksum_slot_[state.last], to);
@@ -264,13 +265,13 @@ std::span<const std::byte> Executor::Borrow(const State& state) {
 
 absl::Status Executor::WriteState(const State& state, std::span<const std::byte> from) {
   const int tier = plan_.program.values()[state.last].tier;
-  if (tier != kDeviceTier) GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
-  if (tier != kDeviceTier) {
-    if (lanes_ != nullptr) lanes_->NoteWrite(checksum_slot_[state.last], from);
-    return NotOfALoss(slabs_[tier]->Write(plan_.offsets[state.last], from));
+  if (tier == kDeviceTier) {
+    std::copy(from.begin(), from.end(), Memory(state.last).begin());
+    return absl::OkStatus();
   }
-  std::copy(from.begin(), from.end(), Memory(state.last).begin());
-  return absl::OkStatus();
+  GANTRY_RETURN_IF_ERROR(WaitFor(going_on_));
+  if (lanes_ != nullptr) lanes_->NoteWrite(checksum_slot_[state.last], from);
+  return NotOfALoss(slabs_[tier]->Write(plan_.offsets[state.last], from));
 }
 
 absl::Status Executor::WaitFor(std::span<const int> transfers) {

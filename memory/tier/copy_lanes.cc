@@ -2,7 +2,6 @@
 
 #include <pthread.h>
 #include <sys/prctl.h>
-#include <zlib.h>
 
 #include <algorithm>
 #include <chrono>
@@ -13,6 +12,8 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+
+#include "memory/crc32.h"
 
 namespace gantry {
 namespace {
@@ -49,10 +50,6 @@ absl::Status CheckThrottle(std::string_view tier, std::string_view direction, co
         "copy lanes: the throttle %s of tier %s has %g where a number from 0 on is needed", direction, tier, value));
   }
   return absl::OkStatus();
-}
-
-uint32_t Crc(std::span<const std::byte> bytes, uint32_t before = 0) {
-  return static_cast<uint32_t>(crc32_z(before, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
 }
 
 bool Throttled(const Throttle& throttle) {
@@ -242,7 +239,7 @@ absl::Status CopyLanes::Lane::Copy(const Queued& queued) {
     GANTRY_ASSIGN_OR_RETURN(const std::span<const std::byte> piece,
                             MovePiece(copy, position, std::min(piece_bytes, copy.bytes - position)));
     moved += static_cast<int64_t>(piece.size());
-    if (summed) sum = Crc(piece, sum);
+    if (summed) sum = Crc32(piece, sum);
   }
   if (summed) GANTRY_RETURN_IF_ERROR(CheckSums(copy, sum));
   if (throttled) {
@@ -387,18 +384,17 @@ absl::Status CopyLanes::Drain() {
 }
 
 absl::Status CopyLanes::CheckRead(int tier, int64_t tier_offset, int slot, std::span<const std::byte> content) {
-  if (slot < 0 || slot >= checksum_slots_) return absl::OkStatus();
+  if (!HasSlot(slot)) return absl::OkStatus();
   const LaneCopy read{.tier = tier, .out = false, .tier_offset = tier_offset, .bytes = std::ssize(content), .checksum_slot = slot};
-  return lanes_[lane(tier, false)]->CheckSums(read, Crc(content));
+  return lanes_[lane(tier, false)]->CheckSums(read, Crc32(content));
 }
 
 void CopyLanes::NoteWrite(int slot, std::span<const std::byte> content) {
-  if (slot < 0 || slot >= checksum_slots_) return;
-  checksums_[static_cast<size_t>(slot)].store(Crc(content) | kChecksumSet, std::memory_order_relaxed);
+  if (HasSlot(slot)) checksums_[static_cast<size_t>(slot)].store(Crc32(content) | kChecksumSet, std::memory_order_relaxed);
 }
 
 void CopyLanes::ForgetChecksum(int slot) {
-  if (slot >= 0 && slot < checksum_slots_) checksums_[static_cast<size_t>(slot)].store(0, std::memory_order_relaxed);
+  if (HasSlot(slot)) checksums_[static_cast<size_t>(slot)].store(0, std::memory_order_relaxed);
 }
 
 double CopyLanes::waited_seconds() const {

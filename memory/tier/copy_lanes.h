@@ -89,6 +89,8 @@ class CopyLanes {
 
   CopyLanes();
 
+  bool HasSlot(int slot) const { return slot >= 0 && slot < checksum_slots_; }
+
   // Of each slot the CRC-32 that an out copy stored, above which a bit says that it did; null without checksums.
   std::unique_ptr<std::atomic<uint64_t>[]> checksums_;
   int checksum_slots_ = 0;

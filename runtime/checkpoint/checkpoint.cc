@@ -1,13 +1,12 @@
 #include "runtime/checkpoint/checkpoint.h"
 
-#include <zlib.h>
-
 #include <algorithm>
 #include <charconv>
 #include <set>
 #include <tuple>
 
 #include "absl/strings/str_join.h"
+#include "memory/crc32.h"
 
 namespace gantry {
 namespace {
@@ -21,18 +20,14 @@ constexpr std::string_view kFormatKey = "format", kVersionKey = "gantry_version"
 constexpr size_t kReadBytes = 1 << 20;
 constexpr size_t kMostNamed = 10;
 
-uint32_t Crc(uint32_t before, std::span<const std::byte> bytes) {
-  if (bytes.empty()) return before;  // zlib starts anew where the pointer is null
-  return static_cast<uint32_t>(crc32_z(before, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
-}
-uint32_t Crc(uint32_t before, std::string_view text) {
-  return Crc(before, std::as_bytes(std::span(text.data(), text.size())));
+uint32_t TextCrc(std::string_view text, uint32_t before = 0) {
+  return Crc32(std::as_bytes(std::span(text.data(), text.size())), before);
 }
 std::string Hex(uint32_t value) { return absl::StrFormat("%08x", value); }
 
 // What a tensor's checksum begins with: moved, renamed or reshaped bytes are damage too.
 uint32_t HeadCrc(std::string_view name, HostType type, std::span<const int64_t> shape) {
-  return Crc(0, absl::StrFormat("%s %s %s\n", name, Name(type), ShapeText(shape)));
+  return TextCrc(absl::StrFormat("%s %s %s\n", name, Name(type), ShapeText(shape)));
 }
 
 // Of all metadata but its own entry, each with its length so that no two sets look alike.
@@ -40,7 +35,7 @@ uint32_t MetadataCrc(const SafetensorsMetadata& metadata) {
   uint32_t crc = 0;
   for (const auto& [key, value] : metadata) {
     if (key == kChecksumKey) continue;
-    crc = Crc(Crc(Crc(crc, absl::StrFormat("%d %d ", key.size(), value.size())), key), value);
+    crc = TextCrc(value, TextCrc(key, TextCrc(absl::StrFormat("%d %d ", key.size(), value.size()), crc)));
   }
   return crc;
 }
@@ -79,7 +74,7 @@ absl::StatusOr<uint32_t> WriteFile(const std::string& path, std::span<const Chec
     }
     declarations.push_back({tensor.name, tensor.type, tensor.shape});
     metadata[absl::StrCat(ToAbsl(kTensorChecksums), tensor.name)] =
-        Hex(Crc(HeadCrc(tensor.name, tensor.type, tensor.shape), tensor.bytes));
+        Hex(Crc32(tensor.bytes, HeadCrc(tensor.name, tensor.type, tensor.shape)));
   }
   metadata[std::string(kFormatKey)] = format;
   metadata[std::string(kVersionKey)] = GANTRY_VERSION;
@@ -129,7 +124,7 @@ absl::Status VerifyFile(const SafetensorsFile& file, std::vector<std::byte>& buf
     for (uint64_t offset = 0; offset < entry.size_bytes;) {
       const auto part = std::span(buffer).first(std::min<uint64_t>(buffer.size(), entry.size_bytes - offset));
       GANTRY_RETURN_IF_ERROR(file.ReadRange(entry, offset, part));
-      crc = Crc(crc, part);
+      crc = Crc32(part, crc);
       offset += part.size();
     }
     GANTRY_RETURN_IF_ERROR(CompareChecksum(file, entry, crc));
@@ -347,7 +342,7 @@ absl::Status Checkpoint::Fill(std::span<const CheckpointTarget> targets, bool al
   GANTRY_RETURN_IF_ERROR(CheckTargets(targets, all, true));
   const auto ReadOne = [](const SafetensorsFile& file, const SafetensorsEntry& entry, std::span<std::byte> to) -> absl::Status {
     GANTRY_RETURN_IF_ERROR(file.ReadRange(entry, 0, to));
-    return CompareChecksum(file, entry, Crc(HeadCrc(entry.name, entry.type, entry.shape), to));
+    return CompareChecksum(file, entry, Crc32(to, HeadCrc(entry.name, entry.type, entry.shape)));
   };
   for (const CheckpointTarget& target : targets) {
     if (parts_.empty()) {

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "absl/strings/str_join.h"
+#include "memory/crc32.h"
 #include "runtime/data/npy.h"
 
 namespace gantry {
@@ -140,11 +141,6 @@ absl::Status Inflate(std::span<const std::byte> from, std::span<std::byte> to, s
   return absl::DataLossError(absl::StrFormat("%s: its compressed data is damaged", what));
 }
 
-uint32_t Checksum(std::span<const std::byte> bytes, uint32_t start = 0) {
-  if (bytes.empty()) return start;  // zlib takes a null pointer for "begin anew"
-  return static_cast<uint32_t>(crc32_z(start, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size()));
-}
-
 }  // namespace
 
 absl::StatusOr<NpzFile> NpzFile::Open(const std::string& path) {
@@ -241,7 +237,7 @@ absl::StatusOr<std::vector<std::byte>> NpzFile::ReadBytes(std::string_view name)
     GANTRY_RETURN_IF_ERROR(Inflate(stored, plain, what));
     stored = std::move(plain);
   }
-  if (Checksum(stored) != entry.checksum) {
+  if (Crc32(stored) != entry.checksum) {
     return absl::DataLossError(absl::StrFormat("%s: its checksum does not match; the file is damaged", what));
   }
   return stored;
@@ -282,7 +278,7 @@ absl::Status WriteNpz(const std::string& path, std::span<const NamedArray> array
       return absl::InvalidArgumentError(absl::StrFormat(
           "%s: with array '%s' it would reach 4 GiB, more than a .npz file holds; write safetensors", path, name));
     }
-    const uint32_t checksum = Checksum(array.bytes(), Checksum(std::as_bytes(std::span(header.data(), header.size()))));
+    const uint32_t checksum = Crc32(array.bytes(), Crc32(std::as_bytes(std::span(header.data(), header.size()))));
     const std::string entry_name = name + std::string(kSuffix);
     std::string common;             // the fields that both headers share
     AppendField(common, 20, 2);     // version needed: 2.0

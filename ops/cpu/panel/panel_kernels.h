@@ -49,7 +49,7 @@ struct WinogradKernels {
   Function output[2][2];          // n x n -> outputs x outputs
   Function output_adjoint[2][2];  // outputs x outputs -> n x n
   Function weight;                // taps x taps -> n x n
-  Function weight_past_caches;    // the same with stores that leave no trace in caches; results are multiples of 64 bytes, and a fence follows
+  Function weight_past_caches;    // the same with stores past the caches; results are multiples of 64 bytes, and a fence follows
   Function weight_adjoint;        // n x n -> taps x taps
 
   int points() const { return outputs + taps - 1; }

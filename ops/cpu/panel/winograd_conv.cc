@@ -22,6 +22,7 @@ constexpr int64_t kGroupFloats = 640 << 10;
 // Packed weights of so many bytes and more leave a core's caches before they are read.
 constexpr int64_t kPastCachesBytes = int64_t{1} << 20;
 
+// One a task, not one a transform: that takes a tenth of the packing.
 void StoreFence() {
 #if defined(__SSE__)
   _mm_sfence();
@@ -219,7 +220,7 @@ void Pack(const ConvGeometry& g, const PanelKernels& kernels, const WinogradKern
           bool rows_are_inputs, const Offset& offset, float* packed, int thread_count) {
   const Tiling t{g, transforms};
   const int64_t point_floats = t.out_panels * t.phase_panels * 256;
-  const bool past_caches = t.all_points * point_floats * static_cast<int64_t>(sizeof(float)) >= kPastCachesBytes &&
+  const bool past_caches = WeightFloats(g, transforms) * static_cast<int64_t>(sizeof(float)) >= kPastCachesBytes &&
                            reinterpret_cast<uintptr_t>(packed) % 64 == 0;
   const WinogradKernels::Function transform = past_caches ? transforms.weight_past_caches : transforms.weight;
   ParallelFor(thread_count, t.out_panels * t.in_panels, [&](int64_t task) {

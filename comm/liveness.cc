@@ -335,8 +335,9 @@ class Monitor final : public Liveness {
   void Tick() {
     heart_.Beat();
     const int64_t now = MonotonicNs();
-    // Who stood still itself cannot say how long the others did.
-    const bool stalled = now - last_tick_ns_ > 3 * period_ns_;
+    // While this rank stood still itself, it could not see what the others did: that time does not count.
+    const int64_t since_tick_ns = now - last_tick_ns_;
+    const int64_t stood_still_ns = since_tick_ns > 3 * period_ns_ ? since_tick_ns : 0;
     last_tick_ns_ = now;
     WireWriter beat;
     beat.U32(static_cast<uint32_t>(Notice::kBeat));
@@ -349,7 +350,7 @@ class Monitor final : public Liveness {
         if (count != it.last_count) it.last_sign_ns = now;
         it.last_count = count;
       }
-      if (stalled) it.last_sign_ns = now;
+      it.last_sign_ns = std::min(now, it.last_sign_ns + stood_still_ns);
       // Noticed within the time-out: after it less two periods, one for the other's clock and one for ours.
       const int64_t silent_ns = now - it.last_sign_ns;
       if (timeout_ns_ == 0 || silent_ns < timeout_ns_ - 2 * period_ns_) continue;

@@ -387,18 +387,23 @@ TEST_P(CommunicatorTest, AMismatchIsNamedThoughTheSenderHasGoneOn) {
 TEST_P(CommunicatorTest, AnOperationThatRunsOutOfTimeNamesTheLateRank) {
   if (GetParam().size() < 2) return;
   std::atomic<int> failed = 0;
-  std::latch ready(static_cast<std::ptrdiff_t>(GetParam().size()) - 1);  // so that one rank alone is late
+  std::latch there(static_cast<std::ptrdiff_t>(GetParam().size()) - 1);  // so that one rank alone is late
   Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
     const int late = world.size() - 1;
+    const auto start = [&](absl::Duration timeout) {
+      return world.AllReduce(rank.arena, 1, ElementType::kU8, ReduceOp::kMax, {.timeout = timeout});
+    };
     if (rank.rank != late) {
-      ready.arrive_and_wait();
-      const absl::Status status = world.Barrier(absl::Milliseconds(30));
+      Pending pending = start(absl::Milliseconds(30));
+      EXPECT_EQ(pending.Wait(absl::ZeroDuration()).code(), absl::StatusCode::kDeadlineExceeded);  // it has begun
+      there.arrive_and_wait();
+      const absl::Status status = pending.Wait();
       EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << Message(status);
       EXPECT_THAT(std::string(Message(status)), HasSubstr(absl::StrFormat("not there: rank %d", late)));
       ++failed;
     } else {
       while (failed.load() < late) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      EXPECT_EQ(world.Barrier().code(), absl::StatusCode::kDeadlineExceeded);
+      EXPECT_EQ(start(absl::InfiniteDuration()).Wait().code(), absl::StatusCode::kDeadlineExceeded);
     }
   });
 }

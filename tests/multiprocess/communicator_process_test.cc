@@ -230,21 +230,24 @@ TEST(CommunicatorMessageTest, TheReceiverOfAWaitingSenderIsLost) {
   for (const int signal : {SIGKILL, SIGSTOP}) {
     RunRanksOptions options;
     options.may_die = {1};
-    options.meanwhile = [signal](Launcher& launcher) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 700));
-      launcher.Signal(1, signal);
-      if (signal == SIGKILL) return;
-      // Not before the others have noticed, which is after the heartbeat's time.
-      std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 3000));
-      launcher.Signal(1, SIGKILL);
-    };
+    if (signal == SIGSTOP) {
+      options.meanwhile = [](Launcher& launcher) {
+        // Not before the others have noticed, which is after the heartbeat's time.
+        std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 4000));
+        launcher.Signal(1, SIGKILL);
+      };
+    }
     RunRanks(
         3,
-        [](Links& links, Liveness& liveness) {
+        [signal](Links& links, Liveness& liveness) {
           Rank rank = Open(links, liveness);
           Communicator& world = rank.fabric->world();
           ASSERT_TRUE(world.Barrier().ok());
-          if (rank.rank == 1) std::this_thread::sleep_for(std::chrono::seconds(60));
+          if (rank.rank == 1) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 200));  // the sender waits by then
+            kill(getpid(), signal);
+            for (;;) pause();
+          }
           absl::Status status;
           for (int message = 0; status.ok() && message <= shm::kTurns; ++message)
             status = world.SendReceive(rank.arena, 8, 0, 1).Wait();

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "runtime/graph/lanes.h"
 #include "runtime/plan/cost_model.h"
 #include "runtime/plan/encode.h"
 
@@ -51,6 +52,7 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
   for (ValueId input : program.inputs()) {
     if (read[input]) AddItem(input);
   }
+  const ValueId tail = program.FindInput(kTailFlag);
   for (size_t step = 0; step < base_.schedule.size(); ++step) {
     const OpId id = base_.schedule[step].op;
     const Op& op = program.ops()[id];
@@ -66,7 +68,8 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
                              ? Aligned(static_cast<int64_t>(base_.schedule[step].kernel->scratch_bytes()))
                              : 0;
     const int updates = UpdateCount(op);
-    cost.repeatable = updates == 0 && !op.definition->communicates;  // a rank cannot meet the others on its own
+    const bool in_tail = tail != kNoValue && op.condition == tail;
+    cost.repeatable = updates == 0 && !in_tail && !op.definition->communicates;  // a rank cannot meet the others on its own
     const auto Read = [&](ValueId value) {
       const int item = item_of_[value];
       if (std::find(cost.reads.begin(), cost.reads.end(), item) != cost.reads.end()) return;
@@ -85,6 +88,12 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
         if (options_.recompute && IsDraw(op)) problem_.items[item].tiers = 0;
         problem_.items[item].made_by = index;
         cost.makes.push_back(item);
+      }
+    }
+    // A tail may run by itself between steps, when no copies do: what it has stays on the device.
+    for (const auto* items : {&cost.reads, &cost.makes}) {
+      for (const int item : *items) {
+        if (in_tail) problem_.items[item].tiers = 0;
       }
     }
     problem_.ops.push_back(std::move(cost));

@@ -222,13 +222,15 @@ TEST_P(OverlapTest, GivesTheBitsOfTheSerialSchedule) {
       outcomes.push_back(*std::move(outcome));
     }
     // And with what does not fit elsewhere. Planning takes seconds.
-    for (const bool overlap : {false, true}) {
+    for (const std::string_view overlap : {"off", "on", "across"}) {
       if (size != 2 || number > 1) continue;
-      PlanOptions plan{.tiers = {{.name = "host"}}, .overlap = overlap};
+      PlanOptions plan{.tiers = {{.name = "host"}}, .overlap = overlap != "off"};
       plan.device_memory.fraction = 0.85;
-      absl::StatusOr<Outcome> outcome = Train(setup, DataType::kF32, KernelChoice::kFast, ranks->get(), parallel, plan);
-      ASSERT_TRUE(outcome.ok()) << outcome.status();
-      EXPECT_LT(outcome->arena_bytes, outcomes[0].arena_bytes);
+      Parallel within = parallel;
+      within.across_steps = overlap == "across";
+      absl::StatusOr<Outcome> outcome = Train(setup, DataType::kF32, KernelChoice::kFast, ranks->get(), within, plan);
+      ASSERT_TRUE(outcome.ok()) << overlap << ": " << outcome.status();
+      EXPECT_LT(outcome->arena_bytes, within.across_steps ? outcomes[4].arena_bytes : outcomes[0].arena_bytes);
       outcomes.push_back(*std::move(outcome));
     }
     for (size_t i = 1; i < outcomes.size(); ++i) {

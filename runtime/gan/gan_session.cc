@@ -160,8 +160,7 @@ absl::Status GanSession::PlanAndReserve(const Program& program) {
     Parallel& parallel = options_.parallel;
     for (const GanRole& role : generators_) parallel.generators.push_back(role.name);
     GANTRY_RETURN_IF_ERROR(ChooseSplit(program));
-    // Where memory is short, or nothing runs beside compute, the order that takes the least memory stays.
-    parallel.gradients_first = options_.plan.overlap && !HasBudget(options_.plan);
+    SetOrder(parallel, options_.plan);
     GANTRY_ASSIGN_OR_RETURN(mine, PartitionFor(program, parallel, rank(), rank_count()));
     // The same groups in the same order on all ranks, whatever each of them exchanges.
     for (const std::vector<int>& group : GroupsOf(parallel, rank(), rank_count())) {

@@ -328,7 +328,7 @@ int64_t HeldBytes(const Plan& plan, int step, const std::vector<int>& last_read,
 
 absl::StatusOr<Program> OrderForOverlap(const Program& program, const PlanOptions& options) {
   GANTRY_RETURN_IF_ERROR(program.status());
-  if (!options.overlap || std::none_of(program.ops().begin(), program.ops().end(), IsBeside)) return program;
+  if (!options.overlap || !options.reorder || std::none_of(program.ops().begin(), program.ops().end(), IsBeside)) return program;
   ListScheduler scheduler(program, options);
   int64_t peak_bytes = 0;
   const double before = scheduler.InOrder(peak_bytes);

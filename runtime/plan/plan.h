@@ -29,6 +29,7 @@ enum class KernelChoice : uint8_t {
 struct MemoryBudget {
   int64_t bytes = 0;       // 0: no limit
   double fraction = 0.0;   // where bytes is 0; 0: no limit
+  bool operator==(const MemoryBudget&) const = default;
 };
 
 // How fast things go before anything is measured: what the planner chooses depends on it, results do not.
@@ -80,6 +81,8 @@ struct PlanOptions {
   // Exchanges of gradients and gathers of weights run beside compute (overlap.h); false: each is waited for where it begins. The same
   // bits.
   bool overlap = true;
+  // Ops move, so that exchanges have more to run beside; false: they stay in the program's order (SetOrder, runtime/simulate).
+  bool reorder = true;
   Throttle link;  // what an exchange takes at least: latency, and its LinkBytes (runtime/graph/lanes.h) at the rate
   // Makes the kernels of exchanges between ranks; null: programs of one rank only. Outlives the plan.
   const KernelLibrary* exchanges = nullptr;

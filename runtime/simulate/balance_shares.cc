@@ -16,10 +16,9 @@ constexpr double kEven = 1.02;
 // A part that did not fit is made smaller by this, and no part again as large.
 constexpr double kSmaller = 0.8;
 
-bool Differ(const std::vector<MemoryBudget>& budgets) {
-  return std::any_of(budgets.begin(), budgets.end(), [&](const MemoryBudget& budget) {
-    return budget.bytes != budgets[0].bytes || budget.fraction != budgets[0].fraction;
-  });
+template <typename T>
+bool Differ(const std::vector<T>& of_ranks) {
+  return std::any_of(of_ranks.begin(), of_ranks.end(), [&](const T& one) { return one != of_ranks[0]; });
 }
 
 // Shares in thousandths: what is printed is what was planned.
@@ -54,6 +53,11 @@ std::vector<double> Within(std::vector<double> weights, const std::vector<double
 double OwnSeconds(const SimulatedTimes& times) { return times.compute + times.copy_wait; }
 
 }  // namespace
+
+void SetOrder(Parallel& parallel, PlanOptions& options) {
+  parallel.gradients_first = options.overlap && !HasBudget(options);
+  options.reorder = !Differ(parallel.shares) && !Differ(options.rank_memory);
+}
 
 bool AreUnequal(const PlanOptions& options, ShareBy by) {
   const bool by_memory = by == ShareBy::kSpeedAndMemory && Differ(options.rank_memory);

@@ -202,12 +202,12 @@ absl::StatusOr<JobPlan> PlanRanks(const Program& program, const Parallel& split,
   const LinkModel links(given.machine.get(), given.ranks_of_machine);
   GANTRY_RETURN_IF_ERROR(links.Check(ranks));
   Parallel parallel = split;
-  parallel.gradients_first = given.overlap && !HasBudget(given);  // as a session does
+  PlanOptions options = given;
+  SetOrder(parallel, options);
   JobPlan job{.parallel = parallel,
               .rank_count = ranks,
               .node_count = links.NodeOf(ranks - 1) + 1,
               .exchanges = std::make_shared<ExchangeKernels>()};
-  PlanOptions options = given;
   options.ranks_of_machine = std::min(ranks, links.ranks_per_node());
   if (ranks > 1) options.exchanges = job.exchanges.get();
   if (ranks == 1) GANTRY_RETURN_IF_ERROR(RequireOneRank(options));

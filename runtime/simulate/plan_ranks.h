@@ -53,6 +53,10 @@ std::optional<int> RankOf(const absl::Status& status);
 
 // Speeds of ranks as the machine of `options` describes them.
 void SetSpeeds(const PlanOptions& options, int ranks, Parallel& parallel);
+// The order of ops of a job: gradients come first, and ops move, where exchanges run beside compute and memory is not short. Each rank moves its
+// ops by its own costs and bytes, and ranks that do so in different ways wait for each other at every exchange between. Ranks with shares or budgets
+// of their own therefore keep the program's order, which all have alike.
+void SetOrder(Parallel& parallel, PlanOptions& options);
 // What shares of the work follow from. Results depend on shares, by the order of sums: with kSpeed they do not depend on budgets.
 enum class ShareBy : uint8_t { kSpeed, kSpeedAndMemory };
 // Whether ranks differ in that.

@@ -97,7 +97,7 @@ class UnequalRanksTest : public ::testing::Test {
     return balanced ? PlanBalanced(program_, parallel, 3, options_, ShareBy::kSpeedAndMemory) : PlanRanks(program_, parallel, 3, options_);
   }
 
-  const Program program_ = Build(28);
+  Program program_ = Build(28);
   PlanOptions options_;
 };
 
@@ -117,6 +117,25 @@ TEST_F(UnequalRanksTest, WorkMovesUntilTheyTakeAsLong) {
   }
   // What costs the same on any batch is not shared out.
   EXPECT_LT(Plan("batch", true)->simulation.seconds, 0.8 * Plan("batch", false)->simulation.seconds);
+}
+
+// Between two exchanges all do the same, so none waits for another, with budgets, too, that only some of them feel.
+TEST_F(UnequalRanksTest, RanksMeetAtTheSamePlaces) {
+  program_ = Build(56, "r3gan");
+  for (const char* split : {"batch+shard=0.5:0.25:0.25", "batch+shard=0.57:0.29:0.14"}) {
+    for (const bool within : {false, true}) {
+      options_.rank_memory.clear();
+      const absl::StatusOr<JobPlan> free = Plan(split, false);
+      ASSERT_TRUE(free.ok()) << free.status();
+      options_.tiers = {{.name = "host"}};
+      if (within) options_.rank_memory = {{.bytes = free->ClassOf(0).plan.arena_bytes * 9 / 10}, {.bytes = int64_t{1} << 40}, {.bytes = int64_t{1} << 40}};
+      const absl::StatusOr<JobPlan> job = Plan(split, false);
+      ASSERT_TRUE(job.ok()) << job.status();
+      double longest = 0.0;
+      for (const SimulatedTimes& times : job->simulation.ranks) longest = std::max(longest, times.compute + times.copy_wait);
+      EXPECT_LT(job->simulation.seconds, 1.15 * longest) << split << " within " << within;
+    }
+  }
 }
 
 TEST_F(UnequalRanksTest, APartThatDoesNotFitBecomesSmaller) {

@@ -91,10 +91,9 @@ void Resider::BuildProblem(const std::vector<TakeOver>& taken_over) {
       }
     }
     // A tail may run by itself between steps, when no copies do: what it has stays on the device.
-    for (const auto* items : {&cost.reads, &cost.makes}) {
-      for (const int item : *items) {
-        if (in_tail) problem_.items[item].tiers = 0;
-      }
+    if (in_tail) {
+      for (const int item : cost.reads) problem_.items[item].tiers = 0;
+      for (const int item : cost.makes) problem_.items[item].tiers = 0;
     }
     problem_.ops.push_back(std::move(cost));
   }

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -19,6 +20,9 @@
 #include "memory/status.h"
 
 namespace gantry {
+
+// Where a connection for data has ended, the monitor says why a moment later; where it does not within this time, the connection alone has gone.
+inline constexpr std::chrono::seconds kMonitorTime(3);
 
 struct LivenessOptions {
   // A rank that gives no sign of life for so long is lost; on this machine one whose process is there and not stopped only after ten times

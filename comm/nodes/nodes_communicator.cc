@@ -267,8 +267,6 @@ bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel&
   if (state == tcp::Parcel::kDiffers) return FailIfDiffers(operation, RankOf(parcel.peer), true);
   if (state != tcp::Parcel::kFailed) return false;
   if (FailIfLost(operation)) return true;
-  // The connection ended a moment before the monitor says why; if it does not, the connection alone has gone.
-  constexpr std::chrono::seconds kMonitorTime(3);
   if (told_by_ == WaitClock::time_point()) told_by_ = WaitClock::now() + kMonitorTime;
   if (WaitClock::now() < told_by_) return false;
   BreakAll(operation, Annotate(mailbox_.StatusOf(parcel.peer), DescribeWait(operation)));

@@ -25,7 +25,11 @@ absl::Status TcpTransport::Access::Wait(absl::Duration timeout) {
   };
   if (!is_done) return absl::DeadlineExceededError(absl::StrCat(describe(), " goes on"));
   if (!failed) return absl::OkStatus();
-  if (absl::Status lost = owner->node_.liveness().StatusOf(address.rank, describe()); !lost.ok()) return lost;
+  const Liveness& liveness = owner->node_.liveness();
+  WaitUntil(
+      owner->node_.own_bell(), owner->node_.policy(), WaitClock::now() + kMonitorTime,
+      [&](bool) { return liveness.lost(address.rank); }, [] { return false; });
+  if (absl::Status lost = liveness.StatusOf(address.rank, describe()); !lost.ok()) return lost;
   return Annotate(owner->mailbox_.StatusOf(address.rank), describe());
 }
 

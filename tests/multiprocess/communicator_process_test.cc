@@ -366,6 +366,27 @@ TEST_P(TransportNodesTest, PutsGetsSignalsAndAtomics) {
   RunRanks(3, body, options);
 }
 
+// The connection that the access goes over may end before the monitor has seen the loss.
+TEST(TransportProcessTest, AnAccessToALostRankNamesTheLoss) {
+  RunRanksOptions options;
+  options.node_of = {0, 1};
+  for (int round = 0; round < 5; ++round) {
+    RunRanks(
+        2,
+        [](Links& links, Liveness& liveness) {
+          Rank rank = Open(links, liveness);
+          ASSERT_TRUE(rank.fabric->world().Barrier().ok());
+          if (rank.rank == 1) Die();
+          std::vector<std::byte> got(4096);
+          absl::Status status;
+          while (status.ok()) status = rank.fabric->transport(1).Get(got, {1, 0, 0}).Wait();
+          EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+          EXPECT_THAT(std::string(Message(status)), testing::AllOf(HasSubstr("rank 1 (host "), HasSubstr("is lost"), HasSubstr("an access to 4096 bytes")));
+        },
+        options);
+  }
+}
+
 using Nodes = std::vector<int>;
 INSTANTIATE_TEST_SUITE_P(Ranks, CommunicatorProcessTest, testing::Values(Nodes(2), Nodes(3), Nodes(4), Nodes(8)),
                          [](const auto& info) { return absl::StrCat(info.param.size()); });

@@ -438,6 +438,7 @@ absl::Status GanSession::Step(const GanBatch& batch) {
     if ((optional && got == 0) || static_cast<int64_t>(got) == want) return absl::OkStatus();
     return absl::InvalidArgumentError(absl::StrFormat("a step takes %d elements of '%s', got %d", want, what, got));
   };
+  GANTRY_RETURN_IF_ERROR(tail_failure_);
   GANTRY_RETURN_IF_ERROR(Check("real", batch.real.size(), real_elements() * draws_per_step(), false));
   GANTRY_RETURN_IF_ERROR(Check("noise", batch.noise.size(), noise_elements() * draws_per_step(), true));
   GANTRY_RETURN_IF_ERROR(Check("mix", batch.mix.size(), batch_size() * draws_per_step(), true));
@@ -474,10 +475,11 @@ bool GanSession::IsOfTail(std::string_view scalar) const {
 }
 
 absl::Status GanSession::EndTail() const {
-  if (!std::exchange(has_tail_, false)) return absl::OkStatus();
+  if (!std::exchange(has_tail_, false)) return tail_failure_;
   const float one = 1.0F;
   std::memcpy(executor_->Data(tail_flag_).data(), &one, sizeof(one));
-  return Annotate(executor_->RunTail(tail_flag_), absl::StrFormat("the end of step %d", progress_.steps));
+  tail_failure_ = Annotate(executor_->RunTail(tail_flag_), absl::StrFormat("the end of step %d", progress_.steps));
+  return tail_failure_;
 }
 
 absl::StatusOr<double> GanSession::Scalar(std::string_view name) const {

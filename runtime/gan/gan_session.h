@@ -100,6 +100,7 @@ class GanSession {
 
   // Ends what the last step has left for the next one, with several ranks and Parallel::across_steps: a call of all ranks. Whatever reads or
   // writes states, draws samples, or reads a scalar of which IsOfTail is true does so by itself, and is then a call of all ranks, too.
+  // Where it fails, states are partly of that step: every later call, and every later step, fails likewise.
   absl::Status EndTail() const;
   bool IsOfTail(std::string_view scalar) const;
 
@@ -187,8 +188,9 @@ class GanSession {
   std::vector<double> whole_input_;  // of the largest input that this rank has a part of
   GanProgress progress_;
   ValueId tail_flag_ = kNoValue;
-  mutable bool has_tail_ = false;   // of the last step
-  bool whole_ = false;              // made, and nothing has failed: the others end as this rank does
+  mutable bool has_tail_ = false;      // of the last step
+  mutable absl::Status tail_failure_;  // once one could not be ended
+  bool whole_ = false;                 // made, and nothing has failed: the others end as this rank does
   std::vector<std::string> tail_scalars_;
 };
 

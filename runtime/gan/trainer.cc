@@ -369,7 +369,7 @@ absl::Status Trainer::ReadBatch() {
   return absl::OkStatus();
 }
 
-void Trainer::ReadScalars() {
+absl::Status Trainer::ReadScalars() {
   const bool due = config_.output.log_every > 0 && progress().steps % config_.output.log_every == 0;
   const bool last = finished();
   double real = 0, fake = 0;
@@ -379,11 +379,12 @@ void Trainer::ReadScalars() {
     } else {
       // What a tail gives is asked for where it is written only: asking ends the tail.
       if (session_->IsOfTail(scalar.name) && !(due || last)) continue;
-      scalar.value = *session_->Scalar(scalar.name);
+      GANTRY_ASSIGN_OR_RETURN(scalar.value, session_->Scalar(scalar.name));
     }
     if (scalar.name == "diversity_real") real = scalar.value;
     if (scalar.name == "diversity_fake") fake = scalar.value;
   }
+  return absl::OkStatus();
 }
 
 // Of the step that is done, from sums since the session was made.
@@ -449,10 +450,9 @@ absl::StatusOr<StepReport> Trainer::Step() {
   }
   samples_drawn_ = static_cast<int64_t>(stream_->samples_drawn());
   ReadExposed();
-  ReadScalars();
+  if (const absl::Status read = ReadScalars(); !read.ok()) return StatesAreLost(read);
   WatchDiversity();
   const double seconds = Now() - begin;
-  GANTRY_RETURN_IF_ERROR(WatchRanks(seconds));
   step_seconds_ += seconds;
   wait_seconds_ += wait;
   StepReport report{.step = progress().steps,
@@ -479,6 +479,8 @@ absl::StatusOr<StepReport> Trainer::Step() {
     GANTRY_RETURN_IF_ERROR(Save().status());
     report.checkpoint_path = last_checkpoint_;
   }
+  // Behind the step's line: a rank that is lost here leaves a step that is done, and that Save may keep.
+  GANTRY_RETURN_IF_ERROR(WatchRanks(seconds));
   // Last: a restart goes on behind what is kept, and nobody writes again what belongs to it.
   GANTRY_RETURN_IF_ERROR(KeepStates());
   KeepProgress();

@@ -139,7 +139,7 @@ class Trainer {
   absl::Status StartFiles(std::unique_ptr<CheckpointFolder> folder, int64_t last_step);
   absl::Status SetLearningRates();
   absl::Status ReadBatch();
-  void ReadScalars();
+  absl::Status ReadScalars();
   void ReadExposed();
   double ScalarOr0(std::string_view name) const;
   void KeepProgress();

@@ -195,7 +195,7 @@ TEST(TraceFromTextTest, RefusesWhatIsDamaged) {
   EXPECT_FALSE(TraceFromText(text.substr(0, text.size() - 1)).ok());
   EXPECT_FALSE(TraceFromText("0,x\n").ok());
   std::string other = text;
-  other.replace(other.find('|'), 1, ",");
+  other.at(other.find('|')) = ',';
   EXPECT_FALSE(TraceFromText(other).ok());
 }
 

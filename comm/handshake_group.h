@@ -36,7 +36,7 @@ class HandshakeGroup {
   bool empty() const { return entries_.empty(); }
 
   // A stranger that connects must have proved itself within this time.
-  static constexpr absl::Duration kStrangerTime = absl::Seconds(5);
+  static constexpr absl::Duration kStrangerTime = absl::Seconds(15);
 
  private:
   struct Entry {

@@ -28,10 +28,10 @@ namespace {
 constexpr int64_t kMaxUnread = int64_t{128} << 20;   // a peer whose messages nobody takes is not read further
 constexpr int64_t kMaxUnsent = int64_t{1} << 20;    // a sender waits while so much is on its way to one peer
 constexpr size_t kQueuePiece = size_t{256} << 10;
-constexpr absl::Duration kReadToEnd = absl::Seconds(1);  // for what came before an end
+constexpr absl::Duration kReadToEnd = absl::Seconds(5);  // for what came before an end
 constexpr absl::Duration kSendTime = absl::Seconds(30);
 constexpr absl::Duration kFlushTime = absl::Seconds(2);
-constexpr absl::Duration kFirstEndTime = absl::Seconds(1);  // for the launcher to say which rank ended first
+constexpr absl::Duration kFirstEndTime = absl::Seconds(5);  // for the launcher to say which rank ended first
 constexpr size_t kReadAtOnce = size_t{1} << 20;
 constexpr size_t kMaxNameBytes = 256;
 
@@ -118,20 +118,19 @@ class SocketLinks final : public Links {
           // The reader learns it as well. What the rank said before it ended, such as whom it had lost itself, is known once the reader has
           // come to the end: whoever is told of this error then finds the cause at the monitor.
           if (WaitUntil(lock, link.changed, absl::Now() + kReadToEnd, [&] { return link.closed; })) return ClosedError(to, link);
-          return absl::UnavailableError(absl::StrFormat("%s is lost: %s", Name(to), std::string(Message(taken.status()))));
+          if (sent == 0) {  // it is there, and can be told the next thing
+            EndMessage(link);
+            return Annotate(taken.status(), absl::StrFormat("a message to %s", Name(to)));
+          }
+          EndLink(link, to, Message(taken.status()));
+          return ClosedError(to, link);
         }
         count = *taken;
       }
       if (count == 0) count = Queue(link, head, rest.first(std::min(rest.size(), kQueuePiece)), numbers);
       sent += count;
     }
-    link.in_message = false;
-    for (Output& output : link.deferred) {
-      link.unsent_bytes += static_cast<int64_t>(output.bytes.size());
-      link.output.push_back(std::move(output));
-    }
-    link.deferred.clear();
-    UpdateEvents(link);
+    EndMessage(link);
     return absl::OkStatus();
   }
 
@@ -191,6 +190,8 @@ class SocketLinks final : public Links {
     if (rank != this->rank()) ReadAll(rank, std::numeric_limits<size_t>::max());
   }
 
+  int64_t received_bytes(int rank) const override { return links_[rank]->received_bytes; }
+
   void Close(int rank, std::string_view why) override {
     if (rank == this->rank()) return;
     Link& link = *links_[rank];
@@ -219,7 +220,9 @@ class SocketLinks final : public Links {
     bool closed = false;
     bool closed_by_peer = false;
     std::string why;
-    FrameReader reader;  // the reactor's thread only
+    // The reactor's thread only:
+    FrameReader reader;
+    int64_t received_bytes = 0;
   };
 
   std::string Name(int rank) const { return peers_[rank].Name(); }
@@ -231,6 +234,17 @@ class SocketLinks final : public Links {
 
   absl::Status ClosedError(int rank, const Link& link) const {
     return absl::UnavailableError(absl::StrFormat("%s is lost: %s", Name(rank), link.why));
+  }
+
+  // The reactor may send again; what it had to say meanwhile goes first.
+  void EndMessage(Link& link) {
+    link.in_message = false;
+    for (Output& output : link.deferred) {
+      link.unsent_bytes += static_cast<int64_t>(output.bytes.size());
+      link.output.push_back(std::move(output));
+    }
+    link.deferred.clear();
+    UpdateEvents(link);
   }
 
   // Puts both behind what waits already. The bytes it took.
@@ -336,6 +350,7 @@ class SocketLinks final : public Links {
         why = std::string(Message(status));
         break;
       }
+      link.received_bytes += static_cast<int64_t>(got->bytes);
       Deliver(rank, link);
       count += got->bytes;
     }

@@ -67,6 +67,8 @@ class Links {
   virtual void OnClosed(std::function<void(int rank, std::string_view why)> call) = 0;
   // Takes in what has come from `rank`. On that thread only.
   virtual void ReadNow(int rank) = 0;
+  // Bytes that have come from `rank`: they grow while a long message comes, too. On that thread only.
+  virtual int64_t received_bytes(int rank) const = 0;
   // Ends the connection: what was sent still goes out, every wait for the rank ends with `why`. OnClosed is not called.
   virtual void Close(int rank, std::string_view why) = 0;
 

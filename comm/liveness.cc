@@ -163,6 +163,7 @@ class Monitor final : public Liveness {
     Descriptor process;
     Heart heart;
     uint64_t last_count = 0;
+    int64_t last_received_bytes = 0;
     int64_t last_sign_ns = 0;
   };
 
@@ -350,6 +351,8 @@ class Monitor final : public Liveness {
         if (count != it.last_count) it.last_sign_ns = now;
         it.last_count = count;
       }
+      // A beat waits behind a long message, whose bytes are a sign of life as good.
+      if (const int64_t received = links_.received_bytes(rank); received != std::exchange(it.last_received_bytes, received)) it.last_sign_ns = now;
       it.last_sign_ns = std::min(now, it.last_sign_ns + stood_still_ns);
       // Noticed within the time-out: after it less two periods, one for the other's clock and one for ours.
       const int64_t silent_ns = now - it.last_sign_ns;

@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <climits>
 #include <csignal>
 #include <condition_variable>
 #include <map>
@@ -15,7 +17,6 @@
 #include <utility>
 #include <vector>
 
-#include "absl/time/clock.h"
 #include "comm/socket.h"
 #include "memory/cpu/short_slices.h"
 
@@ -75,7 +76,7 @@ class EpollReactor final : public Reactor {
 
   int Every(absl::Duration period, std::function<void()> call) override {
     std::unique_lock lock(mutex_);
-    timers_[++last_timer_] = Timer{period, absl::Now() + period, std::make_shared<std::function<void()>>(std::move(call))};
+    timers_[++last_timer_] = Timer{period, Clock::now() + absl::ToChronoNanoseconds(period), std::make_shared<std::function<void()>>(std::move(call))};
     Wake();
     return last_timer_;
   }
@@ -98,11 +99,20 @@ class EpollReactor final : public Reactor {
   struct Watch {
     std::function<void(uint32_t)> call;
   };
+  using Clock = std::chrono::steady_clock;  // the time of day may jump
   struct Timer {
     absl::Duration period;
-    absl::Time due;
+    Clock::time_point due;
     std::shared_ptr<std::function<void()>> call;
   };
+
+  // For epoll_wait: rounded up, -1 for ever.
+  static int MillisecondsUntil(Clock::time_point due) {
+    if (due == Clock::time_point::max()) return -1;
+    const Clock::time_point now = Clock::now();
+    if (due <= now) return 0;
+    return static_cast<int>(std::min<int64_t>(std::chrono::ceil<std::chrono::milliseconds>(due - now).count(), INT_MAX));
+  }
 
   void Wake() {
     const uint64_t one = 1;
@@ -120,14 +130,14 @@ class EpollReactor final : public Reactor {
     PreferShortSlices();
     std::vector<epoll_event> events(64);
     for (;;) {
-      absl::Time due = absl::InfiniteFuture();
+      Clock::time_point due = Clock::time_point::max();
       {
         std::unique_lock lock(mutex_);
         if (stopping_) return;
         for (const auto& [number, timer] : timers_) due = std::min(due, timer.due);
-        if (!posted_.empty()) due = absl::InfinitePast();
+        if (!posted_.empty()) due = Clock::time_point::min();
       }
-      const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), PollTimeout(due));
+      const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), MillisecondsUntil(due));
       for (int i = 0; i < count; ++i) {
         if (events[i].data.fd == wake_.get()) {
           uint64_t ignored;
@@ -157,7 +167,7 @@ class EpollReactor final : public Reactor {
   }
 
   void RunTimers() {
-    const absl::Time now = absl::Now();
+    const Clock::time_point now = Clock::now();
     int after = 0;
     for (;;) {
       std::shared_ptr<std::function<void()>> call;
@@ -167,7 +177,7 @@ class EpollReactor final : public Reactor {
         while (timer != timers_.end() && timer->second.due > now) ++timer;
         if (timer == timers_.end() || stopping_) return;
         after = timer->first;
-        timer->second.due = now + timer->second.period;
+        timer->second.due = now + absl::ToChronoNanoseconds(timer->second.period);
         call = timer->second.call;
         running_timer_ = after;
       }

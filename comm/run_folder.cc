@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstdlib>
 #include <filesystem>
+#include <functional>
 #include <system_error>
 
 #include "absl/strings/escaping.h"
@@ -17,20 +18,15 @@ namespace {
 
 std::string KeyPath(const std::string& folder) { return absl::StrCat(folder, "/key"); }
 
-}  // namespace
-
-std::string BaseRunFolder() {
-  if (const char* folder = std::getenv("GANTRY_RUN_DIR"); folder != nullptr && *folder != '\0') return folder;
-  if (const char* folder = std::getenv("XDG_RUNTIME_DIR"); folder != nullptr && *folder != '\0') return absl::StrCat(folder, "/gantry");
-  return absl::StrFormat("/tmp/gantry-%d", geteuid());
+// Again where a folder was taken away meanwhile: a job that ends removes those on its way that are empty.
+template <typename T>
+absl::StatusOr<T> Repeat(const std::function<absl::StatusOr<T>()>& make) {
+  absl::StatusOr<T> made = make();
+  for (int attempt = 0; attempt < 100 && absl::IsNotFound(made.status()); ++attempt) made = make();
+  return made;
 }
 
-absl::Status MakePrivateFolder(const std::string& path) {
-  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return SystemError(errno, absl::StrFormat("making the folder '%s'", path));
-  return CheckPrivateFolder(path);
-}
-
-absl::StatusOr<JobKey> MakeRunFolder(const std::string& path) {
+absl::StatusOr<JobKey> TryMakeRunFolder(const std::string& path) {
   GANTRY_RETURN_IF_ERROR(MakePrivateFolder(std::filesystem::path(path).parent_path()));
   GANTRY_RETURN_IF_ERROR(MakePrivateFolder(path));
   std::error_code error;
@@ -48,6 +44,23 @@ absl::StatusOr<JobKey> MakeRunFolder(const std::string& path) {
   return key;
 }
 
+}  // namespace
+
+std::string BaseRunFolder() {
+  if (const char* folder = std::getenv("GANTRY_RUN_DIR"); folder != nullptr && *folder != '\0') return folder;
+  if (const char* folder = std::getenv("XDG_RUNTIME_DIR"); folder != nullptr && *folder != '\0') return absl::StrCat(folder, "/gantry");
+  return absl::StrFormat("/tmp/gantry-%d", geteuid());
+}
+
+absl::Status MakePrivateFolder(const std::string& path) {
+  if (mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) return SystemError(errno, absl::StrFormat("making the folder '%s'", path));
+  return CheckPrivateFolder(path);
+}
+
+absl::StatusOr<JobKey> MakeRunFolder(const std::string& path) {
+  return Repeat<JobKey>([&] { return TryMakeRunFolder(path); });
+}
+
 absl::StatusOr<JobKey> ReadRunFolderKey(const std::string& path) {
   GANTRY_RETURN_IF_ERROR(CheckPrivateFolder(path));
   return JobKey::FromFile(KeyPath(path));
@@ -55,7 +68,9 @@ absl::StatusOr<JobKey> ReadRunFolderKey(const std::string& path) {
 
 void RemoveRunFolderKey(const std::string& path) { unlink(KeyPath(path).c_str()); }
 
-absl::StatusOr<TemporaryFolder> TemporaryFolder::Make() {
+absl::StatusOr<TemporaryFolder> TemporaryFolder::Make() { return Repeat<TemporaryFolder>(TryMake); }
+
+absl::StatusOr<TemporaryFolder> TemporaryFolder::TryMake() {
   GANTRY_RETURN_IF_ERROR(MakePrivateFolder(BaseRunFolder()));
   std::string path = absl::StrCat(BaseRunFolder(), "/links-XXXXXX");
   if (mkdtemp(path.data()) == nullptr) return SystemError(errno, absl::StrFormat("making a folder in '%s'", BaseRunFolder()));

@@ -35,6 +35,7 @@ class TemporaryFolder {
   const std::string& path() const { return path_; }
 
  private:
+  static absl::StatusOr<TemporaryFolder> TryMake();
   std::string path_;
 };
 

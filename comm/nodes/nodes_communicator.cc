@@ -18,7 +18,7 @@ using shm::Collective;
 using shm::MixIds;
 
 // How long ranks of other nodes have to say whether they have come to an operation that ran out of time.
-constexpr std::chrono::seconds kTellTime(1);
+constexpr std::chrono::seconds kTellTime(5);
 constexpr absl::Duration kLook = absl::Milliseconds(10);  // between two looks for losses, while regrouping
 
 tcp::CallBytes ToBytes(const Call& call) {
@@ -267,8 +267,8 @@ bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel&
   if (state == tcp::Parcel::kDiffers) return FailIfDiffers(operation, RankOf(parcel.peer), true);
   if (state != tcp::Parcel::kFailed) return false;
   if (FailIfLost(operation)) return true;
-  if (told_by_ == WaitClock::time_point()) told_by_ = WaitClock::now() + kMonitorTime;
-  if (WaitClock::now() < told_by_) return false;
+  if (std::exchange(ended_in_, operation.sequence) != operation.sequence) named_by_ = WaitClock::now() + kMonitorTime;
+  if (WaitClock::now() < named_by_) return false;
   BreakAll(operation, Annotate(mailbox_.StatusOf(parcel.peer), DescribeWait(operation)));
   return true;
 }

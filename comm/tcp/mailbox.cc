@@ -163,12 +163,16 @@ absl::Status Mailbox::Watch() {
     }
   }
   // A rank that is stopped, or behind a cut link, closes nothing by itself.
-  on_loss_ = liveness_.OnLoss([this](int rank) {
+  const auto end = [this](int rank) {
     if (!Reaches(rank)) return;
     if (liveness_.has_left(rank)) return reactor_->Post([this, rank] { TakeRest(at(rank)); });
     const std::lock_guard lock(at(rank).mutex);
     End(at(rank), absl::UnavailableError(absl::StrFormat("rank %d is lost", rank)));
-  });
+  };
+  on_loss_ = liveness_.OnLoss(end);
+  for (int rank = 0; rank < links_.size(); ++rank) {  // those that were lost before this asked
+    if (Reaches(rank) && liveness_.lost(rank)) end(rank);
+  }
   return absl::OkStatus();
 }
 

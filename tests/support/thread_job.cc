@@ -36,6 +36,7 @@ class ThreadLinks final : public Links {
   void HandleChannel(uint32_t, std::function<void(int, LinkMessage)>) override {}
   void OnClosed(std::function<void(int, std::string_view)>) override {}
   void ReadNow(int) override {}
+  int64_t received_bytes(int) const override { return 0; }
   void Close(int, std::string_view) override {}
 
   absl::StatusOr<LinkMessage> Receive(int from, uint32_t channel, absl::Duration timeout) override {

@@ -118,7 +118,7 @@ int RunLaunch(const LaunchCommand& command) {
     if (!made.ok()) throw FailureOf(made.status());
     keeping = *std::move(made);
     std::string numbers;
-    for (const Descriptor& piece : keeping) numbers += (numbers.empty() ? "" : ",") + std::to_string(piece.get());
+    for (const Descriptor& piece : keeping) numbers.append(numbers.empty() ? "" : ",").append(std::to_string(piece.get()));
     environment.push_back("GANTRY_KEEPING_FDS=" + numbers);
   }
   const absl::Time end = command.timeout_seconds > 0 ? absl::Now() + absl::Seconds(command.timeout_seconds) : absl::InfiniteFuture();

@@ -1,15 +1,21 @@
 """What the tests of the command line share: running the program, and small inputs. Python's standard library only."""
 import json
 import os
+import random
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
 
 GANTRY = os.environ["GANTRY_PROGRAM"]
 REFERENCE = os.environ["GANTRY_REFERENCE_CASES"]
+# A rank that gets no core for a second is not lost; tests of heartbeats say how long they wait for one.
+HEARTBEATS = {"GANTRY_HEARTBEAT_TIMEOUT": "30"}
+os.environ.update(HEARTBEATS)
 
 
 def processes(marker):
@@ -28,6 +34,23 @@ def processes(marker):
     return found
 
 
+def free_port():
+    """Below those that the system gives to connections, so that none of them takes it meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 32000)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                pass
+
+
+def end(process):
+    with process:  # closes its pipes, too
+        process.kill()
+
+
 class GantryTestCase(unittest.TestCase):
     """Each test has an empty folder, `self.folder`, and is in it."""
 
@@ -44,6 +67,20 @@ class GantryTestCase(unittest.TestCase):
         with open(path, "wb") as file:
             file.write(content if isinstance(content, bytes) else content.encode())
         return path
+
+    def popen(self, *command, **more):
+        """A process with pipes, in the test's folder, that does not outlive the test. `more`: for subprocess.Popen."""
+        process = subprocess.Popen([str(part) for part in command], **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE,
+                                                                      "text": True, "cwd": self.folder, **more})
+        self.addCleanup(end, process)
+        return process
+
+    def assert_no_processes(self, marker):
+        """The kernel takes a moment to end what was killed."""
+        deadline = time.monotonic() + 30
+        while processes(marker) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.assertEqual(processes(marker), {}, "processes are left behind")
 
     def run_gantry(self, *arguments, expect=0, words=()):
         """The finished program; its exit code must be `expect` and its stderr have all `words`."""
@@ -82,9 +119,8 @@ class GantryTestCase(unittest.TestCase):
 
     def write_run(self, folder="out", **train):
         """A run file for a very small DCGAN on random images."""
-        import random
-        random.seed(1)
-        images = self.write_npy("images.npy", (40, 1, 16, 16), [random.uniform(-1, 1) for _ in range(40 * 256)])
+        generator = random.Random(1)
+        images = self.write_npy("images.npy", (40, 1, 16, 16), [generator.uniform(-1, 1) for _ in range(40 * 256)])
         settings = {"batch": 4, "steps": 6, "seed": 5, **train}
         lines = [f"{key} = {value}" for key, value in settings.items()]
         return self.write("run.toml", f"""
@@ -108,3 +144,54 @@ sample_count = 4
     def checkpoints(self, folder="out"):
         path = self.path(folder)
         return sorted(name for name in os.listdir(path) if re.fullmatch(r"checkpoint-\d+\.safetensors", name))
+
+
+class JobTestCase(GantryTestCase):
+    """Jobs of several processes, which are known by a variable of their environment."""
+
+    def setUp(self):
+        super().setUp()
+        self.marker = f"GANTRY_TEST_MARKER={self.folder}"
+        self.environment = dict(os.environ, GANTRY_TEST_MARKER=self.folder)
+
+    def start(self, *arguments, **more):
+        return self.popen(GANTRY, *arguments, env=self.environment, **more)
+
+    def ended(self, process, expect=0):
+        out, error = process.communicate(timeout=240)
+        self.assertEqual(process.returncode, expect, out + (error or "where it was told to write"))
+        self.assert_no_processes(self.marker)
+        return out, error
+
+    def wait_for(self, condition, process, may_end=False, pause=0.01):
+        """Until `condition`, or, where it may end, the end of `process`."""
+        end = time.monotonic() + 120
+        while not condition():
+            if process.poll() is not None:
+                self.assertTrue(may_end, "the job has ended")
+                break
+            self.assertLess(time.monotonic(), end)
+            time.sleep(pause)
+
+    def strike(self, rank, number):
+        """The process of the rank that was sent the signal; 0 where there was none."""
+        pid = processes(self.marker).get(rank, 0)
+        try:
+            if pid:
+                os.kill(pid, number)
+        except ProcessLookupError:
+            return 0
+        return pid
+
+    def write_steps(self, folder, steps, every):
+        """A run file with a checkpoint every so many steps, or, for 0, at the end only."""
+        run = self.write_run(folder=folder, steps=steps)
+        with open(run) as file:
+            return self.write(f"{folder}.toml", file.read().replace("checkpoint_every = 1000000000", f"checkpoint_every = {every}"))
+
+    def rows_written(self, folder):
+        try:
+            with open(self.path(f"{folder}/metrics.jsonl"), "rb") as file:
+                return file.read().count(b"\n")
+        except FileNotFoundError:
+            return 0

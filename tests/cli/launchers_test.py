@@ -8,19 +8,20 @@ import tempfile
 import time
 import unittest
 
+from gantry_test_case import HEARTBEATS, GantryTestCase, free_port
+
 RANK = os.environ["GANTRY_RANK_PROCESS"]
 
 
 def clean_environment(**more):
     keep = {name: value for name, value in os.environ.items()
             if not re.match(r"(GANTRY|OMPI|PMIX|PMI|SLURM|MASTER|RANK|WORLD|LOCAL|XDG)_?", name)}
-    return dict(keep, **more)
+    return dict(keep, **HEARTBEATS, **more)
 
 
-class Launchers(unittest.TestCase):
+class Launchers(GantryTestCase):
     def setUp(self):
-        self.folder = tempfile.mkdtemp(prefix="gantry-launch-")
-        self.addCleanup(shutil.rmtree, self.folder, ignore_errors=True)
+        super().setUp()
         self.run_folder = os.path.join(self.folder, "run")
 
     def check(self, out, found_by, ranks, error=""):
@@ -31,23 +32,23 @@ class Launchers(unittest.TestCase):
         self.assertFalse(os.path.exists(self.run_folder), "the run folder was left behind")
 
     def run_plain(self, environments, expect=0):
-        processes = [subprocess.Popen([RANK], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-                     for environment in environments]
-        out = "".join(process.communicate(timeout=60)[0] for process in processes)
+        processes = [self.popen(RANK, stderr=subprocess.STDOUT, env=environment) for environment in environments]
+        out = "".join(process.communicate(timeout=120)[0] for process in processes)
         for process in processes:
             self.assertEqual(process.returncode, expect, out)
         return out
 
     def test_torchrun_environment(self):
+        port = str(free_port())
         out = self.run_plain([clean_environment(RANK=str(rank), WORLD_SIZE="3", LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE="3", MASTER_ADDR="127.0.0.1",
-                                                MASTER_PORT="29541", GANTRY_RUN_DIR=self.run_folder) for rank in range(3)])
+                                                MASTER_PORT=port, GANTRY_RUN_DIR=self.run_folder) for rank in range(3)])
         self.check(out, "torchrun", 3)
 
     def test_plain_processes(self):
         key = os.path.join(self.folder, "key")
         with open(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
             file.write(os.urandom(32).hex() + "\n")
-        for rendezvous in (f"unix:{self.folder}/socket", "tcp:127.0.0.1:29543"):
+        for rendezvous in (f"unix:{self.folder}/socket", f"tcp:127.0.0.1:{free_port()}"):
             out = self.run_plain([clean_environment(GANTRY_RANK=str(rank), GANTRY_SIZE="3", GANTRY_RENDEZVOUS=rendezvous, GANTRY_KEY_FILE=key,
                                                     GANTRY_RUN_DIR=self.run_folder) for rank in range(3)])
             self.check(out, "GANTRY_*", 3)

@@ -3,11 +3,8 @@ import json
 import os
 import re
 import signal
-import subprocess
-import time
 import unittest
 from hashlib import sha256
-from unittest import mock
 
 from gantry_test_case import GANTRY, REFERENCE, GantryTestCase, processes
 
@@ -17,10 +14,6 @@ ONE_THREAD = ("--set", "train.threads=1")
 class Lending(GantryTestCase):
     def setUp(self):
         super().setUp()
-        # Ranks of several nodes judge each other by heartbeats, which may be late on a machine that does other things as well.
-        beats = mock.patch.dict(os.environ, GANTRY_HEARTBEAT_TIMEOUT="30")
-        beats.start()
-        self.addCleanup(beats.stop)
         self.run_file = self.write_run(steps=3)
 
     def plan(self, ranks, *flags):
@@ -143,22 +136,16 @@ class Lending(GantryTestCase):
         for nodes, offload in (("1", "peer"), ("2", "peer"), ("2", "remote")):
             with self.subTest(nodes=nodes, offload=offload):
                 marker = f"{self.folder}/{nodes}{offload}"
-                process = subprocess.Popen([GANTRY, "run", "-n", "2", "--nodes", nodes, "--", GANTRY, "train", run, *flags, "--offload", offload,
-                                            "--set", f"output.directory={marker}"],
-                                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder,
-                                           env=dict(os.environ, GANTRY_TEST_MARKER=marker))
-                self.addCleanup(process.kill)
+                process = self.popen(GANTRY, "run", "-n", "2", "--nodes", nodes, "--", GANTRY, "train", run, *flags, "--offload", offload,
+                                     "--set", f"output.directory={marker}", env=dict(os.environ, GANTRY_TEST_MARKER=marker))
                 while "measured peak" not in process.stdout.readline():
                     self.assertIsNone(process.poll(), process.stderr.read() if process.poll() is not None else "")
                 os.kill(processes(f"GANTRY_TEST_MARKER={marker}")[1], signal.SIGKILL)
-                _, errors = process.communicate(timeout=60)
+                _, errors = process.communicate(timeout=120)
                 self.assertNotEqual(process.returncode, 0)
                 self.assertRegex(errors, re.compile(r"rank 1 \(.*is lost", re.S))
                 self.assertIn("killed by signal 9", errors)
-                deadline = time.monotonic() + 10
-                while processes(f"GANTRY_TEST_MARKER={marker}") and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                self.assertEqual(processes(f"GANTRY_TEST_MARKER={marker}"), {})
+                self.assert_no_processes(f"GANTRY_TEST_MARKER={marker}")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ class Data(GantryTestCase):
             self.write(f"photos/{i:02}.png", png(16, 16))
         run = self.write_run(steps=1000000)
         settings = ["--set", f"data.path={self.path('photos')}"]
-        process = subprocess.Popen([GANTRY, "train", run, *settings], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder)
+        process = self.popen(GANTRY, "train", run, *settings)
         while not process.stdout.readline().startswith("measured peak"):
             self.assertIsNone(process.poll())
         os.remove(self.path("photos/07.png"))

@@ -8,10 +8,14 @@ import subprocess
 import time
 import unittest
 
-from gantry_test_case import GANTRY, REFERENCE, GantryTestCase, processes
+from gantry_test_case import GANTRY, REFERENCE, JobTestCase, processes
 
 
-class Parallel(GantryTestCase):
+# What --ranks does, for ranks that may end long after each other.
+PATIENT = (GANTRY, "run", "--grace", "60", "-n")
+
+
+class Parallel(JobTestCase):
     def test_check_agrees_with_the_reference(self):
         for case, split, ranks in (("r1", "batch", 2), ("wgan-gp", "space", 2), ("ring-mlp", "batch+shard", 3), ("r1", "batch+space", 4),
                                    ("wgan-gp", "roles", 2), ("r1", "channel", 2), ("wgan-gp", "channel", 3), ("ring-mlp", "channel+shard", 2),
@@ -106,28 +110,20 @@ class Parallel(GantryTestCase):
                     for name in ("discriminator_loss", "generator_loss"):
                         self.assertAlmostEqual(expected[name], actual[name], delta=1e-9 * max(1, abs(expected[name])))
 
-    def start(self, *arguments):
-        process = subprocess.Popen([GANTRY, "train", self.write_run(steps=1000000), "--ranks", "2", *arguments], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, cwd=self.folder,
-                                   env=dict(os.environ, GANTRY_TEST_MARKER=self.folder))
+    def start_training(self, *arguments):
+        process = self.start("train", self.write_run(steps=1000000), "--ranks", "2", *arguments)
         while "measured peak" not in process.stdout.readline():
             self.assertIsNone(process.poll())
         return process
 
-    def assert_nothing_is_left(self):
-        deadline = time.monotonic() + 10
-        while processes(f"GANTRY_TEST_MARKER={self.folder}") and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self.assertEqual(processes(f"GANTRY_TEST_MARKER={self.folder}"), {})
-
     def test_a_signal_ends_all_ranks_after_the_same_step(self):
-        process = self.start("--parallel", "batch+shard")
+        process = self.start_training("--parallel", "batch+shard")
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         _, errors = process.communicate(timeout=60)
         self.assertEqual(process.returncode, 75, errors)
         self.assertEqual(len(self.checkpoints("out")), 1)
-        self.assert_nothing_is_left()
+        self.assert_no_processes(self.marker)
         self.run_gantry("train", self.write_run(steps=1000000), "--resume", "latest", "--steps", "1")
 
     def test_all_ranks_resume_or_none(self):
@@ -140,7 +136,7 @@ class Parallel(GantryTestCase):
         for other, code, words in ((damaged, 65, "is cut short"), (self.path("none.safetensors"), 74, "none.safetensors"), (self.path("empty"), 74, "has no checkpoint")):
             os.makedirs(self.path("empty"), exist_ok=True)
             with self.subTest(other):
-                done = subprocess.run([GANTRY, "run", "-n", "2", "--", "sh", "-c", own], capture_output=True, text=True, cwd=self.folder, timeout=100,
+                done = subprocess.run([*PATIENT, "2", "--", "sh", "-c", own], capture_output=True, text=True, cwd=self.folder, timeout=100,
                                       env=dict(os.environ, OTHER=other))
                 self.assertEqual(done.returncode, code, done.stderr)
                 self.assertEqual(done.stderr.count(words), 1, done.stderr)
@@ -149,20 +145,21 @@ class Parallel(GantryTestCase):
         self.run_gantry("train", run, "--ranks", "2", "--resume", "latest")
 
     def test_a_killed_rank_is_named_by_the_other(self):
-        process = self.start()
-        os.kill(processes(f"GANTRY_TEST_MARKER={self.folder}")[1], signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        process = self.start_training()
+        self.assertTrue(self.strike(1, signal.SIGKILL))
+        _, errors = process.communicate(timeout=120)
         self.assertNotEqual(process.returncode, 0)
         self.assertRegex(errors, re.compile(r"rank 1 \(.*is lost", re.S))
         self.assertIn("killed by signal 9", errors)
-        self.assert_nothing_is_left()
+        self.assert_no_processes(self.marker)
 
     def test_a_failure_of_planning_is_told_once(self):
-        for words, code, arguments in (("does not fit", 69, ("--ranks", "3", "--device-memory", "4KiB")),
-                                       ("no split of the step fits", 69, ("--ranks", "2", "--parallel", "auto", "--device-memory", "4KiB")),
-                                       ("nowhere", 66, ("--ranks", "3", "--set", "data.path=nowhere"))):
+        for words, code, ranks, arguments in (("does not fit", 69, "3", ("--device-memory", "4KiB")),
+                                              ("no split of the step fits", 69, "2", ("--parallel", "auto", "--device-memory", "4KiB")),
+                                              ("nowhere", 66, "3", ("--set", "data.path=nowhere"))):
             with self.subTest(words):
-                done = subprocess.run([GANTRY, "train", self.write_run(), *arguments], capture_output=True, text=True, cwd=self.folder, timeout=250)
+                done = subprocess.run([*PATIENT, ranks, "--", GANTRY, "train", self.write_run(), *arguments], capture_output=True, text=True, cwd=self.folder,
+                                      timeout=250)
                 self.assertEqual(done.returncode, code, done.stderr)
                 self.assertEqual(done.stderr.count(words), 1, done.stderr)
                 self.assertIn("rank 0 of ", done.stderr)
@@ -176,34 +173,34 @@ class Parallel(GantryTestCase):
         for words, flags in (("checkpoints of an earlier run", ()), ("cannot", ("--set", "output.directory=/proc/nowhere"))):
             for trial in range(4):
                 with self.subTest(words, trial=trial):
-                    done = subprocess.run([GANTRY, "train", run, "--ranks", "3", *flags], capture_output=True, text=True, cwd=self.folder, timeout=250)
+                    done = subprocess.run([*PATIENT, "3", "--", GANTRY, "train", run, *flags], capture_output=True, text=True, cwd=self.folder, timeout=250)
                     self.assertEqual(done.returncode, 73, done.stderr)
                     self.assertEqual(done.stderr.count(words), 1, done.stderr)
                     for other in ("has left the job", "is lost", "ended with exit code"):
                         self.assertNotIn(other, done.stderr)
 
     def test_a_failure_of_planning_a_check_is_told_once(self):
-        done = subprocess.run([GANTRY, "check", os.path.join(REFERENCE, "r1"), "--ranks", "2", "--device-memory", "2KiB"], capture_output=True, text=True,
-                              cwd=self.folder, timeout=250)
+        done = subprocess.run([*PATIENT, "2", "--", GANTRY, "check", os.path.join(REFERENCE, "r1"), "--device-memory", "2KiB"], capture_output=True,
+                              text=True, cwd=self.folder, timeout=250)
         self.assertEqual(done.returncode, 69, done.stderr)
         self.assertEqual(done.stderr.count("does not fit"), 1, done.stderr)
 
     def test_a_rank_that_is_killed_while_it_plans_is_named(self):
-        process = subprocess.Popen([GANTRY, "train", self.write_run(), "--ranks", "2", "--parallel", "auto", "--set", "model.image_size=64",
-                                    "--set", "model.width=64", "--set", "data.image_size=64", "--device-memory", "1/4"],
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.folder,
-                                   env=dict(os.environ, GANTRY_TEST_MARKER=self.folder))
-        deadline = time.monotonic() + 20
-        while 1 not in processes(f"GANTRY_TEST_MARKER={self.folder}") and time.monotonic() < deadline:
-            time.sleep(0.01)
-        time.sleep(0.5)
-        self.assertIsNone(process.poll(), "planned too soon")
-        os.kill(processes(f"GANTRY_TEST_MARKER={self.folder}")[1], signal.SIGKILL)
-        _, errors = process.communicate(timeout=120)
-        self.assertNotEqual(process.returncode, 0)
-        self.assertIn("killed by signal 9", errors)
-        self.assertRegex(errors, r"rank 1 \(")
-        self.assert_nothing_is_left()
+        for _ in range(5):  # a machine that is busy elsewhere may let it come to its first step
+            process = self.start("train", self.write_run(steps=1000000), "--ranks", "2", "--parallel", "auto", "--set", "model.image_size=64",
+                                 "--set", "model.width=64", "--set", "data.image_size=64", "--device-memory", "1/4")
+            self.wait_for(lambda: 1 in processes(self.marker), process)
+            time.sleep(0.5)
+            self.assertTrue(self.strike(1, signal.SIGKILL))
+            out, errors = process.communicate(timeout=240)
+            self.assertNotEqual(process.returncode, 0)
+            self.assertIn("killed by signal 9", errors)
+            self.assertRegex(errors, r"rank 1 \(")
+            self.assert_no_processes(self.marker)
+            if "predicted peak" not in out:
+                break
+            shutil.rmtree(self.path("out"), ignore_errors=True)
+        self.assertNotIn("predicted peak", out, "planned too soon")
 
     def test_auto_trains_as_one_rank_does(self):
         run = self.write_run(steps=3)

@@ -3,39 +3,23 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import unittest
 
-from gantry_test_case import GANTRY, GantryTestCase
+from gantry_test_case import GANTRY, HEARTBEATS, JobTestCase, free_port, processes
 
 RANK = os.environ["GANTRY_RANK_PROCESS"]
 
 
-def descendants(marker):
-    """Processes whose environment has `marker`."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{pid}/environ", "rb") as file:
-                if marker.encode() in file.read():
-                    found.append(int(pid))
-        except OSError:
-            pass
-    return [pid for pid in found if pid != os.getpid()]
-
-
-class Run(GantryTestCase):
+class Run(JobTestCase):
     def setUp(self):
         super().setUp()
-        self.marker = f"GANTRY_TEST_MARKER={self.folder}"
-        self.environment = dict(os.environ, GANTRY_TEST_MARKER=self.folder, GANTRY_RUN_DIR=self.path("run"))
+        self.environment["GANTRY_RUN_DIR"] = self.path("run")
 
     def start(self, *arguments):
-        return subprocess.Popen([GANTRY, "run", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL)
+        return super().start("run", *arguments)
 
     def run_ranks(self, *arguments, expect=0, words=()):
         process = self.start(*arguments)
@@ -47,11 +31,7 @@ class Run(GantryTestCase):
         return out, error
 
     def assert_nothing_left(self):
-        for _ in range(200):  # the kernel takes a moment to end what was killed
-            if not descendants(self.marker):
-                break
-            time.sleep(0.01)
-        self.assertEqual(descendants(self.marker), [])
+        self.assert_no_processes(self.marker)
         self.assertEqual(os.listdir(self.folder), [])
 
     def test_ranks_meet(self):
@@ -88,10 +68,10 @@ class Run(GantryTestCase):
         self.assertRegex(error, r"rank 2 has not come to all_gather 2 of 'the end' in group world")
 
     def test_how_soon_a_killed_rank_is_named(self):
-        for name, environment in (("on a node", {}), ("over TCP", {"TCP": "1"})):
+        for name, by_tcp in (("on a node", False), ("over TCP", True)):
             times = []
             for _ in range(10):
-                if environment:
+                if by_tcp:
                     out = self.over_tcp(4, "time", "2")
                 else:
                     out, error = self.run_ranks("-n", 4, "--", RANK, "time", 2, expect=137)
@@ -102,8 +82,8 @@ class Run(GantryTestCase):
                 times += [(at - killed) / 1e6 for at in known]
             times.sort()
             print(f"a killed rank is named {name} after {times[len(times) // 2]:.2f} ms (median), {times[-1]:.2f} ms (longest of {len(times)})")
-            # The goal is 5 and 50 ms; on a machine that does other things, too, a bound that a heartbeat alone would not keep.
-            self.assertLess(times[len(times) // 2], 200)
+            # The goal is 5 and 50 ms; on a machine that does other things, too, a bound that heartbeats, also those of a second, would not keep.
+            self.assertLess(times[len(times) // 2], 500)
 
     def over_tcp(self, ranks, *arguments):
         """As if each rank had a machine of its own."""
@@ -111,21 +91,18 @@ class Run(GantryTestCase):
             key = os.path.join(folder, "key")
             with open(os.open(key, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                 file.write(os.urandom(32).hex())
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                port = free.getsockname()[1]
             environment = {name: value for name, value in self.environment.items() if not name.startswith("GANTRY_")}
-            processes = [subprocess.Popen([RANK, *arguments], stdout=subprocess.PIPE, text=True,
-                                          env=dict(environment, GANTRY_RANK=str(rank), GANTRY_SIZE=str(ranks), GANTRY_KEY_FILE=key, GANTRY_NODE=str(rank),
-                                                   GANTRY_RUN_DIR=os.path.join(folder, "run"), GANTRY_RENDEZVOUS=f"tcp:127.0.0.1:{port}"))
-                         for rank in range(ranks)]
-            return "".join(process.communicate(timeout=60)[0] for process in processes)
+            environment.update(HEARTBEATS, GANTRY_SIZE=str(ranks), GANTRY_KEY_FILE=key, GANTRY_RUN_DIR=os.path.join(folder, "run"),
+                               GANTRY_RENDEZVOUS=f"tcp:127.0.0.1:{free_port()}")
+            started = [self.popen(RANK, *arguments, stderr=None, env=dict(environment, GANTRY_RANK=str(rank), GANTRY_NODE=str(rank))) for rank in range(ranks)]
+            return "".join(process.communicate(timeout=120)[0] for process in started)
 
     def test_a_stopped_rank_is_noticed(self):
+        self.environment["GANTRY_HEARTBEAT_TIMEOUT"] = "1"
         start = time.monotonic()
         _, error = self.run_ranks("-n", 3, "--grace", 1, "--", RANK, "stop", 1, expect=69, words=["no sign of life"])
         self.assertIn("rank 1", error)
-        self.assertLess(time.monotonic() - start, 10)
+        self.assertLess(time.monotonic() - start, 25)  # what the others wait for gives up after 30
 
     def test_a_program_that_ignores_the_end_is_killed(self):
         script = 'if [ $GANTRY_RANK = 1 ]; then exit 3; fi; trap "" TERM; while true; do sleep 1; done'
@@ -158,8 +135,7 @@ class Run(GantryTestCase):
 
     def test_ranks_die_with_the_launcher(self):
         process = self.start("-n", 3, "--", RANK, "loop")
-        while len(descendants(self.marker)) < 4:
-            time.sleep(0.01)
+        self.wait_for(lambda: len(processes(self.marker)) == 4, process)
         time.sleep(0.1)
         process.kill()
         process.communicate(timeout=60)
@@ -167,15 +143,14 @@ class Run(GantryTestCase):
 
     def test_recorder_of_a_live_job(self):
         process = self.start("-n", 3, "--hang", 0.2, "--", RANK, "wait", 1)
+        expected = ("rank 1 has not come to all_gather 2 of 'the end' in group world, which ranks 0, 2 wait in; "
+                    "it was last in all_gather 1 of 'the start'")
         text = ""
-        for _ in range(500):
-            done = subprocess.run([GANTRY, "recorder", str(process.pid)], capture_output=True, text=True)
-            text = done.stdout
-            if done.returncode == 0 and text.count("all_gather       2") == 2:
-                break
+        deadline = time.monotonic() + 60
+        while expected not in text and process.poll() is None and time.monotonic() < deadline:
+            text = subprocess.run([GANTRY, "recorder", str(process.pid)], capture_output=True, text=True).stdout
             time.sleep(0.01)
-        self.assertIn("rank 1 has not come to all_gather 2 of 'the end' in group world, which ranks 0, 2 wait in; "
-                      "it was last in all_gather 1 of 'the start'", text)
+        self.assertIn(expected, text)
         facts = json.loads(self.run_gantry("recorder", process.pid, "--json").stdout)
         self.assertEqual([rank["rank"] for rank in facts["ranks"]], [0, 1, 2])
         self.assertEqual(facts["ranks"][0]["operations"][-1]["state"], "in")

@@ -2,7 +2,6 @@
 import json
 import os
 import signal
-import subprocess
 import time
 import unittest
 
@@ -40,8 +39,7 @@ class Train(GantryTestCase):
             self.assertEqual(a.read(), b.read())
 
     def start(self, *arguments, environment=None):
-        process = subprocess.Popen([GANTRY, "train", self.write_run(steps=1000000), *arguments], stdout=subprocess.PIPE,
-                                   stderr=subprocess.PIPE, text=True, cwd=self.folder, env=environment)
+        process = self.popen(GANTRY, "train", self.write_run(steps=1000000), *arguments, env=environment)
         while not process.stdout.readline().startswith("measured peak"):
             self.assertIsNone(process.poll())
         return process

@@ -7,7 +7,7 @@ import sys
 import time
 import unittest
 
-from gantry_test_case import GANTRY, REFERENCE, GantryTestCase
+from gantry_test_case import GANTRY, HEARTBEATS, REFERENCE, GantryTestCase, end
 
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "tools", "lib"))
 from two_hosts import ADDRESSES, HOSTS, LINKS, make_hosts, remove_hosts, run  # noqa: E402
@@ -27,8 +27,8 @@ class TwoHosts(GantryTestCase):
 
     def end_all(self):
         for process in self.processes:
-            process.kill()
-            process.communicate()
+            end(process)
+        self.processes = []
 
     def start(self, ranks_of_host, *arguments, **more):
         """A process a rank: so many on the first host, so many on the second. `more`: variables of their environment."""
@@ -36,12 +36,12 @@ class TwoHosts(GantryTestCase):
         os.chmod(key, 0o600)
         ranks = sum(ranks_of_host)
         clean = {name: value for name, value in os.environ.items() if not name.startswith("GANTRY_")}
+        clean.update(HEARTBEATS)
         for rank in range(ranks):
             host = 0 if rank < ranks_of_host[0] else 1
             environment = dict(clean, GANTRY_RANK=str(rank), GANTRY_SIZE=str(ranks), GANTRY_KEY_FILE=key,
                                GANTRY_RUN_DIR=self.path(f"run{host}"), GANTRY_RENDEZVOUS=f"tcp:{ADDRESSES[0]}:4711", **more)
-            self.processes.append(subprocess.Popen(["ip", "netns", "exec", HOSTS[host], GANTRY, *map(str, arguments)], cwd=self.folder,
-                                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment))
+            self.processes.append(self.popen("ip", "netns", "exec", HOSTS[host], GANTRY, *arguments, env=environment))
         return self.processes
 
     def train(self, **more):
@@ -64,7 +64,7 @@ class TwoHosts(GantryTestCase):
             if by not in WAYS:
                 continue
             with self.subTest(parallel, by=by):
-                self.processes = []
+                self.end_all()
                 self.start(ranks_of_host, "check", os.path.join(REFERENCE, "r1"), "--kernels", "reference", "--dtype", "f64", "--json",
                            "--parallel", parallel, **WAYS[by])
                 outputs = [process.communicate(timeout=120) for process in self.processes]
@@ -79,11 +79,15 @@ class TwoHosts(GantryTestCase):
     def test_a_cut_link_ends_both_sides(self):
         for by, more in WAYS.items():
             with self.subTest(by):
-                self.processes = []
+                self.end_all()
                 self.cut_link(by, more)
 
+    def link_runs(self, host, link):
+        shown = subprocess.run(["ip", "-n", host, "link", "show", link], capture_output=True, text=True, check=True).stdout
+        return "LOWER_UP" in shown and " state UP " in shown
+
     def cut_link(self, by, more):
-        self.train(**more)
+        self.train(**more, GANTRY_HEARTBEAT_TIMEOUT="5")
         self.since = time.monotonic()
         run("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "down")
         try:
@@ -92,12 +96,16 @@ class TwoHosts(GantryTestCase):
             print(f"{by}: a cut link ends both sides after {time.monotonic() - self.since:.2f} s")
         finally:
             run("ip", "-n", HOSTS[0], "link", "set", LINKS[0], "up")
-            time.sleep(2)  # UCX looks once, at its start, which interfaces run, and this one does so after a while
+            # UCX looks once, at its start, which interfaces run, and these do so after a while.
+            deadline = time.monotonic() + 60
+            while not all(self.link_runs(host, link) for host, link in zip(HOSTS, LINKS)):
+                self.assertLess(time.monotonic(), deadline, "the link stays down")
+                time.sleep(0.05)
 
     def test_a_killed_rank_is_named_on_the_other_host(self):
         for by, more in WAYS.items():
             with self.subTest(by):
-                self.processes = []
+                self.end_all()
                 self.train(**more)
                 self.since = time.monotonic()
                 self.processes[1].send_signal(signal.SIGKILL)

@@ -168,8 +168,9 @@ class JobTestCase(GantryTestCase):
         end = time.monotonic() + 120
         while not condition():
             if process.poll() is not None:
-                self.assertTrue(may_end, "the job has ended")
-                break
+                if may_end:
+                    return
+                self.fail("the job has ended: " + (process.stderr.read() if process.stderr else ""))
             self.assertLess(time.monotonic(), end)
             time.sleep(pause)
 

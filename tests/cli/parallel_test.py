@@ -10,7 +10,6 @@ import unittest
 
 from gantry_test_case import GANTRY, REFERENCE, JobTestCase, processes
 
-
 # What --ranks does, for ranks that may end long after each other.
 PATIENT = (GANTRY, "run", "--grace", "60", "-n")
 
@@ -120,7 +119,7 @@ class Parallel(JobTestCase):
         process = self.start_training("--parallel", "batch+shard")
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 75, errors)
         self.assertEqual(len(self.checkpoints("out")), 1)
         self.assert_no_processes(self.marker)
@@ -136,7 +135,7 @@ class Parallel(JobTestCase):
         for other, code, words in ((damaged, 65, "is cut short"), (self.path("none.safetensors"), 74, "none.safetensors"), (self.path("empty"), 74, "has no checkpoint")):
             os.makedirs(self.path("empty"), exist_ok=True)
             with self.subTest(other):
-                done = subprocess.run([*PATIENT, "2", "--", "sh", "-c", own], capture_output=True, text=True, cwd=self.folder, timeout=100,
+                done = subprocess.run([*PATIENT, "2", "--", "sh", "-c", own], capture_output=True, text=True, cwd=self.folder, timeout=250,
                                       env=dict(os.environ, OTHER=other))
                 self.assertEqual(done.returncode, code, done.stderr)
                 self.assertEqual(done.stderr.count(words), 1, done.stderr)

@@ -68,7 +68,7 @@ class Restart(JobTestCase):
                                           ("channel", 2, "run", "--checkpoint-memory"), ("pipeline", 2, "train", "--checkpoint-memory")):
             with self.subTest(split=split, ranks=ranks, how=how, memory=memory):
                 # Where few files are written, a step of two ranks takes less than a millisecond.
-                steps, kills = 1000 if memory and ranks == 2 else 240, 4
+                steps, kills = 600 if memory and ranks == 2 else 240, 4
                 flags = ["--parallel", split]
                 split += memory
                 calm = self.write_steps(f"calm-{split}", steps, 0)
@@ -115,7 +115,7 @@ class Restart(JobTestCase):
                 pids = processes(self.marker)
                 os.kill(pids[generator.randrange(2)], signal.SIGKILL)
                 killed = time.monotonic()
-                self.wait_for(lambda: len(processes(self.marker)) == 3 and not set(processes(self.marker).values()) & {pids[0], pids[1]}, process)
+                self.wait_for(lambda: len(processes(self.marker)) == 3 and not set(processes(self.marker).values()) & {pids[0], pids[1]}, process, pause=0.002)
                 # The lines of steps that are done again are cut off, then the first new one comes.
                 seen = [self.rows_written(folder)]
 

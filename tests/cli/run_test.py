@@ -118,7 +118,7 @@ class Run(JobTestCase):
         for _ in range(2):
             self.assertIn("ready", process.stdout.readline())
         process.send_signal(signal.SIGTERM)
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 75, error)
         self.assertEqual(out.count("stopping"), 2)
         self.assert_nothing_left()
@@ -129,7 +129,7 @@ class Run(JobTestCase):
         process.send_signal(signal.SIGTERM)
         self.assertIn("stopping", process.stdout.readline())
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         self.assertEqual(process.returncode, 137)
         self.assert_nothing_left()
 
@@ -138,7 +138,7 @@ class Run(JobTestCase):
         self.wait_for(lambda: len(processes(self.marker)) == 4, process)
         time.sleep(0.1)
         process.kill()
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         self.assert_nothing_left()
 
     def test_recorder_of_a_live_job(self):
@@ -159,13 +159,13 @@ class Run(JobTestCase):
         # A survivor holds them, too.
         self.assertIn("rank 1 has not come", self.run_gantry("recorder", facts["ranks"][2]["pid"]).stdout)
         os.kill(facts["ranks"][1]["pid"], signal.SIGKILL)
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=120)
         self.assertEqual(process.returncode, 137)
         self.assertIn("rank 1 has not come", error)
 
     def test_recorder_files(self):
         process = self.start("-n", 2, "--recorder", self.path("last"), "--", RANK, "die", 1)
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         self.assertEqual(os.stat(self.path("last")).st_mode & 0o777, 0o600)
         self.assertIn("rank 1 has not come to all_gather 2", self.run_gantry("recorder", "last").stdout)
         with open(self.path("last"), "rb") as file:

@@ -50,7 +50,7 @@ class Train(GantryTestCase):
                 process = self.start("--set", f"output.directory={self.path(str(number))}")
                 time.sleep(0.3)
                 process.send_signal(number)
-                _, errors = process.communicate(timeout=60)
+                _, errors = process.communicate(timeout=120)
                 self.assertEqual(process.returncode, 75, errors)
                 self.assertIn("--resume latest", errors)
                 self.assertEqual(len(self.checkpoints(str(number))), 1)

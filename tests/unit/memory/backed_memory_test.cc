@@ -59,13 +59,22 @@ TEST(BackedMemoryTest, OthersSeeWhatIsWritten) {
 
 TEST(BackedMemoryTest, LiesInHugePagesWhereTheKernelPutsThemTogether) {
   constexpr int64_t kBytes = 8 * static_cast<int64_t>(kHugePageBytes);
-  const absl::StatusOr<BackedMemory> memory = BackedMemory::Map("test", kBytes, "ask for less");
+  absl::StatusOr<BackedMemory> memory = BackedMemory::Map("test", kBytes, "ask for less");
   ASSERT_TRUE(memory.ok()) << memory.status();
   if (!KernelPutsPagesTogether()) GTEST_SKIP() << "this kernel gives no huge pages to shared memory on request";
+  // The kernel refuses where another has hold of a page at the moment, or where it finds no huge page at once.
+  for (int attempt = 0; attempt < 20 && MappingBytes(memory->data(), "ShmemPmdMapped") != kBytes; ++attempt) {
+    usleep(10'000);
+    memory = BackedMemory::Map("test", kBytes, "ask for less");
+    ASSERT_TRUE(memory.ok()) << memory.status();
+  }
   EXPECT_EQ(MappingBytes(memory->data(), "ShmemPmdMapped"), kBytes);
   void* const other = MapShared(kBytes, PROT_READ, memory->descriptor());
   ASSERT_NE(other, MAP_FAILED);
-  PutPagesTogether(other, kBytes);
+  for (int attempt = 0; attempt < 20 && MappingBytes(other, "ShmemPmdMapped") != kBytes; ++attempt) {
+    if (attempt > 0) usleep(10'000);
+    PutPagesTogether(other, kBytes);
+  }
   EXPECT_EQ(MappingBytes(other, "ShmemPmdMapped"), kBytes);
   munmap(other, kBytes);
 }

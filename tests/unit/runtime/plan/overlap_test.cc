@@ -2,12 +2,14 @@
 #include "runtime/plan/overlap.h"
 
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <deque>
 #include <functional>
+#include <latch>
 #include <set>
 #include <thread>
 #include <utility>
@@ -18,6 +20,7 @@
 #include "runtime/plan/exchange_options.h"
 #include "runtime/plan/verify_ranks.h"
 #include "tests/support/gan_case.h"
+#include "tests/support/thread_state.h"
 
 namespace gantry {
 namespace {
@@ -438,8 +441,24 @@ class NotingKernel final : public Kernel {
 };
 
 TEST(ExchangeLanesTest, CarriesOutInOrderAndHoldsToTheLink) {
+  // Stands until the gate opens.
+  class StandingKernel final : public Kernel {
+   public:
+    StandingKernel(Kernel& kernel, std::latch& gate) : kernel_(kernel), gate_(gate) {}
+    std::string_view implementation() const override { return "standing"; }
+    absl::Status Run(const KernelArguments& arguments) override {
+      gate_.wait();
+      return kernel_.Run(arguments);
+    }
+
+   private:
+    Kernel& kernel_;
+    std::latch& gate_;
+  };
   std::vector<int> order;
-  NotingKernel first(order, 1), second(order, 2), third(order, 3);
+  std::latch gate(1);
+  NotingKernel noting(order, 1), second(order, 2), third(order, 3);
+  StandingKernel first(noting, gate);
   // 10 ms for 1 MB, and 1 ms each.
   const auto lanes = ExchangeLanes::Create({.bytes_per_second = 100e6, .latency_seconds = 1e-3}, {{PlanLane::kGradients, 4}});
   ASSERT_TRUE(lanes.ok()) << lanes.status();
@@ -447,7 +466,7 @@ TEST(ExchangeLanesTest, CarriesOutInOrderAndHoldsToTheLink) {
   const auto Passed = [&] { return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); };
   (*lanes)->Start(PlanLane::kGradients, {.kernel = &first, .link_bytes = 1'000'000});
   const int64_t ticket = (*lanes)->Start(PlanLane::kGradients, {.kernel = &second, .link_bytes = 1'000'000});
-  EXPECT_LT(Passed(), 10e-3) << "beginning does not wait";
+  gate.count_down();  // beginning has not waited: it would not have ended
   ASSERT_TRUE((*lanes)->Wait(PlanLane::kGradients, ticket).ok());
   EXPECT_GE(Passed(), 22e-3);
   const double before = Passed();
@@ -461,17 +480,18 @@ TEST(ExchangeLanesTest, WhatIsUrgentTakesItsTimeFromGradients) {
    public:
     std::string_view implementation() const override { return "beginning"; }
     absl::Status Run(const KernelArguments&) override {
-      begun = true;
+      thread = gettid();
       return absl::OkStatus();
     }
-    std::atomic<bool> begun = false;
+    std::atomic<pid_t> thread = 0;
   };
   BeginningKernel gradient, halo;
   const auto lanes = ExchangeLanes::Create({.bytes_per_second = 100e6}, {{PlanLane::kGradients, 1}});
   ASSERT_TRUE(lanes.ok());
   const auto begin = std::chrono::steady_clock::now();
   const int64_t ticket = (*lanes)->Start(PlanLane::kGradients, {.kernel = &gradient, .link_bytes = 6'000'000});
-  while (!gradient.begun) std::this_thread::yield();
+  while (gradient.thread == 0) std::this_thread::yield();
+  ASSERT_TRUE(AwaitSleep(gradient.thread));  // it is held to the link
   std::this_thread::sleep_for(std::chrono::milliseconds(10));
   ASSERT_TRUE((*lanes)->Run({.kernel = &halo, .link_bytes = 3'000'000}).ok());
   ASSERT_TRUE((*lanes)->Wait(PlanLane::kGradients, ticket).ok());

@@ -1,9 +1,12 @@
 // Budgets change where things are and when, never a bit of what comes out.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <map>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/gan/session_checkpoint.h"
 #include "runtime/plan/plan_file.h"
 #include "tests/support/gan_case.h"
@@ -363,8 +366,9 @@ TEST(BudgetCaseTest, StatesThatChangedInATierAreNotSaved) {
   const std::span<std::byte> there = gan.executor().Data(in_tier->last);  // before the step that writes it
   const std::vector<float> real(gan.real_elements() * gan.draws_per_step(), 0.5F);
   ASSERT_TRUE(gan.Step({.real = real}).ok());
-  const std::string path = ::testing::TempDir() + "/changed.safetensors";
+  const std::string path = absl::StrCat(::testing::TempDir(), "/gantry_changed_", getpid(), ".safetensors");
   EXPECT_TRUE(SaveSession(gan, path).ok());
+  std::filesystem::remove(path);
   EXPECT_TRUE(gan.executor().Borrow(*in_tier).empty());
 
   there[5] ^= std::byte{1};

@@ -4,11 +4,13 @@
 // GANTRY_TEST_POLICIES  policies a case (default 3)
 // GANTRY_TEST_STEPS     steps of training (default 2)
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <cstdlib>
 #include <fstream>
 #include <random>
 
+#include "absl/strings/str_cat.h"
 #include "memory/residency/residency_problem.h"
 #include "runtime/plan/lay_out.h"
 #include "runtime/plan/plan_file.h"
@@ -187,7 +189,7 @@ TEST_P(RandomPolicyTest, GivesTheBitsOfTheUnlimitedStep) {
       parts = parts || op.definition->name == "put_images";
       bands = bands || op.definition->name == "conv_weight_grad_bands";
     }
-    drawn.plan_file = ::testing::TempDir() + "random_policy_" + GetParam().name + ".json";
+    drawn.plan_file = absl::StrCat(::testing::TempDir(), "/gantry_policy_", getpid(), "_", GetParam().name, ".json");
     std::ofstream(drawn.plan_file) << PlanToJson(*plan);
     EXPECT_TRUE(Train(drawn, steps) == unlimited) << "policy " << policy << ", up to " << plan->residency.batch_parts << " parts";
     std::remove(drawn.plan_file.c_str());

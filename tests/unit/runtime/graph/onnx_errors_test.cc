@@ -1,5 +1,6 @@
 // What the importer makes of weights, modes and broken or hostile files, on models built here message by message.
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <numbers>
@@ -400,13 +401,17 @@ TEST(OnnxErrorsTest, FilesThatGrow) {
 class ExternalDataTest : public testing::Test {
  protected:
   void SetUp() override {
-    folder_ = std::filesystem::path(testing::TempDir()) / "onnx_external";
-    std::filesystem::remove_all(folder_);
+    std::string name = testing::TempDir() + "/gantry_onnx_XXXXXX";
+    ASSERT_NE(mkdtemp(name.data()), nullptr);
+    folder_ = name;
     std::filesystem::create_directories(folder_ / "model");
     const float values[] = {9, 9, 1, 2, 3, 4};
     for (const char* name : {"model/weights.bin", "secret.bin"}) {
       std::ofstream(folder_ / name, std::ios::binary).write(reinterpret_cast<const char*>(values), sizeof(values));
     }
+  }
+  void TearDown() override {
+    if (!folder_.empty()) std::filesystem::remove_all(folder_);
   }
 
   std::string Import(const std::string& location, const std::string& offset = "8", const std::string& length = "16") {

@@ -1,5 +1,6 @@
 // Ranks that meet by rendezvous, and strangers that try to come between.
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -7,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <csignal>
 #include <cstring>
 #include <filesystem>
@@ -18,6 +20,7 @@
 #include "absl/time/clock.h"
 #include "comm/channels.h"
 #include "comm/handshake.h"
+#include "comm/handshake_group.h"
 #include "comm/links.h"
 #include "comm/liveness.h"
 #include "comm/run_folder.h"
@@ -25,6 +28,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/support/run_ranks.h"
+#include "tests/support/silent_seconds.h"
 
 namespace gantry {
 namespace {
@@ -66,6 +70,16 @@ class MeetingTest : public testing::Test {
     job.key = *std::move(key);
     return job;
   }
+  // A port of the loopback interface that nobody else gets while the test runs. Its ranks find it in GANTRY_TEST_PORT.
+  void KeepPort() {
+    if (std::getenv("GANTRY_TEST_PORT") != nullptr) return;
+    port_.Reset(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    const int on = 1;  // rank 0 sets it, too: then it may listen where nobody else does
+    sockaddr_in place{.sin_family = AF_INET, .sin_port = 0, .sin_addr = {.s_addr = htonl(INADDR_LOOPBACK)}, .sin_zero = {}};
+    ASSERT_EQ(setsockopt(port_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)), 0);
+    ASSERT_EQ(bind(port_.get(), reinterpret_cast<const sockaddr*>(&place), sizeof(place)), 0);
+    options_.environment.push_back("GANTRY_TEST_PORT=" + std::to_string(*LocalPort(port_.get())));
+  }
   std::string UnixAddress() const { return "unix:" + folder_ + "/socket"; }
   Job RankZero(int size) const {
     Job job;
@@ -75,6 +89,7 @@ class MeetingTest : public testing::Test {
 
   std::string folder_;
   RunRanksOptions options_;
+  Descriptor port_;
   pid_t owner_ = 0;
 };
 
@@ -97,12 +112,6 @@ void ExpectAllMet(const absl::StatusOr<std::unique_ptr<Links>>& links, bool one_
   }
 }
 
-uint16_t FreePort() {
-  const auto listener = Listen({.is_unix = false, .place = "127.0.0.1"});
-  EXPECT_TRUE(listener.ok()) << listener.status();
-  return *LocalPort(listener->get());
-}
-
 TEST_F(MeetingTest, ThroughAUnixSocket) {
   RunRanksUnconnected(
       5,
@@ -115,7 +124,7 @@ TEST_F(MeetingTest, ThroughAUnixSocket) {
 }
 
 TEST_F(MeetingTest, OverTcpOnOneMachineThenThroughUnixSockets) {
-  options_.environment.push_back("GANTRY_TEST_PORT=" + std::to_string(std::getenv("GANTRY_TEST_PORT") == nullptr ? FreePort() : 0));
+  KeepPort();
   RunRanksUnconnected(
       4,
       [&](Job job) { ExpectAllMet(Links::Connect(PlainJob(job, std::string("tcp:127.0.0.1:") + std::getenv("GANTRY_TEST_PORT")), kTime), true); },
@@ -123,7 +132,7 @@ TEST_F(MeetingTest, OverTcpOnOneMachineThenThroughUnixSockets) {
 }
 
 TEST_F(MeetingTest, OverTcpBetweenNodes) {
-  options_.environment.push_back("GANTRY_TEST_PORT=" + std::to_string(std::getenv("GANTRY_TEST_PORT") == nullptr ? FreePort() : 0));
+  KeepPort();
   RunRanksUnconnected(
       4,
       [&](Job job) {
@@ -133,7 +142,7 @@ TEST_F(MeetingTest, OverTcpBetweenNodes) {
         const int descriptor = 0;
         EXPECT_EQ((*links)->Send((job.rank + 1) % 4, kFirstFreeChannel, {}, std::span(&descriptor, 1)).code(), absl::StatusCode::kFailedPrecondition);
         // The same losses, without processes to watch: hang-up, or heartbeats.
-        auto liveness = Liveness::Watch(**links, {});
+        auto liveness = Liveness::Watch(**links, options_.liveness);
         ASSERT_TRUE(liveness.ok()) << liveness.status();
         const std::vector<int> all = {0, 1, 2, 3};
         ASSERT_TRUE((*links)->Gather(all, kFirstFreeChannel, {}, kTime).ok());
@@ -149,7 +158,7 @@ TEST_F(MeetingTest, OverTcpBetweenNodes) {
 }
 
 TEST_F(MeetingTest, AStoppedNodeIsNoticedByItsHeartbeats) {
-  options_.environment.push_back("GANTRY_TEST_PORT=" + std::to_string(std::getenv("GANTRY_TEST_PORT") == nullptr ? FreePort() : 0));
+  KeepPort();
   options_.may_die = {1};
   RunRanksUnconnected(
       2,
@@ -167,8 +176,7 @@ TEST_F(MeetingTest, AStoppedNodeIsNoticedByItsHeartbeats) {
         } else {
           const absl::Time start = absl::Now();
           while (!(*liveness)->lost(1) && absl::Now() - start < kTime) absl::SleepFor(absl::Milliseconds(1));
-          EXPECT_LT(absl::Now() - start, absl::Milliseconds(2800));
-          EXPECT_THAT(std::string(Message((*liveness)->status())), HasSubstr("no sign of life"));
+          EXPECT_LE(SilentSeconds(Message((*liveness)->status())), 2.2) << (*liveness)->status();
           kill(static_cast<pid_t>(other), SIGKILL);
         }
         (*liveness)->Leave();
@@ -200,7 +208,7 @@ TEST_F(MeetingTest, AMissingRankIsNamed) {
       3,
       [&](Job job) {
         if (job.rank == 2) return;
-        const auto links = Links::Connect(PlainJob(job, UnixAddress()), absl::Milliseconds(700));
+        const auto links = Links::Connect(PlainJob(job, UnixAddress()), absl::Seconds(5));
         EXPECT_EQ(links.status().code(), job.rank == 0 ? absl::StatusCode::kDeadlineExceeded : links.status().code()) << links.status();
         EXPECT_FALSE(links.ok());
         if (job.rank == 0) {
@@ -228,7 +236,7 @@ TEST_F(MeetingTest, ARankWithAnotherKeyIsRefusedOnBothSides) {
       [&](Job job) {
         Job plain = PlainJob(job, UnixAddress());
         if (job.rank == 1) plain.key = *JobKey::Generate();
-        const auto links = Links::Connect(std::move(plain), absl::Seconds(3));
+        const auto links = Links::Connect(std::move(plain), absl::Seconds(10));
         EXPECT_EQ(links.status().code(), job.rank == 0 ? absl::StatusCode::kDeadlineExceeded : absl::StatusCode::kUnauthenticated) << links.status();
         EXPECT_THAT(std::string(Message(links.status())), HasSubstr("another key"));
       },
@@ -245,14 +253,14 @@ class StrangerTest : public MeetingTest {
     std::thread rank_zero([&] { status_zero = Links::Connect(std::move(zero), kTime).status(); });
     const std::string path = folder_ + "/socket";
     while (!StartConnect({.is_unix = true, .place = path}).ok()) absl::SleepFor(absl::Milliseconds(1));
-    stranger(path);
     const absl::Time start = absl::Now();
+    stranger(path);
     std::thread rank_one([&] { status_one = Links::Connect(std::move(one), kTime).status(); });
     rank_one.join();
     rank_zero.join();
     EXPECT_TRUE(status_zero.ok()) << status_zero;
     EXPECT_TRUE(status_one.ok()) << status_one;
-    EXPECT_LT(absl::Now() - start, absl::Seconds(3)) << "the stranger held it up";
+    EXPECT_LT(absl::Now() - start, HandshakeGroup::kStrangerTime) << "the stranger held it up";
   }
   static Descriptor Knock(const std::string& path) {
     auto socket = StartConnect({.is_unix = true, .place = path});
@@ -340,7 +348,7 @@ TEST_F(StrangerTest, AnotherUserIsClosedBeforeAByteIsRead) {
       auto socket = StartConnect({.is_unix = true, .place = path});
       if (!socket.ok()) _exit(11);
       // Closed by the other side though nothing was sent.
-      if (!WaitFor(socket->get(), POLLIN, absl::Now() + absl::Seconds(2)).ok()) _exit(12);
+      if (!WaitFor(socket->get(), POLLIN, absl::Now() + kTime).ok()) _exit(12);
       char byte;
       _exit(read(socket->get(), &byte, 1) == 0 ? 0 : 13);
     }
@@ -379,13 +387,18 @@ std::vector<std::string> ListeningAddresses() {
 }
 
 TEST_F(MeetingTest, NothingListensBeyondLoopback) {
-  const uint16_t port = FreePort();
+  KeepPort();
   Job zero = RankZero(2);
-  zero.rendezvous = "tcp:localhost:" + std::to_string(port);
+  zero.rendezvous = "tcp:localhost:" + std::to_string(*LocalPort(port_.get()));
   absl::Status status;
-  std::thread rank_zero([&] { status = Links::Connect(std::move(zero), absl::Seconds(1)).status(); });
+  std::atomic<bool> has_ended = false;
+  std::thread rank_zero([&] {
+    status = Links::Connect(std::move(zero), absl::Seconds(5)).status();
+    has_ended = true;
+  });
   std::vector<std::string> addresses;
-  while (addresses.empty()) addresses = ListeningAddresses();
+  while (addresses.empty() && !has_ended) addresses = ListeningAddresses();
+  EXPECT_FALSE(addresses.empty());
   for (const std::string& address : addresses) {
     EXPECT_TRUE(address.rfind("0100007F:", 0) == 0 || address.rfind("00000000000000000000000001000000:", 0) == 0) << address;
   }

@@ -24,9 +24,10 @@ inline constexpr int kTestPatience = 1;
 #endif
 
 struct RunRanksOptions {
-  absl::Duration timeout = kTestPatience * absl::Seconds(60);  // then every rank is killed and the test has failed
+  absl::Duration timeout = kTestPatience * absl::Seconds(240);  // then every rank is killed and the test has failed
   absl::Duration connect_timeout = kTestPatience * absl::Seconds(20);
-  LivenessOptions liveness;
+  // Kills show at once. A test that is about heartbeats sets its own time; any other is not to take a rank that lacks a core for lost.
+  LivenessOptions liveness{.heartbeat_timeout = kTestPatience * absl::Seconds(20)};
   std::vector<std::string> environment;             // NAME=VALUE, for the ranks
   std::vector<int> node_of;                         // as LaunchOptions has it
   // In the test's own process, on a thread of its own, once all ranks are started: to kill and stop them. Ranks it signals may die.

@@ -12,8 +12,10 @@
 #include <cstring>
 #include <thread>
 
+#include "absl/cleanup/cleanup.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "comm/channels.h"
 #include "comm/shm/group_block.h"
 #include "tests/support/collective_check.h"
 #include "tests/support/run_ranks.h"
@@ -25,6 +27,7 @@ namespace {
 using testing::HasSubstr;
 
 constexpr int64_t kArenaBytes = int64_t{8} << 20;
+const absl::Duration kTime = kTestPatience * absl::Seconds(60);  // for what takes next to nothing
 
 // GANTRY_TEST_SECONDS makes the random tests as long as one likes; 10 minutes is the mode that
 // docs/measurements/comm.md speaks of.
@@ -45,6 +48,20 @@ Rank Open(Links& links, Liveness& liveness, const FabricOptions& options = {}) {
   EXPECT_TRUE(rank.ok()) << Message(rank.status());
   if (!rank.ok()) std::exit(1);
   return *std::move(rank);
+}
+
+// To `last`, which returns from it once all others have called it: they are through with what came before, and need it no more.
+void Report(Links& links, int last) {
+  constexpr uint32_t kChannel = kFirstFreeChannel + 100;
+  if (links.rank() != last) {
+    ASSERT_TRUE(links.Send(last, kChannel, {}).ok());
+    return;
+  }
+  for (int rank = 0; rank < links.size(); ++rank) {
+    if (rank == last) continue;
+    const absl::StatusOr<LinkMessage> word = links.Receive(rank, kChannel, kTime);
+    ASSERT_TRUE(word.ok()) << Message(word.status());
+  }
 }
 
 // The node of each rank.
@@ -71,7 +88,7 @@ TEST_P(CommunicatorProcessTest, RandomOperations) {
 
 TEST_P(CommunicatorProcessTest, ThreeCommunicatorsUnderRandomDelays) {
   RunRanksOptions options;
-  options.timeout = absl::Seconds(120 + 2 * Seconds(2));
+  options.timeout += absl::Seconds(2 * Seconds(2));
   Run(
       [](Links& links, Liveness& liveness) {
         Rank rank = Open(links, liveness, {.cross_memory = links.size() % 2 == 0});
@@ -147,7 +164,7 @@ TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
       EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << Message(status);
       EXPECT_THAT(std::string(Message(status)), HasSubstr(absl::StrFormat("rank %d", victim)));
       EXPECT_THAT(std::string(Message(status)), HasSubstr("group \"world\", operation"));
-      absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(absl::Seconds(10));
+      absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(kTime);
       const int64_t regrouped = NowNanoseconds();
       ASSERT_TRUE(rest.ok()) << Message(rest.status());
       EXPECT_EQ((*rest)->size(), links.size() - 1);
@@ -156,9 +173,9 @@ TEST_P(CommunicatorProcessTest, KilledAtARandomMoment) {
         const absl::Status done = check.Random(**rest, again, 100000);
         ASSERT_TRUE(done.ok()) << "after the loss, operation " << operation << ": " << Message(done);
       }
-      // Loose: the machine may be busy. What is measured is printed.
-      EXPECT_LT(noticed - died, 1'000'000'000);
-      EXPECT_LT(regrouped - noticed, 1'000'000'000);
+      // Loose, but below the heartbeat's time: the machine may be busy. What is measured is printed.
+      EXPECT_LT(noticed - died, 15'000'000'000);
+      EXPECT_LT(regrouped - noticed, 15'000'000'000);
       std::printf("noticed after %.2f ms, regrouped after %.2f ms more\n", 1e-6 * static_cast<double>(noticed - died),
                   1e-6 * static_cast<double>(regrouped - noticed));
       EXPECT_TRUE((*rest)->Barrier().ok());
@@ -194,6 +211,7 @@ TEST(CommunicatorMessageTest, ASenderIsKilledOnceItIsDone) {
       Rank rank = Open(links, liveness);
       Communicator& world = rank.fabric->world();
       ASSERT_TRUE(world.Barrier().ok());
+      Report(links, 0);
       std::vector<int64_t> data(1000, 7);
       if (rank.rank == 0) {
         for (int message = 0; message <= round % 3; ++message) {
@@ -213,7 +231,7 @@ TEST(CommunicatorMessageTest, ASenderIsKilledOnceItIsDone) {
       if (status.ok()) status = world.Barrier();
       EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << Message(status);
       EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 0"));
-      absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(absl::Seconds(10));
+      absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(kTime);
       ASSERT_TRUE(rest.ok()) << Message(rest.status());
       CollectiveCheck check(rank.rank, {rank.arena, static_cast<size_t>(rank.arena_bytes)});
       std::mt19937_64 again(round);
@@ -230,13 +248,7 @@ TEST(CommunicatorMessageTest, TheReceiverOfAWaitingSenderIsLost) {
   for (const int signal : {SIGKILL, SIGSTOP}) {
     RunRanksOptions options;
     options.may_die = {1};
-    if (signal == SIGSTOP) {
-      options.meanwhile = [](Launcher& launcher) {
-        // Not before the others have noticed, which is after the heartbeat's time.
-        std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 4000));
-        launcher.Signal(1, SIGKILL);
-      };
-    }
+    options.liveness.heartbeat_timeout = kTestPatience * absl::Seconds(1);  // on one node only one that is stopped is lost so soon
     RunRanks(
         3,
         [signal](Links& links, Liveness& liveness) {
@@ -244,18 +256,26 @@ TEST(CommunicatorMessageTest, TheReceiverOfAWaitingSenderIsLost) {
           Communicator& world = rank.fabric->world();
           ASSERT_TRUE(world.Barrier().ok());
           if (rank.rank == 1) {
+            Report(links, 1);
             std::this_thread::sleep_for(std::chrono::milliseconds(kTestPatience * 200));  // the sender waits by then
             kill(getpid(), signal);
             for (;;) pause();
           }
+          // One that is stopped ends with this rank's part, however that ends.
+          const absl::Cleanup end_stopped = [&] {
+            if (signal == SIGSTOP && rank.rank == 0) kill(static_cast<pid_t>(links.peer(1).pid), SIGKILL);
+          };
           absl::Status status;
-          for (int message = 0; status.ok() && message <= shm::kTurns; ++message)
-            status = world.SendReceive(rank.arena, 8, 0, 1).Wait();
+          for (int message = 0; status.ok() && message < shm::kTurns; ++message) status = world.SendReceive(rank.arena, 8, 0, 1).Wait();
+          ASSERT_TRUE(status.ok()) << Message(status);
+          if (rank.rank == 0) Report(links, 1);
+          status = world.SendReceive(rank.arena, 8, 0, 1).Wait();
+          if (rank.rank == 2) Report(links, 1);
           EXPECT_EQ(status.ok(), rank.rank == 2) << Message(status);
           if (status.ok()) status = world.Barrier();
           EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << Message(status);
           EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 1"));
-          absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(absl::Seconds(10));
+          absl::StatusOr<std::unique_ptr<Communicator>> rest = world.Shrink(kTime);
           ASSERT_TRUE(rest.ok()) << Message(rest.status());
           EXPECT_TRUE((*rest)->Barrier().ok());
         },
@@ -268,18 +288,26 @@ TEST(CommunicatorWaitTest, WaitingRanksSleep) {
   RunRanks(4, [](Links& links, Liveness& liveness) {
     Rank rank = Open(links, liveness);
     Communicator& world = rank.fabric->world();
-    ASSERT_TRUE(world.Barrier().ok());
     const auto processor_seconds = [] {
       rusage usage;
       getrusage(RUSAGE_SELF, &usage);
       return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
              1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
     };
-    const double before = processor_seconds();
-    constexpr double kSeconds = 2;
-    if (rank.rank == 3) std::this_thread::sleep_for(std::chrono::duration<double>(kSeconds));
-    ASSERT_TRUE(world.Barrier().ok());
-    EXPECT_LT(processor_seconds() - before, 0.02 * kSeconds);
+    // The least share of the time, of three rounds at most: the beginning of a wait is busy, and the machine may make it long.
+    double least = 1;
+    for (int round = 0; round < 3; ++round) {
+      ASSERT_TRUE(world.Barrier().ok());
+      const double before = processor_seconds();
+      const int64_t begin = NowNanoseconds();
+      if (rank.rank == 3) std::this_thread::sleep_for(std::chrono::seconds(2));
+      ASSERT_TRUE(world.Barrier().ok());
+      least = std::min(least, (processor_seconds() - before) / (1e-9 * static_cast<double>(NowNanoseconds() - begin)));
+      int32_t another = least >= 0.02 ? 1 : 0;
+      ASSERT_TRUE(world.AllReduce(&another, 1, ElementType::kI32, ReduceOp::kMax).Wait().ok());
+      if (another == 0) break;
+    }
+    EXPECT_LT(least, 0.02);
   });
 }
 
@@ -325,12 +353,12 @@ TEST_P(TransportNodesTest, PutsGetsSignalsAndAtomics) {
       std::fill(block.begin(), block.end(), round * 10 + rank.rank);
       EXPECT_TRUE(to(next).Put({next, 0, 4096}, std::as_bytes(std::span(block))).Wait().ok());
       EXPECT_TRUE(to(next).Signal({next, 0, 64}, 1).Wait().ok());
-      const absl::Status came = to(before).WaitSignal(before, 0, 64, round, absl::Seconds(20));
+      const absl::Status came = to(before).WaitSignal(before, 0, 64, round, kTime);
       ASSERT_TRUE(came.ok()) << Message(came);
       const auto* got = reinterpret_cast<const uint64_t*>(rank.arena + 4096);
       EXPECT_TRUE(std::all_of(got, got + 1000, [&](uint64_t value) { return value == round * 10 + before; }));
       EXPECT_TRUE(to(before).Signal({before, 0, 128}, 1).Wait().ok());  // it may put again
-      ASSERT_TRUE(to(next).WaitSignal(next, 0, 128, round, absl::Seconds(20)).ok());
+      ASSERT_TRUE(to(next).WaitSignal(next, 0, 128, round, kTime).ok());
       EXPECT_TRUE(to(0).FetchAdd({0, 0, 192}, 3).ok());
     }
     ASSERT_TRUE(rank.fabric->world().Barrier().ok());
@@ -351,7 +379,7 @@ TEST_P(TransportNodesTest, PutsGetsSignalsAndAtomics) {
     Pending put = to(next).Put({next, 0, 1 << 20}, std::as_bytes(std::span(large)));
     EXPECT_TRUE(put.Wait().ok());
     EXPECT_TRUE(to(next).Signal({next, 0, 384}, 1).Wait().ok());
-    ASSERT_TRUE(to(before).WaitSignal(before, 0, 384, 1, absl::Seconds(20)).ok());
+    ASSERT_TRUE(to(before).WaitSignal(before, 0, 384, 1, kTime).ok());
     ASSERT_TRUE(rank.fabric->world().Barrier().ok());
     const absl::Status read = to(next).Get(std::as_writable_bytes(std::span(got)), {next, 0, 1 << 20}).Wait();
     ASSERT_TRUE(read.ok()) << Message(read);
@@ -376,6 +404,7 @@ TEST(TransportProcessTest, AnAccessToALostRankNamesTheLoss) {
         [](Links& links, Liveness& liveness) {
           Rank rank = Open(links, liveness);
           ASSERT_TRUE(rank.fabric->world().Barrier().ok());
+          Report(links, 1);
           if (rank.rank == 1) Die();
           std::vector<std::byte> got(4096);
           absl::Status status;

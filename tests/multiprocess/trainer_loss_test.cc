@@ -50,7 +50,7 @@ TEST(TrainerLossTest, ACheckpointHasTheLinesOfAllItsSteps) {
       // The step alone; what comes behind it, rank 0 does without this one.
       const std::vector<float> real(mine.trainer().session().real_elements() * mine.trainer().session().draws_per_step(), 0.5F);
       ASSERT_TRUE(mine.trainer().session().Step({.real = real}).ok());
-      const absl::Time end = absl::Now() + kTestPatience * absl::Seconds(10);
+      const absl::Time end = absl::Now() + kTestPatience * absl::Seconds(60);
       while (UntimedLines(mine.file("metrics.jsonl")).size() < 11 && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
       Die();
     }
@@ -72,7 +72,11 @@ TEST(TrainerLossTest, HalfAStepIsNeverKept) {
     TrainerRank mine(std::move(job), {"parallel.overlap=across", "output.log_every=100"});
     for (int step = 1; step <= 2; ++step) ASSERT_TRUE(mine.trainer().Step().ok());
     ASSERT_TRUE(mine.ranks().Agree(absl::OkStatus()).ok());
-    if (mine.rank() == 1) Die();  // what is left of step 2 needs both
+    // What is left of step 2 needs both. Not before rank 0 has agreed, too.
+    if (mine.rank() == 0) std::ofstream(mine.file("agreed")) << "yes";
+    const absl::Time end = absl::Now() + kTestPatience * absl::Seconds(60);
+    while (!std::filesystem::exists(mine.file("agreed")) && absl::Now() < end) absl::SleepFor(absl::Milliseconds(1));
+    if (mine.rank() == 1) Die();
     const absl::Status status = mine.trainer().WriteSamples().status();
     EXPECT_TRUE(absl::IsUnavailable(status)) << status;
     EXPECT_THAT(status.message(), HasSubstr("the end of step 2"));

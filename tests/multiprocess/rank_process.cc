@@ -27,9 +27,9 @@ int Fail(const absl::Status& status, int code) {
 }
 
 // Until the recorders of the other ranks, all on this machine, say that they are in operation `number`: who dies now is waited for.
-// For ten seconds at most.
+// For a minute at most.
 void AwaitOthers(int size, uint64_t number) {
-  const absl::Time end = absl::Now() + absl::Seconds(10);
+  const absl::Time end = absl::Now() + absl::Minutes(1);
   const auto waits = [&](const RecorderImage& image) {
     return !image.entries.empty() && image.entries.back().number == number && image.entries.back().end_ns == 0;
   };
@@ -47,7 +47,7 @@ int Run(int argc, char** argv) {
   absl::StatusOr<Job> job = DiscoverJob();
   if (!job.ok()) return Fail(job.status(), 78);
   const std::string description = job->Describe();
-  auto links = Links::Connect(*std::move(job), absl::Seconds(20));
+  auto links = Links::Connect(*std::move(job), absl::Seconds(60));
   if (!links.ok()) return Fail(links.status(), absl::IsUnauthenticated(links.status()) ? 77 : 69);
   auto options = LivenessOptions::FromEnvironment();
   if (!options.ok()) return Fail(options.status(), 78);
@@ -61,7 +61,7 @@ int Run(int argc, char** argv) {
   uint64_t number = 0;
   const auto meet = [&](std::string_view value) {
     const uint64_t ticket = (*recorder)->Begin({.kind = RecordedKind::kAllGather, .value = value, .group = "world", .number = ++number});
-    const auto messages = (*links)->Gather(ranks, kFirstFreeChannel, std::as_bytes(std::span(&number, 1)), absl::Seconds(30));
+    const auto messages = (*links)->Gather(ranks, kFirstFreeChannel, std::as_bytes(std::span(&number, 1)), absl::Seconds(120));
     if (messages.ok()) (*recorder)->End(ticket, true);
     return messages.status();
   };
@@ -114,7 +114,7 @@ int Run(int argc, char** argv) {
       }
       if (what == "exit") _exit(argc > 3 ? std::atoi(argv[3]) : 1);
       if (what == "stop") kill(getpid(), SIGSTOP);
-      if (what == "wait") absl::SleepFor(absl::Seconds(10));
+      while (what == "wait") pause();  // until the test ends it
     }
     if (absl::Status status = meet("the end"); !status.ok()) return fail_lost(status, "all_gather of 'the end'");
   }

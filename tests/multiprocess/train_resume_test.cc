@@ -65,49 +65,55 @@ TEST(TrainKillTest, KilledRunsEndWhereAnUnbrokenOneDoes) {
   constexpr std::string_view kTrain = "steps = 400\nthreads = 1\nema = 0.9\n";
   const std::string whole = folder.WriteRun("whole", "dcgan", kTrain);
   ASSERT_EQ(Train(whole, 0), 0);
-  std::string killed = folder.WriteRun("killed", "dcgan", kTrain);
-  {
-    // Checkpoints and sheets all the time, so that kills hit their writing.
-    std::string text = ReadWholeFile(killed);
-    text.replace(text.find("checkpoint_every = 0"), 20, "checkpoint_every = 1");
-    text.replace(text.find("sample_every = 0"), 16, "sample_every = 2");
-    FILE* file = std::fopen(killed.c_str(), "w");
-    std::fwrite(text.data(), 1, text.size(), file);
-    std::fclose(file);
-  }
   std::mt19937 random(7);
   std::uniform_int_distribution<int> milliseconds(0, 30);
+  // Where this process lacked its core and a run came to its end before enough kills, another run is taken.
   int kills = 0;
-  int64_t last = 0;
-  while (kills < 12) {
-    const pid_t process = StartTraining(killed, 0, "auto");
-    // Let it get one checkpoint further, then strike.
-    const auto begin = std::chrono::steady_clock::now();
-    for (;;) {
-      const auto stored = ListCheckpoints(folder / "killed");
-      if (stored.ok() && !stored->empty() && stored->back().step > last) break;
-      ASSERT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(2))
-          << "no progress beyond step " << last;
-      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  std::string name;
+  for (int attempt = 1; attempt <= 5 && kills < 5; ++attempt) {
+    name = absl::StrCat("killed", attempt);
+    std::string killed = folder.WriteRun(name, "dcgan", kTrain);
+    {
+      // Checkpoints and sheets all the time, so that kills hit their writing.
+      std::string text = ReadWholeFile(killed);
+      text.replace(text.find("checkpoint_every = 0"), 20, "checkpoint_every = 1");
+      text.replace(text.find("sample_every = 0"), 16, "sample_every = 2");
+      FILE* file = std::fopen(killed.c_str(), "w");
+      std::fwrite(text.data(), 1, text.size(), file);
+      std::fclose(file);
     }
-    std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds(random)));
-    kill(process, SIGKILL);
-    const int how = WaitFor(process);
-    const auto latest = FindLatestCheckpoint(folder / "killed");
-    ASSERT_TRUE(latest.ok()) << latest.status();
-    EXPECT_TRUE(latest->damaged.empty());
-    last = latest->checkpoint.step;
-    if (how == 0 || last == 400) break;  // it had come to its end
-    ASSERT_EQ(how, -SIGKILL);
-    ++kills;
+    kills = 0;
+    int64_t last = 0;
+    while (kills < 12) {
+      const pid_t process = StartTraining(killed, 0, "auto");
+      // Let it get one checkpoint further, then strike.
+      const auto begin = std::chrono::steady_clock::now();
+      for (;;) {
+        const auto stored = ListCheckpoints(folder / name);
+        if (stored.ok() && !stored->empty() && stored->back().step > last) break;
+        ASSERT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(5))
+            << "no progress beyond step " << last;
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds(random)));
+      kill(process, SIGKILL);
+      const int how = WaitFor(process);
+      const auto latest = FindLatestCheckpoint(folder / name);
+      ASSERT_TRUE(latest.ok()) << latest.status();
+      EXPECT_TRUE(latest->damaged.empty());
+      last = latest->checkpoint.step;
+      if (how == 0 || last == 400) break;  // it had come to its end
+      ASSERT_EQ(how, -SIGKILL);
+      ++kills;
+    }
+    ASSERT_EQ(Train(killed, 0, "latest"), 0);
+    EXPECT_EQ(CheckpointDifference(folder / "whole", folder / name), "");
+    EXPECT_EQ(UntimedLines(folder / (name + "/metrics.jsonl")), UntimedLines(folder / "whole/metrics.jsonl"));
+    for (const auto& entry : std::filesystem::directory_iterator(folder / name)) {
+      EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
+    }
   }
   EXPECT_GE(kills, 5);
-  ASSERT_EQ(Train(killed, 0, "latest"), 0);
-  EXPECT_EQ(CheckpointDifference(folder / "whole", folder / "killed"), "");
-  EXPECT_EQ(UntimedLines(folder / "killed/metrics.jsonl"), UntimedLines(folder / "whole/metrics.jsonl"));
-  for (const auto& entry : std::filesystem::directory_iterator(folder / "killed")) {
-    EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
-  }
 }
 
 }  // namespace

@@ -13,9 +13,9 @@ namespace gantry {
 struct TwoMailboxes {
   // On a thread for each of the two at the same time.
   void Open(int rank) {
-    pools[rank] = *Pool::Share(job.links(rank), {}, absl::Seconds(10));
+    pools[rank] = *Pool::Share(job.links(rank), {}, absl::Seconds(60));
     mailboxes[rank] =
-        *tcp::Mailbox::Open(job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(10));
+        *tcp::Mailbox::Open(job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(60));
   }
 
   ThreadJob job{{0, 1}};

@@ -52,16 +52,20 @@ TEST_P(CommunicatorAllocationTest, RepeatedCollectivesAllocateNothing) {
     };
     // The first ones make the lane, and room for what goes between nodes.
     for (int i = 0; i < 20; ++i) ASSERT_TRUE(all());
-    ASSERT_TRUE(world.Barrier().ok());
-    // Both ranks are threads of this process: what either allocates is counted.
-    std::optional<testing::AllocationCounter> counter;
-    if (rank.rank == 0) counter.emplace();
-    bool ok = true;
-    for (int i = 0; i < 50; ++i) ok &= all();
-    if (rank.rank == 0) {
-      EXPECT_EQ(counter->Count(), 0);
+    // Both ranks are threads of this process: what either allocates is counted. A rank that lacked its core may need more room than ever
+    // before; which comes to an end, as what is allocated for each operation does not.
+    int64_t count = -1;
+    for (int round = 0; round < 5 && count != 0; ++round) {
+      ASSERT_TRUE(world.Barrier().ok());
+      std::optional<testing::AllocationCounter> counter;
+      if (rank.rank == 0) counter.emplace();
+      bool ok = true;
+      for (int i = 0; i < 50; ++i) ok &= all();
+      EXPECT_TRUE(ok);
+      if (rank.rank == 0) count = counter->Count();
+      ASSERT_TRUE(world.Broadcast(&count, sizeof(count), 0).Wait().ok());
     }
-    EXPECT_TRUE(ok);
+    EXPECT_EQ(count, 0);
     ASSERT_TRUE(world.Barrier().ok());
   });
 }

@@ -29,7 +29,7 @@ void SendBytes(int socket, std::span<const std::byte> bytes) {
     const absl::StatusOr<size_t> sent = SendSome(socket, bytes, {}, {});
     if (!sent.ok()) return;  // the other end has had enough
     bytes = bytes.subspan(*sent);
-    if (*sent == 0) (void)WaitFor(socket, POLLOUT, absl::Now() + absl::Seconds(5));
+    if (*sent == 0) (void)WaitFor(socket, POLLOUT, absl::Now() + absl::Seconds(60));
   }
 }
 
@@ -51,15 +51,15 @@ absl::Status StatusAfter(const std::function<void(Descriptor ways[2])>& acts, co
     std::memset(slabs[rank]->data(), 0, kRegionBytes);
     const PoolRegion region{
         .name = "arena", .data = slabs[rank]->data(), .bytes = kRegionBytes, .descriptor = slabs[rank]->descriptor()};
-    pools[rank] = *Pool::Share(job.links(rank), std::span(&region, 1), absl::Seconds(10));
+    pools[rank] = *Pool::Share(job.links(rank), std::span(&region, 1), absl::Seconds(60));
   };
   std::latch is_ready(1);
   std::thread hostile([&] {
     share(1);
-    const LinkMessage place = *job.links(1).Receive(0, kTcpChannel, absl::Seconds(10));
+    const LinkMessage place = *job.links(1).Receive(0, kTcpChannel, absl::Seconds(60));
     const std::string address(reinterpret_cast<const char*>(place.bytes.data()), place.bytes.size());
     HandshakeGroup group(job.links(1).job());
-    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    const absl::Time deadline = absl::Now() + absl::Seconds(60);
     for (int way = 0; way < 2; ++way)
       group.Add(*StartConnect(*SocketAddress::Parse(address)), Handshake::Role::kInitiator, 0, address, deadline);
     Descriptor ways[2];
@@ -81,12 +81,12 @@ absl::Status StatusAfter(const std::function<void(Descriptor ways[2])>& acts, co
   share(0);
   Doorbell bell = {};
   absl::StatusOr<std::unique_ptr<Mailbox>> mailbox =
-      Mailbox::Open(job.links(0), job.liveness(0), *pools[0], bell, [&] { bell.Ring(); }, absl::Seconds(10));
+      Mailbox::Open(job.links(0), job.liveness(0), *pools[0], bell, [&] { bell.Ring(); }, absl::Seconds(60));
   EXPECT_TRUE(mailbox.ok()) << Message(mailbox.status());
   if (before != nullptr) before(**mailbox);
   is_ready.count_down();
   hostile.join();
-  for (int look = 0; look < 500 && (*mailbox)->StatusOf(1).ok(); ++look) usleep(2000);
+  for (const absl::Time end = absl::Now() + absl::Seconds(30); (*mailbox)->StatusOf(1).ok() && absl::Now() < end;) usleep(2000);
   if (word != nullptr) std::memcpy(word, slabs[0]->data(), sizeof(*word));
   return (*mailbox)->StatusOf(1);
 }

@@ -73,7 +73,7 @@ absl::Status StatusWith(std::string_view offer) {
     EXPECT_TRUE(ranks.job.links(1).Send(0, kPathChannel, std::as_bytes(std::span(offer))).ok());
   });
   ranks.Open(0);
-  const auto carrier = ChooseCarrier(TransportWish::kUcx, ranks.job.links(0), *ranks.mailboxes[0], absl::Seconds(10));
+  const auto carrier = ChooseCarrier(TransportWish::kUcx, ranks.job.links(0), *ranks.mailboxes[0], absl::Seconds(60));
   other.join();
   ranks.mailboxes[0].reset();
   return carrier.status();

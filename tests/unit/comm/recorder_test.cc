@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <csignal>
+#include <ctime>
 #include <thread>
 
 #include "gmock/gmock.h"
@@ -101,15 +102,22 @@ TEST(RecorderTest, AnEventIsCheap) {
   auto recorder = Recorder::Create(0, 2);
   ASSERT_TRUE(recorder.ok());
   const RecordedOperation operation{.kind = RecordedKind::kAllReduce, .value = "discriminator.3.weight gradient", .group = "world", .number = 1, .bytes = 4096};
-  double best_ns = 1e9;
+  double best_ns = 1e9, best_clock_ns = 1e9;
   for (int round = 0; round < 50; ++round) {
-    const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < 1000; ++i) (*recorder)->End((*recorder)->Begin(operation), true);
-    best_ns = std::min(best_ns, std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / 2000);
+    const auto best = [](double& ns, int events, auto&& each) {
+      const auto start = std::chrono::steady_clock::now();
+      for (int i = 0; i < 1000; ++i) each();
+      ns = std::min(ns, std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / (1000 * events));
+    };
+    best(best_ns, 2, [&] { (*recorder)->End((*recorder)->Begin(operation), true); });
+    best(best_clock_ns, 1, [] {
+      timespec time;
+      clock_gettime(CLOCK_MONOTONIC, &time);
+    });
   }
-  std::printf("an event takes %.0f ns\n", best_ns);
+  std::printf("an event takes %.0f ns, reading the clock %.0f ns\n", best_ns, best_clock_ns);
 #if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
-  EXPECT_LT(best_ns, 100);
+  EXPECT_LT(best_ns, std::max(100.0, 4 * best_clock_ns));  // an event reads the clock; on a slow machine that takes longer
 #endif
 }
 

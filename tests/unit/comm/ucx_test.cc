@@ -7,6 +7,7 @@
 #include <cstring>
 #include <thread>
 
+#include "absl/time/clock.h"
 #include "comm/pool.h"
 #include "comm/tcp/mailbox.h"
 #include "comm/ucx/ucx_carrier.h"
@@ -51,7 +52,7 @@ class Stranger {
   void Finish(ucs_status_ptr_t request) {
     ASSERT_FALSE(UCS_PTR_IS_ERR(request));
     if (request == nullptr) return;
-    for (int look = 0; look < 5000 && Ucx().ucp_request_check_status(request) == UCS_INPROGRESS; ++look) {
+    for (int look = 0; look < 30000 && Ucx().ucp_request_check_status(request) == UCS_INPROGRESS; ++look) {
       Ucx().ucp_worker_progress(worker_);
       usleep(1000);
     }
@@ -63,8 +64,11 @@ class Stranger {
   ucp_worker_h worker_ = nullptr;
 };
 
+// How long an end of the connection is waited for that is to come, and one that is not to come.
+constexpr absl::Duration kEnds = absl::Seconds(30), kStays = absl::Milliseconds(200);
+
 // Rank 0 with a carrier; what becomes of its connection with rank 1 after a message from `from` with that header.
-absl::Status StatusAfter(const FrameHeader& frame, bool knows_secret, int64_t from = 1, size_t cut = 0,
+absl::Status StatusAfter(const FrameHeader& frame, bool knows_secret, absl::Duration longest, int64_t from = 1, size_t cut = 0,
                          uint32_t flags = 0) {
   TwoMailboxes ranks;
   std::unique_ptr<UcxCarrier> carrier;  // outlives its mailbox
@@ -73,13 +77,13 @@ absl::Status StatusAfter(const FrameHeader& frame, bool knows_secret, int64_t fr
   other.join();
   std::unique_ptr<tcp::Mailbox> mailbox = std::move(ranks.mailboxes[0]);
   carrier = *UcxCarrier::Open(*mailbox, 2);
-  EXPECT_TRUE(carrier->Begin(absl::Seconds(10)).ok());
+  EXPECT_TRUE(carrier->Begin(absl::Seconds(60)).ok());
 
   UcxCarrier::Envelope envelope{.secret = carrier->SecretOf(1), .from = from, .frame = Encode(frame)};
   if (!knows_secret) envelope.secret[3] ^= std::byte{1};
   Stranger().Send(carrier->address(), std::as_bytes(std::span(&envelope, 1)).subspan(cut),
                   static_cast<size_t>(std::clamp<int64_t>(frame.bytes, 0, 1 << 19)), flags);
-  for (int look = 0; look < 100 && mailbox->StatusOf(1).ok(); ++look) usleep(2000);
+  for (const absl::Time end = absl::Now() + longest; mailbox->StatusOf(1).ok() && absl::Now() < end;) usleep(2000);
   const absl::Status status = mailbox->StatusOf(1);
   ranks.mailboxes[1].reset();
   mailbox.reset();
@@ -98,7 +102,7 @@ TEST(UcxTest, NonsenseUnderTheRightSecretEndsTheConnection) {
       {{.kind = FrameKind::kFetchAdd}, "beside the connection"},
   };
   for (const auto& one : kCases) {
-    const absl::Status status = StatusAfter(one.frame, true);
+    const absl::Status status = StatusAfter(one.frame, true, kEnds);
     EXPECT_THAT(std::string(Message(status)), HasSubstr(one.says));
     EXPECT_THAT(std::string(Message(status)), HasSubstr("what rank 1 sent by UCX"));
   }
@@ -106,24 +110,24 @@ TEST(UcxTest, NonsenseUnderTheRightSecretEndsTheConnection) {
 
 TEST(UcxTest, WhatAStrangerSendsIsNotLookedAt) {
   const FrameHeader nonsense{.kind = static_cast<FrameKind>(99), .bytes = 8};
-  EXPECT_TRUE(StatusAfter(nonsense, false).ok());
+  EXPECT_TRUE(StatusAfter(nonsense, false, kStays).ok());
   for (const int64_t from : {int64_t{-1}, int64_t{0}, int64_t{2}, int64_t{1} << 40})
-    EXPECT_TRUE(StatusAfter(nonsense, true, from).ok()) << from;
-  EXPECT_TRUE(StatusAfter(nonsense, true, 1, 8).ok());
+    EXPECT_TRUE(StatusAfter(nonsense, true, kStays, from).ok()) << from;
+  EXPECT_TRUE(StatusAfter(nonsense, true, kStays, 1, 8).ok());
 }
 
 // It is acknowledged all the same; rank 1, which knows that it has sent nothing, then has had enough.
 TEST(UcxTest, WhatNobodyAwaitsIsThrownAway) {
   for (const int64_t bytes : {8, 8000}) {
     const absl::Status status =
-        StatusAfter({.kind = FrameKind::kData, .group = 5, .sequence = 1, .value = 100, .bytes = bytes}, true);
+        StatusAfter({.kind = FrameKind::kData, .group = 5, .sequence = 1, .value = 100, .bytes = bytes}, true, kEnds);
     EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 1 closed the connection"));
   }
 }
 
 TEST(UcxTest, NothingIsFetchedWithoutAWayBack) {
   const FrameHeader frame{.kind = FrameKind::kData, .group = 5, .sequence = 1, .bytes = UcxCarrier::kPieceBytes};
-  EXPECT_THAT(std::string(Message(StatusAfter(frame, true, 1, 0, UCP_AM_SEND_FLAG_RNDV))), HasSubstr("has no way back"));
+  EXPECT_THAT(std::string(Message(StatusAfter(frame, true, kEnds, 1, 0, UCP_AM_SEND_FLAG_RNDV))), HasSubstr("has no way back"));
 }
 
 }  // namespace

@@ -187,12 +187,12 @@ TEST(BatchStreamTest, RanksSliceTheSameBatches) {
 TEST(BatchStreamTest, ReadsAheadOnlyAsFarAsTheRing) {
   const auto data_set = std::make_shared<NumberedSet>(1000);
   const auto stream = MakeStream(data_set, {.batch_size = 10, .read_ahead = 3, .threads = 2});
-  for (int wait = 0; wait < 2000 && data_set->reads < 30; ++wait) absl::SleepFor(absl::Milliseconds(1));
+  for (int wait = 0; wait < 60000 && data_set->reads < 30; ++wait) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_EQ(data_set->reads, 30);
   absl::SleepFor(absl::Milliseconds(20));
   EXPECT_EQ(data_set->reads, 30);
   Draw(*stream);
-  for (int wait = 0; wait < 2000 && data_set->reads < 40; ++wait) absl::SleepFor(absl::Milliseconds(1));
+  for (int wait = 0; wait < 60000 && data_set->reads < 40; ++wait) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_EQ(data_set->reads, 40);
 }
 

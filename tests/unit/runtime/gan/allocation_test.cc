@@ -9,9 +9,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <string_view>
 
 #include "runtime/gan/gan_session.h"
 #include "tests/support/allocation_counter.h"
@@ -26,6 +29,19 @@ int64_t PageFaults() {
   return usage.ru_minflt + usage.ru_majflt;
 }
 
+// Stacks of threads may still touch a page for the first time, and where memory is short the kernel takes pages away; the arena has hundreds
+// that a step goes through. The least number of three rounds.
+template <typename FiveSteps>
+void ExpectNoPageFaults(std::string_view name, FiveSteps&& five_steps) {
+  int64_t least = INT64_MAX;
+  for (int round = 0; round < 3 && least > 8; ++round) {
+    const int64_t before = PageFaults();
+    five_steps();
+    least = std::min(least, PageFaults() - before);
+  }
+  EXPECT_LE(least, 8) << name;
+}
+
 void ExpectNoAllocation(KernelChoice kernels, int64_t batch, size_t smallest = 0) {
   GanStepConfig config;
   config.r1 = 1.0;
@@ -38,14 +54,13 @@ void ExpectNoAllocation(KernelChoice kernels, int64_t batch, size_t smallest = 0
   std::vector<float> real((*session)->real_elements());
   for (size_t i = 0; i < real.size(); ++i) real[i] = std::sin(0.1f * static_cast<float>(i));
   ASSERT_TRUE((*session)->Step({.real = real}).ok());
-  const int64_t faults = PageFaults();
-  testing::AllocationCounter allocations(smallest);
-  absl::Status status;
-  for (int step = 0; step < 5 && status.ok(); ++step) status = (*session)->Step({.real = real});
-  EXPECT_EQ(allocations.Count(), 0);
-  EXPECT_TRUE(status.ok()) << status;
-  // Stacks of threads may still touch a page for the first time; the arena has hundreds.
-  EXPECT_LE(PageFaults() - faults, 8);
+  ExpectNoPageFaults("", [&] {
+    testing::AllocationCounter allocations(smallest);
+    absl::Status status;
+    for (int step = 0; step < 5 && status.ok(); ++step) status = (*session)->Step({.real = real});
+    EXPECT_EQ(allocations.Count(), 0);
+    EXPECT_TRUE(status.ok()) << status;
+  });
 }
 
 TEST(AllocationTest, TheCounterCounts) {
@@ -128,12 +143,12 @@ TEST(AllocationTest, BudgetsAllocateNothingFromTheSecondStepOn) {
     zeros += run.session->plan().residency.zero_stashes;
     rounded += run.session->plan().residency.bf16_stashes;
     ASSERT_TRUE(run.Step(1).ok());
-    const int64_t faults = PageFaults();
-    testing::AllocationCounter allocations;
-    const absl::Status status = run.Step(5);
-    EXPECT_EQ(allocations.Count(), 0) << one.name;
-    EXPECT_TRUE(status.ok()) << status;
-    EXPECT_LE(PageFaults() - faults, 8) << one.name;
+    ExpectNoPageFaults(one.name, [&] {
+      testing::AllocationCounter allocations;
+      const absl::Status status = run.Step(5);
+      EXPECT_EQ(allocations.Count(), 0) << one.name;
+      EXPECT_TRUE(status.ok()) << status;
+    });
   }
   EXPECT_GT(rounded, 0);
   EXPECT_GT(zeros, 0);

@@ -267,8 +267,7 @@ bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel&
   if (state == tcp::Parcel::kDiffers) return FailIfDiffers(operation, RankOf(parcel.peer), true);
   if (state != tcp::Parcel::kFailed) return false;
   if (FailIfLost(operation)) return true;
-  if (std::exchange(ended_in_, operation.sequence) != operation.sequence) named_by_ = WaitClock::now() + kMonitorTime;
-  if (WaitClock::now() < named_by_) return false;
+  if (WaitClock::now() < mailbox_.NamedBy(parcel.peer)) return false;
   BreakAll(operation, Annotate(mailbox_.StatusOf(parcel.peer), DescribeWait(operation)));
   return true;
 }

@@ -173,8 +173,6 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   uint32_t breaks_seen_ = 0;
   uint64_t asked_for_ = 0;  // the operation that ran out of time here
   WaitClock::time_point told_by_ = {};
-  uint64_t ended_in_ = 0;  // the operation in which a connection has ended
-  WaitClock::time_point named_by_ = {};
 };
 
 }  // namespace gantry::nodes

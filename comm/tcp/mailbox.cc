@@ -176,6 +176,11 @@ absl::Status Mailbox::Watch() {
   return absl::OkStatus();
 }
 
+WaitClock::time_point Mailbox::NamedBy(int peer) {
+  const std::lock_guard lock(at(peer).mutex);
+  return at(peer).ended_at + kMonitorTime;
+}
+
 std::string Mailbox::DescribePath(int peer) const {
   const Peer& of = *peers_[static_cast<size_t>(peer)];
   const Carrier* carrier = CarrierFor(of, Carrier::kLeastBytes);

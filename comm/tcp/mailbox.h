@@ -131,6 +131,8 @@ class Mailbox {
   bool Reaches(int peer) const { return peers_[static_cast<size_t>(peer)] != nullptr; }
   // OK, or why the connection to `peer` has ended.
   absl::Status StatusOf(int peer);
+  // Where it has ended: by when the monitor has said of a rank that is lost that it is.
+  WaitClock::time_point NamedBy(int peer);
   std::string DescribePath(int peer) const;
 
   // From here on parcels and answers to reads of Carrier::kLeastBytes and more go by `carrier` where it carries to their

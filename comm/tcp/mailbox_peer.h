@@ -69,6 +69,7 @@ struct Mailbox::Peer {
   std::mutex mutex;
   std::string other_end;
   absl::Status ended;
+  WaitClock::time_point ended_at = {};
   Way express, bulk;
   std::array<Way*, 2> ways() { return {&express, &bulk}; }
 

@@ -108,6 +108,7 @@ void Mailbox::FlushNow(Peer& peer, Way& way) {
 void Mailbox::End(Peer& peer, absl::Status why) {
   if (!peer.ended.ok()) return;
   peer.ended = why.ok() ? absl::UnavailableError("it has ended") : std::move(why);
+  peer.ended_at = WaitClock::now();
   for (const Way* way : peer.ways()) shutdown(way->socket.get(), SHUT_RDWR);
   // Its thread finds it ended and looks no more; the numbers stay taken until then.
   reactor_->Post([this, &peer] {

@@ -27,7 +27,7 @@ absl::Status TcpTransport::Access::Wait(absl::Duration timeout) {
   if (!failed) return absl::OkStatus();
   const Liveness& liveness = owner->node_.liveness();
   WaitUntil(
-      owner->node_.own_bell(), owner->node_.policy(), WaitClock::now() + kMonitorTime,
+      owner->node_.own_bell(), owner->node_.policy(), owner->mailbox_.NamedBy(address.rank),
       [&](bool) { return liveness.lost(address.rank); }, [] { return false; });
   if (absl::Status lost = liveness.StatusOf(address.rank, describe()); !lost.ok()) return lost;
   return Annotate(owner->mailbox_.StatusOf(address.rank), describe());

@@ -95,8 +95,8 @@ class Trainer {
   // kDataLoss: a loss is not finite; the message names step, loss, what first held a NaN or infinity, and the last good
   // checkpoint. Step, Save and Finish then give kFailedPrecondition, so that nothing replaces that checkpoint.
   // kFailedPrecondition: the folder has another run's checkpoints (resume, or choose another folder) or another process
-  // writes to it. Other errors: data could not be read (nothing changed), or a file not be written (the step is done,
-  // as progress() says).
+  // writes to it. Other errors: data could not be read (nothing changed), a file not be written, or, after it, another
+  // rank is lost (the step is done, as progress() says, and in metrics.jsonl before anything is asked of other ranks).
   absl::StatusOr<StepReport> Step();
 
   // Writes a checkpoint now, unless this step has one, and returns its path.

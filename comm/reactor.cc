@@ -7,8 +7,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
-#include <climits>
 #include <csignal>
 #include <condition_variable>
 #include <map>
@@ -17,7 +15,9 @@
 #include <utility>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "comm/socket.h"
+#include "comm/wait.h"
 #include "memory/cpu/short_slices.h"
 
 namespace gantry {
@@ -76,7 +76,7 @@ class EpollReactor final : public Reactor {
 
   int Every(absl::Duration period, std::function<void()> call) override {
     std::unique_lock lock(mutex_);
-    timers_[++last_timer_] = Timer{period, Clock::now() + absl::ToChronoNanoseconds(period), std::make_shared<std::function<void()>>(std::move(call))};
+    timers_[++last_timer_] = Timer{period, WaitClock::now() + absl::ToChronoNanoseconds(period), std::make_shared<std::function<void()>>(std::move(call))};
     Wake();
     return last_timer_;
   }
@@ -99,20 +99,11 @@ class EpollReactor final : public Reactor {
   struct Watch {
     std::function<void(uint32_t)> call;
   };
-  using Clock = std::chrono::steady_clock;  // the time of day may jump
   struct Timer {
     absl::Duration period;
-    Clock::time_point due;
+    WaitClock::time_point due;  // the time of day may jump
     std::shared_ptr<std::function<void()>> call;
   };
-
-  // For epoll_wait: rounded up, -1 for ever.
-  static int MillisecondsUntil(Clock::time_point due) {
-    if (due == Clock::time_point::max()) return -1;
-    const Clock::time_point now = Clock::now();
-    if (due <= now) return 0;
-    return static_cast<int>(std::min<int64_t>(std::chrono::ceil<std::chrono::milliseconds>(due - now).count(), INT_MAX));
-  }
 
   void Wake() {
     const uint64_t one = 1;
@@ -130,14 +121,14 @@ class EpollReactor final : public Reactor {
     PreferShortSlices();
     std::vector<epoll_event> events(64);
     for (;;) {
-      Clock::time_point due = Clock::time_point::max();
+      absl::Duration pause = absl::InfiniteDuration();
       {
         std::unique_lock lock(mutex_);
         if (stopping_) return;
-        for (const auto& [number, timer] : timers_) due = std::min(due, timer.due);
-        if (!posted_.empty()) due = Clock::time_point::min();
+        for (const auto& [number, timer] : timers_) pause = std::min(pause, absl::FromChrono(timer.due - WaitClock::now()));
+        if (!posted_.empty()) pause = absl::ZeroDuration();
       }
-      const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), MillisecondsUntil(due));
+      const int count = epoll_wait(epoll_.get(), events.data(), static_cast<int>(events.size()), PollTimeout(absl::Now() + pause));
       for (int i = 0; i < count; ++i) {
         if (events[i].data.fd == wake_.get()) {
           uint64_t ignored;
@@ -167,7 +158,7 @@ class EpollReactor final : public Reactor {
   }
 
   void RunTimers() {
-    const Clock::time_point now = Clock::now();
+    const WaitClock::time_point now = WaitClock::now();
     int after = 0;
     for (;;) {
       std::shared_ptr<std::function<void()>> call;

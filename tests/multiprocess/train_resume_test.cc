@@ -60,59 +60,59 @@ TEST_P(TrainResumeTest, IsBitEqual) {
 INSTANTIATE_TEST_SUITE_P(Families, TrainResumeTest, testing::ValuesIn(kCases),
                          [](const auto& info) { return std::string(info.param.name); });
 
+constexpr std::string_view kKilledTrain = "steps = 400\nthreads = 1\nema = 0.9\n";
+
+// Starts a run in the folder `name` again and again and kills it, 12 times or until it comes to its end, and lets it end; compares it with
+// the run in "whole". `kills`: how often it was killed.
+void KillAndCompare(const TrainFolder& folder, const std::string& name, std::mt19937& random, int& kills) {
+  const std::string killed = folder.WriteRun(name, "dcgan", kKilledTrain);
+  {
+    // Checkpoints and sheets all the time, so that kills hit their writing.
+    std::string text = ReadWholeFile(killed);
+    text.replace(text.find("checkpoint_every = 0"), 20, "checkpoint_every = 1");
+    text.replace(text.find("sample_every = 0"), 16, "sample_every = 2");
+    FILE* file = std::fopen(killed.c_str(), "w");
+    std::fwrite(text.data(), 1, text.size(), file);
+    std::fclose(file);
+  }
+  std::uniform_int_distribution<int> milliseconds(0, 30);
+  int64_t last = 0;
+  for (kills = 0; kills < 12; ++kills) {
+    const pid_t process = StartTraining(killed, 0, "auto");
+    // Let it get one checkpoint further, then strike.
+    const auto begin = std::chrono::steady_clock::now();
+    for (;;) {
+      const auto stored = ListCheckpoints(folder / name);
+      if (stored.ok() && !stored->empty() && stored->back().step > last) break;
+      ASSERT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(5)) << "no progress beyond step " << last;
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds(random)));
+    kill(process, SIGKILL);
+    const int how = WaitFor(process);
+    const auto latest = FindLatestCheckpoint(folder / name);
+    ASSERT_TRUE(latest.ok()) << latest.status();
+    EXPECT_TRUE(latest->damaged.empty());
+    last = latest->checkpoint.step;
+    if (how == 0 || last == 400) break;  // it had come to its end
+    ASSERT_EQ(how, -SIGKILL);
+  }
+  ASSERT_EQ(Train(killed, 0, "latest"), 0);
+  EXPECT_EQ(CheckpointDifference(folder / "whole", folder / name), "");
+  EXPECT_EQ(UntimedLines(folder / (name + "/metrics.jsonl")), UntimedLines(folder / "whole/metrics.jsonl"));
+  for (const auto& entry : std::filesystem::directory_iterator(folder / name)) {
+    EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
+  }
+}
+
 TEST(TrainKillTest, KilledRunsEndWhereAnUnbrokenOneDoes) {
   const TrainFolder folder;
-  constexpr std::string_view kTrain = "steps = 400\nthreads = 1\nema = 0.9\n";
-  const std::string whole = folder.WriteRun("whole", "dcgan", kTrain);
-  ASSERT_EQ(Train(whole, 0), 0);
+  ASSERT_EQ(Train(folder.WriteRun("whole", "dcgan", kKilledTrain), 0), 0);
   std::mt19937 random(7);
-  std::uniform_int_distribution<int> milliseconds(0, 30);
-  // Where this process lacked its core and a run came to its end before enough kills, another run is taken.
   int kills = 0;
-  std::string name;
-  for (int attempt = 1; attempt <= 5 && kills < 5; ++attempt) {
-    name = absl::StrCat("killed", attempt);
-    std::string killed = folder.WriteRun(name, "dcgan", kTrain);
-    {
-      // Checkpoints and sheets all the time, so that kills hit their writing.
-      std::string text = ReadWholeFile(killed);
-      text.replace(text.find("checkpoint_every = 0"), 20, "checkpoint_every = 1");
-      text.replace(text.find("sample_every = 0"), 16, "sample_every = 2");
-      FILE* file = std::fopen(killed.c_str(), "w");
-      std::fwrite(text.data(), 1, text.size(), file);
-      std::fclose(file);
-    }
-    kills = 0;
-    int64_t last = 0;
-    while (kills < 12) {
-      const pid_t process = StartTraining(killed, 0, "auto");
-      // Let it get one checkpoint further, then strike.
-      const auto begin = std::chrono::steady_clock::now();
-      for (;;) {
-        const auto stored = ListCheckpoints(folder / name);
-        if (stored.ok() && !stored->empty() && stored->back().step > last) break;
-        ASSERT_LT(std::chrono::steady_clock::now() - begin, std::chrono::minutes(5))
-            << "no progress beyond step " << last;
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds(random)));
-      kill(process, SIGKILL);
-      const int how = WaitFor(process);
-      const auto latest = FindLatestCheckpoint(folder / name);
-      ASSERT_TRUE(latest.ok()) << latest.status();
-      EXPECT_TRUE(latest->damaged.empty());
-      last = latest->checkpoint.step;
-      if (how == 0 || last == 400) break;  // it had come to its end
-      ASSERT_EQ(how, -SIGKILL);
-      ++kills;
-    }
-    ASSERT_EQ(Train(killed, 0, "latest"), 0);
-    EXPECT_EQ(CheckpointDifference(folder / "whole", folder / name), "");
-    EXPECT_EQ(UntimedLines(folder / (name + "/metrics.jsonl")), UntimedLines(folder / "whole/metrics.jsonl"));
-    for (const auto& entry : std::filesystem::directory_iterator(folder / name)) {
-      EXPECT_EQ(entry.path().string().find(".tmp-"), std::string::npos) << entry.path();
-    }
-  }
+  // Where this process lacked its core and a run came to its end before enough kills, another run is taken.
+  for (int attempt = 1; attempt <= 5 && kills < 5; ++attempt)
+    ASSERT_NO_FATAL_FAILURE(KillAndCompare(folder, absl::StrCat("killed", attempt), random, kills));
   EXPECT_GE(kills, 5);
 }
 

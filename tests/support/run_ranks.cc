@@ -52,11 +52,8 @@ void RunInRanks(int size, const std::function<void(Job)>& body, const RunRanksOp
                     "--gtest_color=no", "--gtest_also_run_disabled_tests"};
   launch.ranks = size;
   launch.environment = options.environment;
-  const std::string heartbeat = "GANTRY_HEARTBEAT_TIMEOUT";  // for bodies that make monitors of their own
-  if (std::getenv(heartbeat.c_str()) == nullptr &&
-      std::none_of(launch.environment.begin(), launch.environment.end(), [&](const std::string& one) { return one.starts_with(heartbeat + "="); })) {
-    launch.environment.push_back(absl::StrCat(heartbeat, "=", absl::ToDoubleSeconds(options.liveness.heartbeat_timeout)));
-  }
+  // For bodies that make monitors of their own.
+  launch.environment.push_back(absl::StrCat("GANTRY_HEARTBEAT_TIMEOUT=", absl::ToDoubleSeconds(options.liveness.heartbeat_timeout)));
   launch.node_of = options.node_of;
   launch.environment.push_back("GANTRY_TEST_CALL=" + call);
   launch.environment.push_back("GTEST_OUTPUT=");

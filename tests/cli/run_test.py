@@ -82,8 +82,8 @@ class Run(JobTestCase):
                 times += [(at - killed) / 1e6 for at in known]
             times.sort()
             print(f"a killed rank is named {name} after {times[len(times) // 2]:.2f} ms (median), {times[-1]:.2f} ms (longest of {len(times)})")
-            # The goal is 5 and 50 ms; on a machine that does other things, too, a bound that heartbeats, also those of a second, would not keep.
-            self.assertLess(times[len(times) // 2], 500)
+            # The goal is 5 and 50 ms; on a machine that does other things, too, a bound that a heartbeat alone would not keep.
+            self.assertLess(times[len(times) // 2], 200)
 
     def over_tcp(self, ranks, *arguments):
         """As if each rank had a machine of its own."""
@@ -102,7 +102,7 @@ class Run(JobTestCase):
         start = time.monotonic()
         _, error = self.run_ranks("-n", 3, "--grace", 1, "--", RANK, "stop", 1, expect=69, words=["no sign of life"])
         self.assertIn("rank 1", error)
-        self.assertLess(time.monotonic() - start, 25)  # what the others wait for gives up after 30
+        self.assertLess(time.monotonic() - start, 25)  # what the others wait for gives up after 120
 
     def test_a_program_that_ignores_the_end_is_killed(self):
         script = 'if [ $GANTRY_RANK = 1 ]; then exit 3; fi; trap "" TERM; while true; do sleep 1; done'

@@ -117,7 +117,7 @@ absl::Status NodesCommunicator::MeetLocal(absl::Duration timeout) {
 
 NodesCommunicator::~NodesCommunicator() {
   node_.Remove(*this);
-  LetGo();
+  LetGo(absl::UnavailableError(absl::StrFormat("group \"%s\" is no more", name_)));
   mailbox_.Leave(id_);
 }
 
@@ -177,7 +177,7 @@ bool NodesCommunicator::SharesCore() {
 // Failing.
 
 // Where another rank has said that the group failed with this operation, or before.
-bool NodesCommunicator::FailIfBroken(NodesOperation& operation) {
+bool NodesCommunicator::FailIfBroken(const shm::QueuedOperation& operation) {
   const uint32_t breaks = mailbox_.breaks().load(std::memory_order_seq_cst);
   if (breaks == breaks_seen_) return false;
   const std::optional<tcp::Broken> broken = mailbox_.BrokenBy(id_);
@@ -191,8 +191,7 @@ bool NodesCommunicator::FailIfBroken(NodesOperation& operation) {
 }
 
 bool NodesCommunicator::IsBroken(NodesOperation& operation, bool looks_closely) {
-  if (FailIfBroken(operation)) return true;
-  if (FailIfLost(operation)) return true;
+  if (FailIfBroken(operation) || FailIfLost(operation)) return true;
   if (!looks_closely) return false;
   if (is_begun_ && FindMismatch(operation)) return true;
   int first = size();
@@ -315,9 +314,9 @@ bool NodesCommunicator::Awaits(const shm::QueuedOperation&, int rank) const {
   return awaits && (!mailbox_.Reaches(of_job) || !mailbox_.StatusOf(of_job).ok());
 }
 
-void NodesCommunicator::LetGo() {
-  // First what goes on within the node, which else would be waited for below.
-  const absl::Status why = absl::CancelledError(absl::StrFormat("group \"%s\" has failed", name_));
+void NodesCommunicator::LetGo(const absl::Status& why) {
+  // First what goes on within the node, which else would be waited for below. Ranks there hear why before this one can
+  // have left; what it passes on to other nodes would reach them later.
   const WaitClock::time_point deadline = WaitClock::now() + std::chrono::seconds(5);
   if (is_begun_) {
     if (local_ != nullptr) local_->Abandon(why, deadline);

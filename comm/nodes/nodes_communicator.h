@@ -101,12 +101,12 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   bool Awaits(const shm::QueuedOperation& operation, int rank) const override;
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
-  void LetGo() override;
+  void LetGo(const absl::Status& why) override;
 
   static CollectiveOptions LocalOptions(const NodesOperation& operation);
 
   // Failing.
-  bool FailIfBroken(NodesOperation& operation);
+  bool FailIfBroken(const shm::QueuedOperation& operation) override;
   bool IsBroken(NodesOperation& operation, bool looks_closely);
   bool FindMismatch(NodesOperation& operation);
   bool FailIfDiffers(NodesOperation& operation, int rank, bool for_sure);

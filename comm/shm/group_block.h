@@ -16,6 +16,7 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of three dimensions
 inline constexpr int kNameWords = 10;
+inline constexpr int kTextWords = 128;  // of an error
 inline constexpr int kTurns = 8;  // of operations of neighbours: how many a sender may be ahead of its receivers
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
 inline constexpr int64_t kCopiedBytes = 64 << 10;        // of one that is copied when it is published
@@ -98,16 +99,18 @@ struct RankLines {
   alignas(128) std::atomic<uint64_t> came_to_shrink;
 };
 
-enum class Breach : uint32_t { kNone, kWriting, kMismatch, kTimeout };
+enum class Breach : uint32_t { kNone, kWriting, kMismatch, kTimeout, kOfWhole };
 
 struct GroupBlock {
   // Set once, when ranks differ about an operation, or one has waited too long: who, and what each of the two has
-  // called.
+  // called. Or when a larger group has failed that this one is a part of (kOfWhole).
   struct Broken {
     std::atomic<uint32_t> breach;  // Breach
     std::atomic<uint32_t> rank[2];
     std::atomic<uint64_t> late;  // kTimeout: ranks that had not come, as bits
     Entry entry[2];              // kTimeout: the first alone
+    std::atomic<uint32_t> code;  // kOfWhole, and so is the text, zero-padded
+    std::atomic<uint64_t> text[kTextWords];
   };
   alignas(128) Broken broken;
   // Of Shrink: the ranks of the next group, as bits, by the first to decide; 0: nobody has yet.

@@ -50,6 +50,7 @@ Mover::Result ShmCommunicator::StepFull(Operation& operation, bool looks_closely
     return Result::kMoved;
   }
   if (!AllArrived(operation)) {
+    if (LooksAgain(operation)) return Result::kMoved;
     if (IsBroken(operation, looks_closely)) return Result::kIdle;
     if (looks_closely) FindMismatch(operation);
     return Result::kWaits;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <utility>
 
 namespace gantry::shm {
@@ -28,12 +29,22 @@ Mover::Result ShmCommunicator::StepFirst(QueuedOperation& operation, bool looks_
   return first.is_partial ? StepPartial(first, looks_closely) : StepFull(first, looks_closely);
 }
 
+bool ShmCommunicator::HasBreach() const {
+  return block_.broken.breach.load(std::memory_order_seq_cst) > static_cast<uint32_t>(Breach::kWriting);
+}
+
+bool ShmCommunicator::LooksAgain(Operation& operation) const {
+  return HasBreach() && !std::exchange(operation.looked_again, true);
+}
+
+bool ShmCommunicator::FailIfBroken(const QueuedOperation&) {
+  if (!HasBreach()) return false;
+  FailAll(BrokenStatus());
+  return true;
+}
+
 bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
-  if (block_.broken.breach.load(std::memory_order_seq_cst) > static_cast<uint32_t>(Breach::kWriting)) {
-    FailAll(BrokenStatus());
-    return true;
-  }
-  if (FailIfLost(operation)) return true;
+  if (FailIfBroken(operation) || FailIfLost(operation)) return true;
   if (!looks_closely) return false;
   const uint64_t missing = Missing(operation);
   if (NoteWait(operation, missing == 0 ? -1 : std::countr_zero(missing)))
@@ -42,17 +53,37 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
 }
 
 bool ShmCommunicator::Abandon(const absl::Status& status, WaitClock::time_point deadline) {
+  if (!absl::IsUnavailable(status)) Break(status);
   if (!DriveBy(deadline)) return false;
   FailAll(status);
   StopDriving();
   return true;
 }
 
+bool ShmCommunicator::BeginBreak() {
+  uint32_t expected = static_cast<uint32_t>(Breach::kNone);
+  return block_.broken.breach.compare_exchange_strong(expected, static_cast<uint32_t>(Breach::kWriting));
+}
+
+void ShmCommunicator::EndBreak(Breach breach) {
+  block_.broken.breach.store(static_cast<uint32_t>(breach), std::memory_order_seq_cst);
+  RingOthers();
+}
+
+void ShmCommunicator::Break(const absl::Status& of_whole) {
+  if (!BeginBreak()) return;
+  const std::string_view text = gantry::Message(of_whole);
+  uint64_t words[kTextWords] = {};
+  std::memcpy(words, text.data(), std::min(text.size(), sizeof(words)));
+  block_.broken.code.store(static_cast<uint32_t>(of_whole.code()), std::memory_order_relaxed);
+  for (int i = 0; i < kTextWords; ++i) block_.broken.text[i].store(words[i], std::memory_order_relaxed);
+  EndBreak(Breach::kOfWhole);
+}
+
 void ShmCommunicator::Break(Breach breach, const Call& mine, uint64_t sequence, int other, const Entry* theirs,
                             uint64_t late) {
+  if (!BeginBreak()) return;
   GroupBlock::Broken& broken = block_.broken;
-  uint32_t expected = static_cast<uint32_t>(Breach::kNone);
-  if (!broken.breach.compare_exchange_strong(expected, static_cast<uint32_t>(Breach::kWriting))) return;
   broken.rank[0].store(static_cast<uint32_t>(rank_), std::memory_order_relaxed);
   broken.rank[1].store(static_cast<uint32_t>(other), std::memory_order_relaxed);
   broken.late.store(late, std::memory_order_relaxed);
@@ -62,12 +93,16 @@ void ShmCommunicator::Break(Breach breach, const Call& mine, uint64_t sequence, 
     Call::ReadFrom(*theirs).WriteTo(broken.entry[1]);
     broken.entry[1].sequence.store(theirs->sequence.load(std::memory_order_relaxed), std::memory_order_relaxed);
   }
-  broken.breach.store(static_cast<uint32_t>(breach), std::memory_order_seq_cst);
-  RingOthers();
+  EndBreak(breach);
 }
 
 absl::Status ShmCommunicator::BrokenStatus() const {
   const GroupBlock::Broken& broken = block_.broken;
+  if (static_cast<Breach>(broken.breach.load()) == Breach::kOfWhole) {
+    uint64_t words[kTextWords + 1] = {};
+    for (int i = 0; i < kTextWords; ++i) words[i] = broken.text[i].load();
+    return absl::Status(static_cast<absl::StatusCode>(broken.code.load()), reinterpret_cast<const char*>(words));
+  }
   const int ranks[2] = {labels_[broken.rank[0].load()], labels_[broken.rank[1].load()]};
   const uint64_t sequences[2] = {broken.entry[0].sequence.load(), broken.entry[1].sequence.load()};
   const Call calls[2] = {Call::ReadFrom(broken.entry[0]), Call::ReadFrom(broken.entry[1])};

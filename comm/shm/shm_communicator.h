@@ -43,8 +43,8 @@ class ShmCommunicator final : public QueuedCommunicator {
   // Ranks of this group that have not come to a started operation, as bits; none where another thread moves it right
   // now.
   uint64_t MissingFrom(const Pending::Work& operation);
-  // Everything started fails with `status`, and so does what follows. False where another thread is in an operation
-  // until `deadline`.
+  // Everything started fails with `status`, and so does what follows, at other ranks too unless it is a loss, which they
+  // learn themselves. False where another thread is in an operation until `deadline`.
   bool Abandon(const absl::Status& status, WaitClock::time_point deadline);
   void MoveOn(bool rested) { Drive(nullptr, rested); }
 
@@ -71,8 +71,16 @@ class ShmCommunicator final : public QueuedCommunicator {
   void Expose(Operation& operation, const void* data, int64_t bytes, bool is_small = false) const;
 
   // shm_communicator.cc: moving on.
+  bool HasBreach() const;
+  // Whether an operation that waits has to be looked at once more: others may have done their part in it, and broken the
+  // group with a later one, since.
+  bool LooksAgain(Operation& operation) const;
+  bool FailIfBroken(const QueuedOperation& operation) override;
   bool IsBroken(Operation& operation, bool looks_closely);
   void Break(Breach breach, const Call& mine, uint64_t sequence, int other, const Entry* theirs, uint64_t late);
+  void Break(const absl::Status& of_whole);
+  bool BeginBreak();
+  void EndBreak(Breach breach);
   absl::Status BrokenStatus() const;
   uint64_t Missing(const Operation& operation) const;  // ranks that the operation waits for, as bits
   // A rank's first operation from `full` on that all take part in, or from `partial` on that not all do; null: it has

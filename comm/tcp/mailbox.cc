@@ -58,6 +58,11 @@ absl::StatusOr<std::unique_ptr<Mailbox>> Mailbox::Open(Links& links, Liveness& l
 // connection that is closed with bytes unread.
 void Mailbox::Drain() {
   const absl::Time deadline = absl::Now() + absl::Seconds(5);
+  const auto pause = [] { std::this_thread::sleep_for(std::chrono::microseconds(200)); };
+  // What its own thread has to pass on, of a group that has failed.
+  const auto passed_on = std::make_shared<std::atomic<bool>>(false);
+  reactor_->Post([passed_on] { passed_on->store(true); });
+  while (!passed_on->load() && absl::Now() < deadline) pause();
   for (const std::unique_ptr<Peer>& peer : peers_) {
     for (bool sent = peer == nullptr; !sent && absl::Now() < deadline;) {
       {
@@ -71,7 +76,7 @@ void Mailbox::Drain() {
         if (Carrier* carrier = carrier_; carrier != nullptr) sent &= carrier->Waiting(peer->rank) == 0;
         sent |= !peer->ended.ok();
       }
-      if (!sent) std::this_thread::sleep_for(std::chrono::microseconds(200));
+      if (!sent) pause();
     }
   }
 }

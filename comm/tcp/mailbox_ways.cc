@@ -345,7 +345,10 @@ absl::Status Mailbox::TakePayload(Peer& peer, Way& way) {
       const Broken broken{in.sequence, code == absl::StatusCode::kOk ? absl::StatusCode::kUnknown : code,
                           std::string(reinterpret_cast<const char*>(way.text.data()), static_cast<size_t>(in.bytes))};
       const std::lock_guard lock(groups_mutex_);
-      if (!broken_.emplace(in.group, broken).second) return absl::OkStatus();
+      // The earliest counts: ranks may have ended with a later operation over it.
+      const auto known = broken_.find(in.group);
+      if (known != broken_.end() && known->second.sequence <= broken.sequence) return absl::OkStatus();
+      broken_[in.group] = broken;
       if (const auto found = entered_.find(in.group); found != entered_.end())
         reactor_->Post([this, group = in.group, ranks = found->second.ranks, broken] {
           Break(group, ranks, broken);

@@ -277,6 +277,7 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
   for (size_t i = 0; i < std::size(calls); ++i) {
     RunThreadRanks(GetParam(), kArenaBytes, {}, [&](Rank& rank, ThreadJob&) {
       Communicator& world = rank.fabric->world();
+      SCOPED_TRACE(absl::StrFormat("rank %d calls[%d]", rank.rank, i));
       EXPECT_STATUS_OK(world.Barrier());
       const bool odd = rank.rank == world.size() - 1;
       absl::Status status = calls[i](world, rank.arena, odd);
@@ -290,6 +291,34 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
       EXPECT_EQ(world.Barrier(), status);  // for good
     });
   }
+}
+
+// A rank that comes late to what the others have done, and finds the group broken by what they did next.
+TEST_P(CommunicatorTest, WhatCameBeforeAMismatchIsStillTaken) {
+  const std::vector<int> node_of = GetParam();
+  if (node_of.size() < 3 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  std::latch failed(2);
+  Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
+    constexpr int kLate = 2;
+    EXPECT_STATUS_OK(world.Barrier());
+    if (rank.rank == kLate) failed.wait();
+    auto* data = reinterpret_cast<int64_t*>(rank.arena);
+    data[0] = data[1] = rank.rank;
+    absl::Status status = world.Broadcast(&data[0], sizeof(*data), 0).Wait();
+    if (status.ok()) status = world.SendReceive(&data[1], sizeof(*data), 1, kLate).Wait();
+    if (rank.rank <= kLate) {
+      EXPECT_STATUS_OK(status);
+      EXPECT_EQ(data[0], 0);
+    }
+    if (rank.rank == kLate) {
+      EXPECT_EQ(data[1], 1);
+    }
+    if (status.ok() && rank.rank == 1) status = world.SendReceive(&data[1], sizeof(*data), 1, 0).Wait();
+    if (status.ok()) status = world.Barrier();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << Message(status);
+    EXPECT_THAT(std::string(Message(status)), HasSubstr("rank 1 calls send_receive of 8 bytes from rank 1 to rank 0"));
+    if (rank.rank < kLate) failed.count_down();
+  });
 }
 
 // Faces that are copied by their sender, faces that are not, both in one operation, and other operations between them,

@@ -15,7 +15,7 @@
 #include "comm/channels.h"
 #include "comm/handshake_group.h"
 #include "comm/socket.h"
-#include "tests/support/thread_job.h"
+#include "tests/support/mailboxes.h"
 
 namespace gantry::tcp {
 namespace {
@@ -163,6 +163,45 @@ TEST(MailboxTest, AParcelThatComesOverBothConnectionsIsRefused) {
       },
       [&](Mailbox& mailbox) { mailbox.Receive(parcel, CallBytes{}); });
   EXPECT_THAT(std::string(Message(status)), HasSubstr("100 bytes at 0 of 100, of which 0 are there"));
+}
+
+// Groups that have failed.
+
+constexpr uint64_t kGroup = 7;
+
+Broken FailedWith(uint64_t sequence) {
+  return {.sequence = sequence, .code = absl::StatusCode::kFailedPrecondition, .why = absl::StrCat("with ", sequence)};
+}
+
+// A rank that had gone on ended with a later operation over it, and its word may come first.
+TEST(MailboxTest, AGroupHasFailedWithTheEarliestOperationThatRanksName) {
+  Mailboxes ranks;
+  ranks.OpenAll();
+  Mailbox& mailbox = *ranks.mailboxes[1];
+  for (const uint64_t sequence : {3, 2, 4}) ranks.mailboxes[0]->Break(kGroup, std::vector{1}, FailedWith(sequence));
+  ranks.mailboxes[0]->Break(kGroup + 1, std::vector{1}, FailedWith(1));  // the last to come
+  while (!mailbox.BrokenBy(kGroup + 1).has_value()) usleep(200);
+  EXPECT_EQ(mailbox.BrokenBy(kGroup)->sequence, 2u);
+  EXPECT_EQ(mailbox.BrokenBy(kGroup)->why, "with 2");
+  EXPECT_EQ(mailbox.breaks().load(), 3u);
+}
+
+// Rank 2 hears it of rank 1 alone, which leaves as soon as it knows.
+TEST(MailboxTest, ARankThatLeavesHasPassedOnThatAGroupHasFailed) {
+  for (int round = 0; round < 5; ++round) {
+    Mailboxes ranks(3);
+    ranks.OpenAll();
+    const std::atomic<uint64_t> started = 1;
+    ranks.mailboxes[1]->Enter(kGroup, started, {0, 2});
+    std::thread leaves([&] {
+      while (ranks.mailboxes[1]->breaks() == 0) continue;
+      ranks.mailboxes[1].reset();
+    });
+    ranks.mailboxes[0]->Break(kGroup, std::vector{1}, FailedWith(1));
+    while (ranks.mailboxes[2]->StatusOf(1).ok()) usleep(200);
+    EXPECT_TRUE(ranks.mailboxes[2]->BrokenBy(kGroup).has_value()) << round;
+    leaves.join();
+  }
 }
 
 }  // namespace

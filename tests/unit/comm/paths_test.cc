@@ -12,7 +12,7 @@
 #include "comm/pool.h"
 #include "memory/fallback.h"
 #include "tests/support/thread_job.h"
-#include "tests/support/two_mailboxes.h"
+#include "tests/support/mailboxes.h"
 
 namespace gantry {
 namespace {
@@ -67,7 +67,7 @@ TEST_F(PathsTest, ThePathIsTheOneAskedForAndSaysWhatToExpect) {
 
 // Rank 0 wants UCX; rank 1 offers what `offer` makes of it. The status of rank 0.
 absl::Status StatusWith(std::string_view offer) {
-  TwoMailboxes ranks;
+  Mailboxes ranks;
   std::thread other([&] {
     ranks.Open(1);
     EXPECT_TRUE(ranks.job.links(1).Send(0, kPathChannel, std::as_bytes(std::span(offer))).ok());

@@ -12,7 +12,7 @@
 #include "comm/tcp/mailbox.h"
 #include "comm/ucx/ucx_carrier.h"
 #include "comm/ucx/ucx_library.h"
-#include "tests/support/two_mailboxes.h"
+#include "tests/support/mailboxes.h"
 
 namespace gantry::ucx {
 namespace {
@@ -70,11 +70,9 @@ constexpr absl::Duration kEnds = absl::Seconds(30), kStays = absl::Milliseconds(
 // Rank 0 with a carrier; what becomes of its connection with rank 1 after a message from `from` with that header.
 absl::Status StatusAfter(const FrameHeader& frame, bool knows_secret, absl::Duration longest, int64_t from = 1, size_t cut = 0,
                          uint32_t flags = 0) {
-  TwoMailboxes ranks;
+  Mailboxes ranks;
   std::unique_ptr<UcxCarrier> carrier;  // outlives its mailbox
-  std::thread other([&] { ranks.Open(1); });
-  ranks.Open(0);
-  other.join();
+  ranks.OpenAll();
   std::unique_ptr<tcp::Mailbox> mailbox = std::move(ranks.mailboxes[0]);
   carrier = *UcxCarrier::Open(*mailbox, 2);
   EXPECT_TRUE(carrier->Begin(absl::Seconds(60)).ok());

@@ -16,7 +16,7 @@ namespace gantry::shm {
 inline constexpr int kMaxRanks = 64;
 inline constexpr int kMaxMessages = 6;  // of a halo exchange: two in each of three dimensions
 inline constexpr int kNameWords = 10;
-inline constexpr int kTextWords = 128;  // of an error
+inline constexpr int kTextWords = 128;
 inline constexpr int kTurns = 8;  // of operations of neighbours: how many a sender may be ahead of its receivers
 inline constexpr int64_t kInlineBytes = 2048;            // of an operation that travels with its entry
 inline constexpr int64_t kCopiedBytes = 64 << 10;        // of one that is copied when it is published

@@ -43,8 +43,8 @@ class ShmCommunicator final : public QueuedCommunicator {
   // Ranks of this group that have not come to a started operation, as bits; none where another thread moves it right
   // now.
   uint64_t MissingFrom(const Pending::Work& operation);
-  // Everything started fails with `status`, and so does what follows, at other ranks too unless it is a loss, which they
-  // learn themselves. False where another thread is in an operation until `deadline`.
+  // Everything started fails with `status`, and so does what follows, at other ranks too unless it is a loss, which
+  // they learn themselves. False where another thread is in an operation until `deadline`.
   bool Abandon(const absl::Status& status, WaitClock::time_point deadline);
   void MoveOn(bool rested) { Drive(nullptr, rested); }
 
@@ -72,8 +72,8 @@ class ShmCommunicator final : public QueuedCommunicator {
 
   // shm_communicator.cc: moving on.
   bool HasBreach() const;
-  // Whether an operation that waits has to be looked at once more: others may have done their part in it, and broken the
-  // group with a later one, since.
+  // Whether an operation that waits has to be looked at once more: others may have done their part in it, and broken
+  // the group with a later one, since.
   bool LooksAgain(Operation& operation) const;
   bool FailIfBroken(const QueuedOperation& operation) override;
   bool IsBroken(Operation& operation, bool looks_closely);

@@ -24,8 +24,8 @@ struct Mailboxes {
   // On a thread for each of them at the same time.
   void Open(int rank) {
     pools[rank] = *Pool::Share(job.links(rank), {}, absl::Seconds(60));
-    mailboxes[rank] =
-        *tcp::Mailbox::Open(job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(60));
+    mailboxes[rank] = *tcp::Mailbox::Open(
+        job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(60));
   }
   void OpenAll() {
     std::vector<std::jthread> threads;

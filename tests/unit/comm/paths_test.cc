@@ -11,8 +11,8 @@
 #include "comm/channels.h"
 #include "comm/pool.h"
 #include "memory/fallback.h"
-#include "tests/support/thread_job.h"
 #include "tests/support/mailboxes.h"
+#include "tests/support/thread_job.h"
 
 namespace gantry {
 namespace {

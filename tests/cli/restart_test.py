@@ -242,6 +242,25 @@ class Restart(JobTestCase):
         process = self.start("train", self.write_run(), "--ranks", 2, "--restarts", 3, "--set", "train.batch=x")
         self.assertNotIn("restart ", self.ended(process, expect=64)[1])
 
+    def test_a_stop_before_the_first_step(self):
+        """Rank 0 waits for rank 1, which never comes."""
+        script = f"if [ $GANTRY_RANK = 0 ]; then exec {GANTRY} train {self.write_run()}; fi; sleep 1000"
+        process = self.start("run", "-n", 2, "--grace", 1, "--restarts", 1, "--", "bash", "-c", script)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.wait_for(lambda: self.catches(0, number), process)
+        self.strike(0, signal.SIGTERM)
+        _, error = self.ended(process, expect=75)
+        self.assertIn("stopped before the first step", error)
+        self.assertNotIn("restart ", error)
+
+    def catches(self, rank, number):
+        try:
+            with open(f"/proc/{processes(self.marker)[rank]}/status") as file:
+                caught = int(re.search(r"SigCgt:\s*(\w+)", file.read())[1], 16)
+        except (KeyError, OSError):
+            return False
+        return caught >> number - 1 & 1 == 1
+
     def test_a_rank_that_stands_still(self):
         """It is not dead, so the others' word is what says that it is lost; it goes, and the job goes on."""
         self.environment["GANTRY_HEARTBEAT_TIMEOUT"] = "1"

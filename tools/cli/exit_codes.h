@@ -13,7 +13,7 @@ enum ExitCode : int {
   kExitInternal = 70,       // a bug in Gantry
   kExitCannotCreate = 73,   // an output file or folder cannot be made
   kExitInputOutput = 74,    // reading or writing failed, or the disk is full
-  kExitResumable = 75,      // stopped on request after a checkpoint: start again with --resume latest
+  kExitResumable = 75,      // stopped on request, nothing lost: start again with --resume latest
 };
 
 }  // namespace gantry::cli

@@ -16,6 +16,14 @@ namespace gantry::cli {
 namespace {
 
 volatile std::sig_atomic_t stop_signal = 0;
+volatile std::sig_atomic_t speaks = 1;  // for all ranks, of the end before the first step
+
+// Before there is a step to finish, which reading, planning and resuming may take long for: nothing is lost.
+void OnEarlySignal(int) {
+  constexpr std::string_view kText = "gantry: stopped before the first step\n";
+  if (speaks != 0) (void)!write(STDERR_FILENO, kText.data(), kText.size());
+  _exit(kExitResumable);
+}
 
 // The first signal asks for an end after the step at work, the second ends at once.
 void OnSignal(int signal) {
@@ -23,9 +31,9 @@ void OnSignal(int signal) {
   stop_signal = signal;
 }
 
-void CatchSignals() {
+void CatchSignals(void (*handler)(int)) {
   struct sigaction action{};
-  action.sa_handler = OnSignal;
+  action.sa_handler = handler;
   action.sa_flags = SA_RESTART;
   sigemptyset(&action.sa_mask);
   sigaction(SIGINT, &action, nullptr);
@@ -166,8 +174,10 @@ Planning OpenPlanning(gantry_context* context, const std::string& path, const st
 
 int RunTrain(const TrainOptions& options) {
   StartRanks(options.ranks.ranks, options.ranks.restarts);
+  CatchSignals(OnEarlySignal);
   const Context context = JoinRanks(0);
   const bool first_rank = gantry_context_rank(context.get()) == 0;
+  speaks = first_rank ? 1 : 0;
   std::vector<std::string> given = WithRanks(WithMemory(options.settings, options.memory), options.ranks);
   if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
   const Run run = Together(context.get(), [&] { return OpenRun(context.get(), options.run_file, given); });
@@ -210,7 +220,7 @@ int RunTrain(const TrainOptions& options) {
   FlushOutput();
   const int64_t first_step = gantry_run_first_step(run.get());
   const int64_t last_step = options.steps > 0 && options.steps < INT64_MAX - first_step ? first_step + options.steps : INT64_MAX;
-  CatchSignals();
+  CatchSignals(OnSignal);
   Progress progress;
   bool measured = false;
   // Ranks get a signal at different times, and stop after the same step all the same.

@@ -117,7 +117,7 @@ absl::Status NodesCommunicator::MeetLocal(absl::Duration timeout) {
 
 NodesCommunicator::~NodesCommunicator() {
   node_.Remove(*this);
-  LetGo(absl::UnavailableError(absl::StrFormat("group \"%s\" is no more", name_)));
+  LetGo();
   mailbox_.Leave(id_);
 }
 
@@ -142,6 +142,8 @@ shm::Mover::Result NodesCommunicator::StepFirst(shm::QueuedOperation& queued, bo
   if (!is_begun_) {
     is_begun_ = true;
     call_ = ToBytes(operation.call);
+    if (local_ != nullptr) local_->BeginPartOf(operation.sequence);
+    if (of_run_ != nullptr) of_run_->BeginPartOf(operation.sequence);
     const bool of_neighbours = kind == Collective::kExchangeHalo || kind == Collective::kSendReceive;
     if (local_ != nullptr) announced_ = local_->Announce(operation.call, of_neighbours, LocalOptions(operation));
     is_messages ? BeginMessages(operation) : BeginChunks(operation);
@@ -186,7 +188,9 @@ bool NodesCommunicator::FailIfBroken(const shm::QueuedOperation& operation) {
     return false;
   }
   if (operation.sequence < broken->sequence) return false;  // what came before can still end well
-  FailAll(absl::Status(broken->code, broken->why));
+  const absl::Status why(broken->code, broken->why);
+  BreakHere(why);
+  FailAll(why);
   return true;
 }
 
@@ -248,7 +252,14 @@ bool NodesCommunicator::HasTimedOut(NodesOperation& operation) {
 
 void NodesCommunicator::BreakAll(const NodesOperation& operation, const absl::Status& why) {
   mailbox_.Break(id_, foreign_, {.sequence = operation.sequence, .code = why.code(), .why = std::string(Message(why))});
+  BreakHere(why);
   FailAll(why);
+}
+
+// Ranks of this node hear of it before this one can have left; what others pass on may reach them later.
+void NodesCommunicator::BreakHere(const absl::Status& why) {
+  if (local_ != nullptr) local_->BreakFor(why);
+  if (of_run_ != nullptr) of_run_->BreakFor(why);
 }
 
 // A part of the operation within the node has failed: by a loss, or because ranks of the node differ.
@@ -265,7 +276,7 @@ bool NodesCommunicator::FailParcel(NodesOperation& operation, const tcp::Parcel&
   const uint32_t state = parcel.state.load(std::memory_order_seq_cst);
   if (state == tcp::Parcel::kDiffers) return FailIfDiffers(operation, RankOf(parcel.peer), true);
   if (state != tcp::Parcel::kFailed) return false;
-  if (FailIfLost(operation)) return true;
+  if (FailIfBroken(operation) || FailIfLost(operation)) return true;
   if (WaitClock::now() < mailbox_.NamedBy(parcel.peer)) return false;
   BreakAll(operation, Annotate(mailbox_.StatusOf(parcel.peer), DescribeWait(operation)));
   return true;
@@ -314,9 +325,9 @@ bool NodesCommunicator::Awaits(const shm::QueuedOperation&, int rank) const {
   return awaits && (!mailbox_.Reaches(of_job) || !mailbox_.StatusOf(of_job).ok());
 }
 
-void NodesCommunicator::LetGo(const absl::Status& why) {
-  // First what goes on within the node, which else would be waited for below. Ranks there hear why before this one can
-  // have left; what it passes on to other nodes would reach them later.
+void NodesCommunicator::LetGo() {
+  // First what goes on within the node, which else would be waited for below.
+  const absl::Status why = absl::CancelledError(absl::StrFormat("group \"%s\" has failed", name_));
   const WaitClock::time_point deadline = WaitClock::now() + std::chrono::seconds(5);
   if (is_begun_) {
     if (local_ != nullptr) local_->Abandon(why, deadline);

@@ -101,7 +101,7 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   bool Awaits(const shm::QueuedOperation& operation, int rank) const override;
   absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name, uint64_t id,
                                                      absl::Duration timeout) override;
-  void LetGo(const absl::Status& why) override;
+  void LetGo() override;
 
   static CollectiveOptions LocalOptions(const NodesOperation& operation);
 
@@ -112,6 +112,7 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   bool FailIfDiffers(NodesOperation& operation, int rank, bool for_sure);
   bool HasTimedOut(NodesOperation& operation);
   void BreakAll(const NodesOperation& operation, const absl::Status& why);
+  void BreakHere(const absl::Status& why);
   bool FailLocal(NodesOperation& operation, absl::Status status);
   bool FailParcel(NodesOperation& operation, const tcp::Parcel& parcel);
   // Calls `with` for ranks of the group that more is awaited of, for some more than once.

@@ -49,12 +49,13 @@ Mover::Result ShmCommunicator::StepPartial(Operation& operation, bool looks_clos
     Finish(operation, absl::OkStatus());
     return Result::kMoved;
   }
+  const bool has_breach = HasBreach();
   if (!operation.is_published) {
     const bool has_room = HasRoom(operation, looks_closely);
     // Others may have given up, and this rank is late. What it only takes may have come before that.
     const std::span<const Message> messages(operation.messages, static_cast<size_t>(operation.message_count));
     const bool only_takes = !messages.empty() && std::ranges::none_of(messages, &Message::out);
-    if (!(has_room && only_takes) && IsBroken(operation, looks_closely)) return Result::kIdle;
+    if (!(has_room && only_takes) && IsBroken(operation, has_breach, looks_closely)) return Result::kIdle;
     if (!has_room) return Result::kWaits;
     PublishPartial(operation);
     return Result::kMoved;
@@ -66,8 +67,8 @@ Mover::Result ShmCommunicator::StepPartial(Operation& operation, bool looks_clos
     done &= message.done;
   }
   if (done) Finish(operation, absl::OkStatus());
-  if (done || moved || LooksAgain(operation)) return Result::kMoved;
-  if (IsBroken(operation, looks_closely)) return Result::kIdle;
+  if (done || moved) return Result::kMoved;
+  if (IsBroken(operation, has_breach, looks_closely)) return Result::kIdle;
   if (looks_closely) FindMessageMismatch(operation);
   return Result::kWaits;
 }

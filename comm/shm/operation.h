@@ -39,8 +39,7 @@ struct Operation final : QueuedOperation {
   // How far it has come.
   bool sums_whole = false;  // through the slots, and each rank sums all of it to its own memory
   bool is_published = false, is_entered = false, is_staged = false, has_process_memory = false;
-  bool looked_again = false;  // after the group was broken
-  int parity = 0;             // its turn
+  int parity = 0;  // its turn
   int64_t posted_bytes = 0;
   int round = 0, last_round = 0;
   uint64_t first_arrival = 0;  // arrivals of the group before it

@@ -11,7 +11,6 @@ void ShmCommunicator::Reset(QueuedOperation& queued) {
   operation.message_count = 0;
   operation.is_partial = operation.is_inline = operation.is_announced = operation.is_fold = false;
   operation.is_published = operation.is_entered = operation.is_staged = operation.has_process_memory = false;
-  operation.looked_again = false;
   operation.round = operation.last_round = operation.synced = operation.peer_step = 0;
   operation.cursor = 0;
 }

@@ -151,7 +151,7 @@ bool QueuedCommunicator::FailIfLost(QueuedOperation& operation) {
       none_left = false;
       continue;
     }
-    if (FailIfBroken(operation)) return true;  // it may have gone because of that, and said so before
+    if (FailIfBroken(operation)) return true;
     FailAll(node_.liveness().StatusOf(of_job, DescribeWait(operation)));
     return true;
   }
@@ -196,7 +196,7 @@ void QueuedCommunicator::Finish(QueuedOperation& operation, absl::Status status)
 }
 
 void QueuedCommunicator::FailAll(const absl::Status& status) {
-  LetGo(status);
+  LetGo();
   const std::lock_guard lock(start_mutex_);
   broken_ = status;
   while (finished_.load(std::memory_order_relaxed) != queued_.load(std::memory_order_relaxed)) {

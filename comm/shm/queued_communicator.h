@@ -93,7 +93,7 @@ class QueuedCommunicator : public Communicator, protected Mover {
 
   // For what is derived: its ring; what it notes down of an operation that is called, where it has something of its own
   // in it (Reset goes before); a step of the first operation; a group of some of these ranks of the job, which all
-  // of them make; what it holds of operations that fail now, and why, to let go of.
+  // of them make; what it holds of operations that fail now, to let go of.
   virtual QueuedOperation& at(uint64_t place) = 0;
   virtual void Reset(QueuedOperation&) {}
   virtual void Prepare(QueuedOperation& operation) = 0;
@@ -101,7 +101,7 @@ class QueuedCommunicator : public Communicator, protected Mover {
   virtual bool SharesCore() = 0;
   virtual absl::StatusOr<std::unique_ptr<Communicator>> Make(std::span<const int> ranks, std::string_view name,
                                                              uint64_t id, absl::Duration timeout) = 0;
-  virtual void LetGo(const absl::Status&) {}
+  virtual void LetGo() {}
   // Whether the first operation cannot end without more from `rank` of the group.
   virtual bool Awaits(const QueuedOperation& operation, int rank) const = 0;
   // "group "world", operation 3: all_reduce ... waits for rank 2 of the group"
@@ -145,7 +145,7 @@ class QueuedCommunicator : public Communicator, protected Mover {
   Result Step(bool rested);
   void Finish(QueuedOperation& operation, absl::Status status);
   void FailAll(const absl::Status& status);
-  // Fails all where a rank has said that the group failed, with `operation` or before.
+  // Fails all where a rank has said that the group failed: that is the reason, then, why another one has gone.
   virtual bool FailIfBroken(const QueuedOperation& operation) = 0;
   // Fails all where a rank of the group is lost.
   bool FailIfLost(QueuedOperation& operation);

@@ -44,19 +44,19 @@ int64_t Before(std::span<const int64_t> parts, int rank) {
 }  // namespace
 
 Mover::Result ShmCommunicator::StepFull(Operation& operation, bool looks_closely) {
+  const bool has_breach = HasBreach();
   if (!operation.is_published) {
-    if (IsBroken(operation, false)) return Result::kIdle;  // others have given up, and this rank is late
+    if (IsBroken(operation, has_breach, false)) return Result::kIdle;  // others have given up, and this rank is late
     Publish(operation);
     return Result::kMoved;
   }
   if (!AllArrived(operation)) {
-    if (LooksAgain(operation)) return Result::kMoved;
-    if (IsBroken(operation, looks_closely)) return Result::kIdle;
+    if (IsBroken(operation, has_breach, looks_closely)) return Result::kIdle;
     if (looks_closely) FindMismatch(operation);
     return Result::kWaits;
   }
   if (!operation.is_entered && !Enter(operation)) {
-    IsBroken(operation, looks_closely);
+    IsBroken(operation, HasBreach(), looks_closely);
     return Result::kWaits;
   }
   if (!DoRound(operation)) return Result::kMoved;
@@ -457,7 +457,7 @@ bool ShmCommunicator::Fetch(Operation& operation, int from, int64_t offset, int6
       // It worked when the node met: the process has gone. The monitor says how; if it has not noticed yet, it learns
       // it here.
       node_.liveness().Report(ranks_[from], absl::StrFormat("its memory cannot be read (%s)", std::strerror(errno)));
-      IsBroken(operation, false);
+      IsBroken(operation, HasBreach(), false);
       return false;
     }
     default:

@@ -30,21 +30,18 @@ Mover::Result ShmCommunicator::StepFirst(QueuedOperation& operation, bool looks_
 }
 
 bool ShmCommunicator::HasBreach() const {
-  return block_.broken.breach.load(std::memory_order_seq_cst) > static_cast<uint32_t>(Breach::kWriting);
-}
-
-bool ShmCommunicator::LooksAgain(Operation& operation) const {
-  return HasBreach() && !std::exchange(operation.looked_again, true);
+  return breach() > Breach::kWriting &&
+         block_.broken.whole.load(std::memory_order_relaxed) <= whole_.load(std::memory_order_seq_cst);
 }
 
 bool ShmCommunicator::FailIfBroken(const QueuedOperation&) {
-  if (!HasBreach()) return false;
+  if (breach() <= Breach::kWriting) return false;
   FailAll(BrokenStatus());
   return true;
 }
 
-bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
-  if (FailIfBroken(operation) || FailIfLost(operation)) return true;
+bool ShmCommunicator::IsBroken(Operation& operation, bool has_breach, bool looks_closely) {
+  if ((has_breach && FailIfBroken(operation)) || FailIfLost(operation)) return true;
   if (!looks_closely) return false;
   const uint64_t missing = Missing(operation);
   if (NoteWait(operation, missing == 0 ? -1 : std::countr_zero(missing)))
@@ -53,7 +50,6 @@ bool ShmCommunicator::IsBroken(Operation& operation, bool looks_closely) {
 }
 
 bool ShmCommunicator::Abandon(const absl::Status& status, WaitClock::time_point deadline) {
-  if (!absl::IsUnavailable(status)) Break(status);
   if (!DriveBy(deadline)) return false;
   FailAll(status);
   StopDriving();
@@ -66,16 +62,22 @@ bool ShmCommunicator::BeginBreak() {
 }
 
 void ShmCommunicator::EndBreak(Breach breach) {
+  block_.broken.whole.store(whole_.load(std::memory_order_seq_cst), std::memory_order_relaxed);
   block_.broken.breach.store(static_cast<uint32_t>(breach), std::memory_order_seq_cst);
   RingOthers();
 }
 
-void ShmCommunicator::Break(const absl::Status& of_whole) {
-  if (!BeginBreak()) return;
-  const std::string_view text = gantry::Message(of_whole);
+void ShmCommunicator::BreakFor(const absl::Status& why) {
+  if (!BeginBreak()) {
+    // Another rank is at it. This one may leave next, and is not to be taken for the reason; a writer may be killed.
+    const WaitClock::time_point deadline = WaitClock::now() + std::chrono::milliseconds(100);
+    while (breach() == Breach::kWriting && WaitClock::now() < deadline) wait_detail::Yield();
+    return;
+  }
+  const std::string_view text = gantry::Message(why);
   uint64_t words[kTextWords] = {};
   std::memcpy(words, text.data(), std::min(text.size(), sizeof(words)));
-  block_.broken.code.store(static_cast<uint32_t>(of_whole.code()), std::memory_order_relaxed);
+  block_.broken.code.store(static_cast<uint32_t>(why.code()), std::memory_order_relaxed);
   for (int i = 0; i < kTextWords; ++i) block_.broken.text[i].store(words[i], std::memory_order_relaxed);
   EndBreak(Breach::kOfWhole);
 }
@@ -98,7 +100,7 @@ void ShmCommunicator::Break(Breach breach, const Call& mine, uint64_t sequence, 
 
 absl::Status ShmCommunicator::BrokenStatus() const {
   const GroupBlock::Broken& broken = block_.broken;
-  if (static_cast<Breach>(broken.breach.load()) == Breach::kOfWhole) {
+  if (breach() == Breach::kOfWhole) {
     uint64_t words[kTextWords + 1] = {};
     for (int i = 0; i < kTextWords; ++i) words[i] = broken.text[i].load();
     return absl::Status(static_cast<absl::StatusCode>(broken.code.load()), reinterpret_cast<const char*>(words));
@@ -107,7 +109,7 @@ absl::Status ShmCommunicator::BrokenStatus() const {
   const uint64_t sequences[2] = {broken.entry[0].sequence.load(), broken.entry[1].sequence.load()};
   const Call calls[2] = {Call::ReadFrom(broken.entry[0]), Call::ReadFrom(broken.entry[1])};
   const Side sides[2] = {{ranks[0], sequences[0], calls[0]}, {ranks[1], sequences[1], calls[1]}};
-  if (static_cast<Breach>(broken.breach.load()) == Breach::kTimeout)
+  if (breach() == Breach::kTimeout)
     return TimedOutStatus(sides[0], Labels(broken.late.load()));
   // Named in the order of ranks, so that all ranks say the same.
   const int low = ranks[0] <= ranks[1] ? 0 : 1;

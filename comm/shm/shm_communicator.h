@@ -43,8 +43,12 @@ class ShmCommunicator final : public QueuedCommunicator {
   // Ranks of this group that have not come to a started operation, as bits; none where another thread moves it right
   // now.
   uint64_t MissingFrom(const Pending::Work& operation);
-  // Everything started fails with `status`, and so does what follows, at other ranks too unless it is a loss, which
-  // they learn themselves. False where another thread is in an operation until `deadline`.
+  // What is started from now on is part of this operation of the larger group; nothing else is under way.
+  void BeginPartOf(uint64_t whole) { whole_.store(whole, std::memory_order_seq_cst); }
+  // The larger group has failed with that operation: so does this one, at all ranks, once they are there.
+  void BreakFor(const absl::Status& why);
+  // Everything started fails with `status`, and so does what follows. False where another thread is in an operation
+  // until `deadline`.
   bool Abandon(const absl::Status& status, WaitClock::time_point deadline);
   void MoveOn(bool rested) { Drive(nullptr, rested); }
 
@@ -71,14 +75,13 @@ class ShmCommunicator final : public QueuedCommunicator {
   void Expose(Operation& operation, const void* data, int64_t bytes, bool is_small = false) const;
 
   // shm_communicator.cc: moving on.
+  Breach breach() const { return static_cast<Breach>(block_.broken.breach.load(std::memory_order_seq_cst)); }
+  // Whether others have broken the group. Asked for before a look for what they have done: they may do their part in an
+  // operation, and break the group with the next.
   bool HasBreach() const;
-  // Whether an operation that waits has to be looked at once more: others may have done their part in it, and broken
-  // the group with a later one, since.
-  bool LooksAgain(Operation& operation) const;
   bool FailIfBroken(const QueuedOperation& operation) override;
-  bool IsBroken(Operation& operation, bool looks_closely);
+  bool IsBroken(Operation& operation, bool has_breach, bool looks_closely);
   void Break(Breach breach, const Call& mine, uint64_t sequence, int other, const Entry* theirs, uint64_t late);
-  void Break(const absl::Status& of_whole);
   bool BeginBreak();
   void EndBreak(Breach breach);
   absl::Status BrokenStatus() const;
@@ -149,6 +152,7 @@ class ShmCommunicator final : public QueuedCommunicator {
   const std::shared_ptr<const SharedRegion> region_;
   const int first_size_;  // ranks of the group that the region was made for
   const int generation_;
+  std::atomic<uint64_t> whole_{0};  // operation of the larger group
   GroupBlock& block_;
   const std::vector<int> slots_;    // whose slot each rank has: its number in the first group
   const std::vector<int> labels_;   // by rank, for messages

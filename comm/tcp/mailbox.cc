@@ -57,14 +57,15 @@ absl::StatusOr<std::unique_ptr<Mailbox>> Mailbox::Open(Links& links, Liveness& l
 // What was sent is at the other machines before the connections end: the kernel throws away what it still holds of a
 // connection that is closed with bytes unread.
 void Mailbox::Drain() {
-  const absl::Time deadline = absl::Now() + absl::Seconds(5);
+  constexpr std::chrono::seconds kLongest(5);
   const auto pause = [] { std::this_thread::sleep_for(std::chrono::microseconds(200)); };
   // What its own thread has to pass on, of a group that has failed.
   const auto passed_on = std::make_shared<std::atomic<bool>>(false);
   reactor_->Post([passed_on] { passed_on->store(true); });
-  while (!passed_on->load() && absl::Now() < deadline) pause();
+  for (const auto end = WaitClock::now() + kLongest; !passed_on->load() && WaitClock::now() < end;) pause();
+  const WaitClock::time_point end = WaitClock::now() + kLongest;
   for (const std::unique_ptr<Peer>& peer : peers_) {
-    for (bool sent = peer == nullptr; !sent && absl::Now() < deadline;) {
+    for (bool sent = peer == nullptr; !sent && WaitClock::now() < end;) {
       {
         const std::lock_guard lock(peer->mutex);
         sent = true;

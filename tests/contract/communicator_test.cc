@@ -321,6 +321,28 @@ TEST_P(CommunicatorTest, WhatCameBeforeAMismatchIsStillTaken) {
   });
 }
 
+// Ranks on several nodes that are still at an operation before the one that others differ about.
+TEST_P(CommunicatorTest, AMismatchLeavesTheOperationBeforeItAlone) {
+  const int last = static_cast<int>(GetParam().size()) - 1;
+  if (last < 3 || GetParam().front() == GetParam().back()) return;
+  std::latch failed(2);
+  Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
+    EXPECT_STATUS_OK(world.Barrier());
+    const bool differs = rank.rank == 0 || rank.rank == last;
+    if (!differs) failed.wait();
+    auto* data = reinterpret_cast<int64_t*>(rank.arena);
+    data[0] = rank.rank;
+    EXPECT_STATUS_OK(world.SendReceive(data, 8, 1, 2).Wait());
+    EXPECT_EQ(data[0], rank.rank == 2 ? 1 : rank.rank);
+    absl::Status status = world.SendReceive(data, rank.rank == last ? 16 : 8, 0, last).Wait();
+    if (!differs && status.ok()) status = world.Barrier();
+    EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << Message(status);
+    EXPECT_THAT(std::string(Message(status)),
+                HasSubstr(absl::StrFormat("rank %d calls send_receive of 16 bytes from rank 0 to rank %d", last, last)));
+    if (differs) failed.count_down();
+  });
+}
+
 // Faces that are copied by their sender, faces that are not, both in one operation, and other operations between them,
 // while ranks are late by several operations.
 TEST_P(CommunicatorTest, HalosOfRanksThatAreAheadAndBehind) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -174,7 +175,8 @@ Planning OpenPlanning(gantry_context* context, const std::string& path, const st
 
 int RunTrain(const TrainOptions& options) {
   StartRanks(options.ranks.ranks, options.ranks.restarts);
-  CatchSignals(OnEarlySignal);
+  // A job that was started again has steps that are in memory alone, and writes them out first.
+  CatchSignals(std::getenv("GANTRY_RESUME") != nullptr ? OnSignal : OnEarlySignal);
   const Context context = JoinRanks(0);
   const bool first_rank = gantry_context_rank(context.get()) == 0;
   speaks = first_rank ? 1 : 0;

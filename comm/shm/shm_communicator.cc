@@ -109,8 +109,7 @@ absl::Status ShmCommunicator::BrokenStatus() const {
   const uint64_t sequences[2] = {broken.entry[0].sequence.load(), broken.entry[1].sequence.load()};
   const Call calls[2] = {Call::ReadFrom(broken.entry[0]), Call::ReadFrom(broken.entry[1])};
   const Side sides[2] = {{ranks[0], sequences[0], calls[0]}, {ranks[1], sequences[1], calls[1]}};
-  if (breach() == Breach::kTimeout)
-    return TimedOutStatus(sides[0], Labels(broken.late.load()));
+  if (breach() == Breach::kTimeout) return TimedOutStatus(sides[0], Labels(broken.late.load()));
   // Named in the order of ranks, so that all ranks say the same.
   const int low = ranks[0] <= ranks[1] ? 0 : 1;
   return DiffersStatus(sides[low], sides[1 - low]);

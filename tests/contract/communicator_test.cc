@@ -337,8 +337,9 @@ TEST_P(CommunicatorTest, AMismatchLeavesTheOperationBeforeItAlone) {
     absl::Status status = world.SendReceive(data, rank.rank == last ? 16 : 8, 0, last).Wait();
     if (!differs && status.ok()) status = world.Barrier();
     EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition) << Message(status);
-    EXPECT_THAT(std::string(Message(status)),
-                HasSubstr(absl::StrFormat("rank %d calls send_receive of 16 bytes from rank 0 to rank %d", last, last)));
+    EXPECT_THAT(
+        std::string(Message(status)),
+        HasSubstr(absl::StrFormat("rank %d calls send_receive of 16 bytes from rank 0 to rank %d", last, last)));
     if (differs) failed.count_down();
   });
 }

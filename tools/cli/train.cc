@@ -1,4 +1,7 @@
 // gantry train: the loop around gantry_run_step, the progress line, and the end on a signal.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cinttypes>
@@ -6,9 +9,6 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-
-#include <sys/ioctl.h>
-#include <unistd.h>
 
 #include "tools/cli/commands.h"
 #include "tools/cli/run.h"

@@ -142,15 +142,13 @@ shm::Mover::Result NodesCommunicator::StepFirst(shm::QueuedOperation& queued, bo
   if (!is_begun_) {
     is_begun_ = true;
     call_ = ToBytes(operation.call);
-    if (local_ != nullptr) local_->BeginPartOf(operation.sequence);
-    if (of_run_ != nullptr) of_run_->BeginPartOf(operation.sequence);
+    ForPartsHere([&](shm::ShmCommunicator& part) { part.BeginPartOf(operation.sequence); });
     const bool of_neighbours = kind == Collective::kExchangeHalo || kind == Collective::kSendReceive;
     if (local_ != nullptr) announced_ = local_->Announce(operation.call, of_neighbours, LocalOptions(operation));
     is_messages ? BeginMessages(operation) : BeginChunks(operation);
     return Result::kMoved;
   }
-  if (local_ != nullptr) local_->MoveOn(looks_closely);
-  if (of_run_ != nullptr) of_run_->MoveOn(looks_closely);
+  ForPartsHere([&](shm::ShmCommunicator& part) { part.MoveOn(looks_closely); });
   if (announced_.work() != nullptr && announced_.done()) {
     if (absl::Status status = announced_.Wait(absl::ZeroDuration()); !status.ok()) {
       FailLocal(operation, std::move(status));
@@ -258,8 +256,7 @@ void NodesCommunicator::BreakAll(const NodesOperation& operation, const absl::St
 
 // Ranks of this node hear of it before this one can have left; what others pass on may reach them later.
 void NodesCommunicator::BreakHere(const absl::Status& why) {
-  if (local_ != nullptr) local_->BreakFor(why);
-  if (of_run_ != nullptr) of_run_->BreakFor(why);
+  ForPartsHere([&](shm::ShmCommunicator& part) { part.BreakFor(why); });
 }
 
 // A part of the operation within the node has failed: by a loss, or because ranks of the node differ.
@@ -329,10 +326,7 @@ void NodesCommunicator::LetGo() {
   // First what goes on within the node, which else would be waited for below.
   const absl::Status why = absl::CancelledError(absl::StrFormat("group \"%s\" has failed", name_));
   const WaitClock::time_point deadline = WaitClock::now() + std::chrono::seconds(5);
-  if (is_begun_) {
-    if (local_ != nullptr) local_->Abandon(why, deadline);
-    if (of_run_ != nullptr) of_run_->Abandon(why, deadline);
-  }
+  if (is_begun_) ForPartsHere([&](shm::ShmCommunicator& part) { part.Abandon(why, deadline); });
   announced_ = Pending();
   local_message_ = Pending();
   for (Slot& slot : slots_) {

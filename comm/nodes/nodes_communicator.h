@@ -92,6 +92,13 @@ class NodesCommunicator final : public shm::QueuedCommunicator {
   NodesCommunicator(shm::ShmNode& node, tcp::Mailbox& mailbox, std::vector<int> ranks, Layout layout,
                     std::string_view name, uint64_t id);
   absl::Status MeetLocal(absl::Duration timeout);
+  // Calls `with` for the groups of this node that there are.
+  template <typename With>
+  void ForPartsHere(With&& with) {
+    for (shm::ShmCommunicator* part : {local_.get(), of_run_.get()}) {
+      if (part != nullptr) with(*part);
+    }
+  }
 
   shm::QueuedOperation& at(uint64_t place) override { return operations_[place]; }
   void Prepare(shm::QueuedOperation& operation) override;

@@ -107,8 +107,8 @@ struct GroupBlock {
   struct Broken {
     std::atomic<uint32_t> breach;  // Breach
     std::atomic<uint32_t> rank[2];
-    std::atomic<uint64_t> late;  // kTimeout: ranks that had not come, as bits
-    Entry entry[2];              // kTimeout: the first alone
+    std::atomic<uint64_t> late;   // kTimeout: ranks that had not come, as bits
+    Entry entry[2];               // kTimeout: the first alone
     std::atomic<uint64_t> whole;  // operation of the larger group, or 0: ranks that are before it go on
     std::atomic<uint32_t> code;   // kOfWhole, and so is the text, zero-padded
     std::atomic<uint64_t> text[kTextWords];

@@ -35,6 +35,7 @@ constexpr int kRandomOperations = 300;
 // The node of each rank: all on one, node by node, and mixed.
 class CommunicatorTest : public testing::TestWithParam<std::vector<int>> {
  protected:
+  static bool IsOneNode() { return std::ranges::count(GetParam(), GetParam()[0]) == std::ssize(GetParam()); }
   static void Run(const std::function<void(Rank&, Communicator&, CollectiveCheck&)>& body,
                   const FabricOptions& options = {}) {
     RunThreadRanks(GetParam(), kArenaBytes, options, [&](Rank& rank, ThreadJob&) {
@@ -295,8 +296,7 @@ TEST_P(CommunicatorTest, AMismatchIsNamedOnAllRanks) {
 
 // A rank that comes late to what the others have done, and finds the group broken by what they did next.
 TEST_P(CommunicatorTest, WhatCameBeforeAMismatchIsStillTaken) {
-  const std::vector<int> node_of = GetParam();
-  if (node_of.size() < 3 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  if (GetParam().size() < 3 || !IsOneNode()) return;
   std::latch failed(2);
   Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
     constexpr int kLate = 2;
@@ -381,8 +381,7 @@ TEST_P(CommunicatorTest, HalosOfRanksThatAreAheadAndBehind) {
 }
 
 TEST_P(CommunicatorTest, ASenderIsDoneBeforeItsReceiverComes) {
-  const std::vector<int> node_of = GetParam();
-  if (node_of.size() < 2 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  if (GetParam().size() < 2 || !IsOneNode()) return;
   std::atomic<bool> sent = false;
   Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
     constexpr int kMessages = shm::kTurns + 3;
@@ -419,8 +418,7 @@ TEST_P(CommunicatorTest, ASenderIsDoneBeforeItsReceiverComes) {
 
 // A sender that was done before it could see that nobody takes its message.
 TEST_P(CommunicatorTest, AMismatchIsNamedThoughTheSenderHasGoneOn) {
-  const std::vector<int> node_of = GetParam();
-  if (node_of.size() < 3 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  if (GetParam().size() < 3 || !IsOneNode()) return;
   Run([](Rank& rank, Communicator& world, CollectiveCheck&) {
     EXPECT_STATUS_OK(world.Barrier());
     absl::Status status;
@@ -466,10 +464,9 @@ TEST_P(CommunicatorTest, AnOperationThatRunsOutOfTimeNamesTheLateRank) {
 }
 
 TEST_P(CommunicatorTest, ASenderThatRunsOutOfTimeNamesTheRankThatDoesNotTake) {
-  const std::vector<int> node_of = GetParam();
-  if (node_of.size() < 2 || std::ranges::count(node_of, node_of[0]) != std::ssize(node_of)) return;
+  if (GetParam().size() < 2 || !IsOneNode()) return;
   std::atomic<bool> failed = false;
-  std::latch through(static_cast<std::ptrdiff_t>(node_of.size()));
+  std::latch through(static_cast<std::ptrdiff_t>(GetParam().size()));
   Run([&](Rank& rank, Communicator& world, CollectiveCheck&) {
     EXPECT_STATUS_OK(world.Barrier());
     through.arrive_and_wait();

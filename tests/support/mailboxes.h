@@ -2,7 +2,6 @@
 #pragma once
 
 #include <memory>
-#include <numeric>
 #include <thread>
 #include <vector>
 
@@ -14,22 +13,18 @@
 namespace gantry {
 
 struct Mailboxes {
-  explicit Mailboxes(int ranks = 2) : job(NodeOfEach(ranks)), bells(ranks), pools(ranks), mailboxes(ranks) {}
-  static std::vector<int> NodeOfEach(int ranks) {
-    std::vector<int> nodes(ranks);
-    std::iota(nodes.begin(), nodes.end(), 0);
-    return nodes;
-  }
+  explicit Mailboxes(std::vector<int> node_of = {0, 1})
+      : job(node_of), bells(node_of.size()), pools(node_of.size()), mailboxes(node_of.size()) {}
 
-  // On a thread for each of them at the same time.
-  void Open(int rank) {
-    pools[rank] = *Pool::Share(job.links(rank), {}, absl::Seconds(60));
-    mailboxes[rank] = *tcp::Mailbox::Open(
-        job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(60));
-  }
-  void OpenAll() {
+  void Open() {
     std::vector<std::jthread> threads;
-    for (int rank = 0; rank < job.size(); ++rank) threads.emplace_back([this, rank] { Open(rank); });
+    for (int rank = 0; rank < job.size(); ++rank) {
+      threads.emplace_back([this, rank] {
+        pools[rank] = *Pool::Share(job.links(rank), {}, absl::Seconds(60));
+        mailboxes[rank] = *tcp::Mailbox::Open(
+            job.links(rank), job.liveness(rank), *pools[rank], bells[rank], [] {}, absl::Seconds(60));
+      });
+    }
   }
 
   ThreadJob job;

@@ -1,6 +1,7 @@
 #include "tools/cli/support.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
@@ -15,7 +16,7 @@
 namespace gantry::cli {
 namespace {
 
-bool quiet = false;
+std::atomic<bool> quiet = false;
 
 void PrintMessage(int32_t level, const char* message, void*) {
   if (quiet) return;
@@ -81,6 +82,8 @@ Context NewContext(int thread_count, int32_t log_level, bool join_job) {
 }  // namespace
 
 Context MakeContext(int thread_count, int32_t log_level) { return NewContext(thread_count, log_level, false); }
+
+bool IsQuiet() { return quiet; }
 
 Context JoinRanks(int thread_count) {
   Context context = NewContext(thread_count, GANTRY_LOG_INFO, true);

@@ -50,6 +50,8 @@ void StartRanks(int ranks, int restarts = 0);
 // The context of a rank of the job that the environment describes, or of the only one. Ranks but the first print nothing to stdout and
 // no warnings: all say the same.
 Context JoinRanks(int thread_count);
+// Whether this is such another rank, once it has joined. For signal handlers, too.
+bool IsQuiet();
 
 // What all ranks do at once: of an error that all of them end with, the first one tells.
 template <typename Function>

@@ -17,12 +17,11 @@ namespace gantry::cli {
 namespace {
 
 volatile std::sig_atomic_t stop_signal = 0;
-volatile std::sig_atomic_t speaks = 1;  // for all ranks, of the end before the first step
 
 // Before there is a step to finish, which reading, planning and resuming may take long for: nothing is lost.
 void OnEarlySignal(int) {
   constexpr std::string_view kText = "gantry: stopped before the first step\n";
-  if (speaks != 0) (void)!write(STDERR_FILENO, kText.data(), kText.size());
+  if (!IsQuiet()) (void)!write(STDERR_FILENO, kText.data(), kText.size());
   _exit(kExitResumable);
 }
 
@@ -179,7 +178,6 @@ int RunTrain(const TrainOptions& options) {
   CatchSignals(std::getenv("GANTRY_RESUME") != nullptr ? OnSignal : OnEarlySignal);
   const Context context = JoinRanks(0);
   const bool first_rank = gantry_context_rank(context.get()) == 0;
-  speaks = first_rank ? 1 : 0;
   std::vector<std::string> given = WithRanks(WithMemory(options.settings, options.memory), options.ranks);
   if (options.checkpoint_memory >= 0) given.push_back("output.checkpoint_memory=" + std::to_string(options.checkpoint_memory));
   const Run run = Together(context.get(), [&] { return OpenRun(context.get(), options.run_file, given); });

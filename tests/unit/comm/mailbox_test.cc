@@ -176,7 +176,7 @@ Broken FailedWith(uint64_t sequence) {
 // A rank that had gone on ended with a later operation over it, and its word may come first.
 TEST(MailboxTest, AGroupHasFailedWithTheEarliestOperationThatRanksName) {
   Mailboxes ranks;
-  ranks.OpenAll();
+  ranks.Open();
   Mailbox& mailbox = *ranks.mailboxes[1];
   for (const uint64_t sequence : {3, 2, 4}) ranks.mailboxes[0]->Break(kGroup, std::vector{1}, FailedWith(sequence));
   ranks.mailboxes[0]->Break(kGroup + 1, std::vector{1}, FailedWith(1));  // the last to come
@@ -189,8 +189,8 @@ TEST(MailboxTest, AGroupHasFailedWithTheEarliestOperationThatRanksName) {
 // Rank 2 hears it of rank 1 alone, which leaves as soon as it knows.
 TEST(MailboxTest, ARankThatLeavesHasPassedOnThatAGroupHasFailed) {
   for (int round = 0; round < 5; ++round) {
-    Mailboxes ranks(3);
-    ranks.OpenAll();
+    Mailboxes ranks({0, 1, 2});
+    ranks.Open();
     const std::atomic<uint64_t> started = 1;
     ranks.mailboxes[1]->Enter(kGroup, started, {0, 2});
     std::thread leaves([&] {

@@ -72,7 +72,7 @@ absl::Status StatusAfter(const FrameHeader& frame, bool knows_secret, absl::Dura
                          uint32_t flags = 0) {
   Mailboxes ranks;
   std::unique_ptr<UcxCarrier> carrier;  // outlives its mailbox
-  ranks.OpenAll();
+  ranks.Open();
   std::unique_ptr<tcp::Mailbox> mailbox = std::move(ranks.mailboxes[0]);
   carrier = *UcxCarrier::Open(*mailbox, 2);
   EXPECT_TRUE(carrier->Begin(absl::Seconds(60)).ok());
